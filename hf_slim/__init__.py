@@ -1,0 +1,33 @@
+"""Fine-tune with the Trainer you have, and get a small model: quantization, pruning and distillation as callbacks.
+
+Importing this package lets `from_pretrained` load compressed checkpoints.
+"""
+
+from hf_slim.core.config import SlimConfig
+from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import convert, prepare
+from hf_slim.distillation.callback import DistillationCallback
+from hf_slim.distillation.config import DistillationConfig
+from hf_slim.integration import convert as _describe  # noqa: F401  registers what convert writes into configs
+from hf_slim.integration.quantizer import register
+from hf_slim.pruning.callback import PruningCallback
+from hf_slim.pruning.config import PruningConfig
+from hf_slim.quantization.callback import QuantizationCallback
+from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.version import __version__
+
+register()
+
+__all__ = [
+    "DistillationCallback",
+    "DistillationConfig",
+    "PruningCallback",
+    "PruningConfig",
+    "QuantizationCallback",
+    "QuantizationConfig",
+    "SlimConfig",
+    "SlimError",
+    "__version__",
+    "convert",
+    "prepare",
+]

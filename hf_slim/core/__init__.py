@@ -1,0 +1,1 @@
+"""What every technique shares. Stdlib and torch only."""

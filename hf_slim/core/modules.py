@@ -1,0 +1,95 @@
+"""Finding, replacing and resizing modules, whatever the model."""
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+
+
+def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
+    parent_name, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    module.train(getattr(parent, child).training)
+    setattr(parent, child, module)
+
+
+def tied_modules(model: nn.Module) -> dict[str, str]:
+    """Modules that share their `weight` with an earlier one: later name -> first name."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor):
+            owner = first.setdefault(id(weight), name)
+            if owner != name:
+                tied[name] = owner
+    return tied
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A deep copy with every fake-quantized module back in its plain form: the model as if never prepared.
+
+    A prepared module says how to undo itself with a method `plain()`.
+    """
+    twin = copy.deepcopy(model)
+    prepared = [(name, module) for name, module in twin.named_modules() if hasattr(module, "plain")]
+    for name, module in prepared:
+        set_module_(twin, name, module.plain())
+    twin.__dict__.pop(RECORD, None)
+    return twin
+
+
+RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
+
+
+def resize_linear_(linear: nn.Linear, out_features: int, in_features: int) -> None:
+    """Gives a linear layer other sizes with uninitialised weights, before a checkpoint fills them."""
+    place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
+    linear.weight = nn.Parameter(torch.empty(out_features, in_features, **place), linear.weight.requires_grad)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(torch.empty(out_features, **place), linear.bias.requires_grad)
+    linear.out_features, linear.in_features = out_features, in_features
+
+
+def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """`{name: [out_features, in_features]}` of every linear layer, packed or not."""
+    return {n: [m.out_features, m.in_features] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def counts(model: nn.Module) -> Iterator[tuple[str, str, int]]:
+    """Every whole number a module holds about its own shape, such as its head count: (module, attribute, value)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            continue
+        for attribute, value in vars(module).items():
+            if type(value) is int and not attribute.startswith("_"):
+                yield name, attribute, value
+
+
+def resolve(model: nn.Module, name: str) -> str | None:
+    """The path of a saved module in this model, with or without the base model's prefix; None if it has no such part.
+
+    A checkpoint of `LlamaForCausalLM` calls a layer `model.layers.0`, `LlamaModel` calls it `layers.0`.
+    """
+    prefix = getattr(model, "base_model_prefix", "")
+    candidates = [name, name.removeprefix(f"{prefix}."), f"{prefix}.{name}"]
+    for candidate in candidates:
+        try:
+            model.get_submodule(candidate)
+            return candidate
+        except AttributeError:
+            continue
+    return None
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Raises SlimError if a weight holds NaN or infinity, which no grid can represent."""
+    if not torch.isfinite(tensor).all():
+        raise SlimError(
+            f"The weight of '{name}' holds NaN or infinite values, which no grid can hold. "
+            "Check the checkpoint, lower the learning rate, or add the layer to `ignore`."
+        )

@@ -1,0 +1,129 @@
+"""The report of a run: one dictionary of measured numbers, and the tables that people read."""
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+# label, where in a model's measures, how to show it, whether smaller is better
+ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
+    ("held-out perplexity", ("quality", "perplexity"), "plain", True),
+    ("files on disk", ("memory", "disk_bytes"), "bytes", True),
+    ("weights in RAM", ("memory", "ram_bytes"), "bytes", True),
+    ("peak RSS", ("memory", "peak_rss_bytes"), "bytes", True),
+    ("parameters", ("compute", "parameters"), "millions", True),
+    ("multiply-adds per token", ("compute", "multiply_adds_per_token"), "millions", True),
+    ("prefill", ("inference", "prefill_ms"), "ms", True),
+    ("decode", ("inference", "decode_tokens_per_s"), "tokens/s", False),
+    ("training step", ("training", "step_ms"), "ms", True),
+)
+
+
+def find(measures: dict[str, Any], path: tuple[str, ...]) -> Any:
+    """The measure at `path`; None if it was not taken."""
+    for key in path:
+        measures = measures.get(key) if isinstance(measures, dict) else None
+    return measures
+
+
+def value_of(measure: Any) -> float | None:
+    """The number that stands for a measure: the median where there are samples."""
+    return measure["median"] if isinstance(measure, dict) else measure
+
+
+def improvement(base: Any, result: Any, smaller_is_better: bool) -> float | None:
+    """How many times better the result is than the base; below 1 it is worse. None if either was not measured."""
+    base, result = value_of(base), value_of(result)
+    if not base or not result:
+        return None
+    return base / result if smaller_is_better else result / base
+
+
+def ratios(report: dict[str, Any]) -> dict[str, float]:
+    """`improvement` of every row that was measured on both sides."""
+    found = {}
+    for label, path, _, smaller in ROWS:
+        ratio = improvement(find(report["base"], path), find(report["result"], path), smaller)
+        if ratio is not None:
+            found[label] = ratio
+    return found
+
+
+def table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Rows (measure, base, result, ratio) as text; a measure that was not taken says so."""
+    rows = []
+    for label, path, unit, _ in ROWS:
+        base, result = find(report["base"], path), find(report["result"], path)
+        if base is None and result is None:
+            continue
+        ratio = report["ratios"].get(label)
+        rows.append((label, _show(base, unit), _show(result, unit), f"{ratio:.2f}x" if ratio else "-"))
+    return rows
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The table for a terminal."""
+    rows = [("", "base", "result", "better by"), *table(report)]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
+                       enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """The whole report for people: table, completions, layers, environment and recipe."""
+    rows = "\n".join(f"| {label} | {base} | {result} | {ratio} |" for label, base, result, ratio in table(report))
+    environment = "\n".join(f"- {name}: {value}" for name, value in report["environment"].items())
+    spread = (
+        "Times are medians over interleaved rounds in one process, with the smallest and largest in brackets. "
+        "Ratios above 1 are better."
+    )
+    parts = [
+        f"# {report['title']}",
+        spread,
+        f"| measure | base | result | better by |\n|---|---:|---:|---:|\n{rows}",
+        f"## The same prompt\n\n```python\n{report['base']['prompt_and_completion']}\n```\n*base*\n\n"
+        f"```python\n{report['result']['prompt_and_completion']}\n```\n*result*",
+        _layers(report["layers"]),
+        f"## Environment\n\n{environment}",
+        f"## Recipe\n\n```json\n{json.dumps(report['recipe'], indent=2)}\n```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file beside `path`, then moves it into place: never half a file."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _layers(layers: list[dict[str, Any]]) -> str:
+    if not layers:
+        return ""
+    fates = Counter(layer["scheme"] or f"float: {layer['reason']}" for layer in layers)
+    rows = "\n".join(f"| {fate} | {count} |" for fate, count in fates.items())
+    return f"## Layers\n\n| grid | layers |\n|---|---:|\n{rows}"
+
+
+def _show(measure: Any, unit: str) -> str:
+    value = value_of(measure)
+    if value is None:
+        return "not measured"
+    if unit == "bytes":
+        return f"{value / 1e6:.1f} MB"
+    if unit == "millions":
+        return f"{value / 1e6:.1f} M"
+    if unit == "plain":
+        return f"{value:.2f}"
+    return f"{value:.1f} {unit} [{measure['low']:.1f}, {measure['high']:.1f}]"

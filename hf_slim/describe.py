@@ -1,0 +1,155 @@
+"""What a recipe would do, and what a model is made of: text for people, touching nothing."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.evaluation.data import load_texts
+from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
+from hf_slim.evaluation.training_speed import callbacks_for
+from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
+from hf_slim.pruning.architectures import find_group_sets
+from hf_slim.pruning.mask import final_counts
+from hf_slim.quantization.config import Scheme
+from hf_slim.quantization.transform import plan_quantization, quantized_layers
+from hf_slim.recipe import Recipe
+
+
+def describe_recipe(recipe: Recipe) -> str:
+    """The plan of a run as text: steps, parameters, bytes, and what each layer becomes.
+
+    Raises: SlimError: for everything that `train` would refuse before its first step.
+    """
+    args = recipe.training_arguments(recipe.output)
+    load_texts(recipe.data)
+    load_tokenizer(recipe.model)
+    callbacks_for(list(recipe.techniques.values()))
+    model = load_skeleton(recipe.model)
+    schemes = _schemes(model, recipe)
+    removed = _removed_per_layer(model, recipe)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    lost = sum(groups * size for groups, size, _ in removed)
+    stored = _bytes(model, schemes, removed)
+    batch = args.train_batch_size * args.gradient_accumulation_steps
+    steps = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    lines = [
+        f"model       {recipe.model} ({type(model).__name__})",
+        f"training    {steps} of {batch} x {recipe.data.block_size} tokens, learning rate {args.learning_rate:g}",
+        f"techniques  {', '.join(recipe.techniques) or 'none: an ordinary fine-tune'}",
+        f"parameters  {before / 1e6:.1f} M -> {(before - lost) / 1e6:.1f} M",
+        f"weights     {float32_bytes(model) / 1e6:.1f} MB in float32 -> about {stored / 1e6:.1f} MB",
+        f"output      {recipe.output}",
+        "",
+        *_layer_lines(model, schemes, removed, recipe),
+    ]
+    return "\n".join(lines)
+
+
+def describe_model(model: nn.Module) -> str:
+    """Layers with their shapes, grids and bytes, and the groups that can be pruned."""
+    saved = getattr(model.config, "quantization_config", None)
+    mode = getattr(saved, "mode", None)
+    schemes = quantized_layers(model)
+    lines = [
+        f"{type(model).__name__}: {f'made by hf_slim {saved.version}, {mode}' if mode else 'an ordinary checkpoint'}",
+        f"parameters {parameter_count(model) / 1e6:.1f} M, weights {ram_bytes(model) / 1e6:.1f} MB, "
+        f"{multiply_adds_per_token(model) / 1e6:.1f} M multiply-adds per token",
+        *(f"{name}: {settings}" for name, settings in getattr(saved, "techniques", {}).items()),
+        "",
+        f"  {'layer':<44} {'shape':>14}  {'grid':<10} {'computes by':<11} {'bytes':>12}",
+    ]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            rows, columns = _logical_shape(module)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+            grid = str(schemes.get(name, str(module.weight.dtype).removeprefix("torch.")))
+            kernel = module.kernel(torch.empty(1, columns)) if hasattr(module, "kernel") else "float"
+            lines.append(f"  {name:<44} {f'{rows} x {columns}':>14}  {grid:<10} {kernel:<11} {size:>12,}")
+    return "\n".join([*lines, "", *_group_lines(model)])
+
+
+def _group_lines(model: nn.Module) -> list[str]:
+    try:
+        found = find_group_sets(model)
+    except SlimError as error:
+        return [f"  groups: {error}"]
+    if not found:
+        return ["  no prunable groups were recognised"]
+    if any(hasattr(module, "weight_scale") for module in model.modules()):
+        return ["  groups: this model is packed; prune before quantizing"]
+    total = parameter_count(model)
+    lines = [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"]
+    for group_set in found:
+        size = group_set.parameters_per_group(model)
+        share = size * group_set.count / total
+        lines.append(f"  {group_set.name:<44} {group_set.count:>7} {size:>16,} {share:>14.1%}")
+    return lines
+
+
+def _logical_shape(module: nn.Linear | nn.Embedding) -> tuple[int, int]:
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings, module.embedding_dim
+    return module.out_features, module.in_features
+
+
+Removal = tuple[float, int, tuple[str, ...]]  # groups that go on average, parameters per group, layers that lose them
+
+
+def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
+    if recipe.pruning is None:
+        return []
+    found = find_group_sets(model)
+    removals = []
+    for kind, target in final_counts(found, recipe.pruning).items():
+        sets = [group_set for group_set in found if group_set.kind == kind]
+        for group_set in sets:
+            share = target[group_set.name] if isinstance(target, dict) else target / len(sets)
+            layers = tuple(part.module for part in group_set.slices)
+            removals.append((share, group_set.parameters_per_group(model), layers))
+    return removals
+
+
+def _schemes(model: nn.Module, recipe: Recipe) -> dict[str, Scheme | str]:
+    if recipe.quantization is None:
+        return {}
+    return {plan.name: plan.scheme or plan.reason for plan in plan_quantization(model, recipe.quantization)}
+
+
+def _bytes(model: nn.Module, schemes: dict[str, Scheme | str], removed: list[Removal]) -> float:
+    total, seen = 0.0, set()
+    for name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                quantized = parameter_name == "weight" and isinstance(schemes.get(name), Scheme)
+                total += _stored_bytes(parameter, schemes[name]) if quantized else 4 * parameter.numel()
+    for groups, size, layers in removed:
+        scheme = schemes.get(layers[0])
+        total -= groups * size * (scheme.weight_bits / 8 if isinstance(scheme, Scheme) else 4)
+    return total
+
+
+def _stored_bytes(parameter: nn.Parameter, scheme: Scheme) -> float:
+    return parameter.numel() * scheme.weight_bits / 8 + 4 * len(parameter) * scheme.groups(parameter.shape[1])
+
+
+def _layer_lines(
+    model: nn.Module, schemes: dict[str, Scheme | str], removed: list[Removal], recipe: Recipe
+) -> list[str]:
+    losses: dict[str, list[float]] = {}
+    for groups, _, layers in removed:
+        for layer in layers:
+            losses.setdefault(layer, []).append(groups)
+    lines = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            shape = " x ".join(map(str, module.weight.shape))
+            fate: list[Any] = [f"loses {groups:g} groups" for groups in losses.get(name, [])]
+            scheme = schemes.get(name)
+            fate += [str(scheme)] if isinstance(scheme, Scheme) else [f"float ({scheme})"] if scheme else ["float"]
+            lines.append(f"  {name:<44} {shape:>14}   {', '.join(fate)}")
+    if recipe.pruning and not all(recipe.pruning.uniform.values()):
+        lines.append("  Where layers may differ the number of groups is an average: training decides which go.")
+    return lines

@@ -1,0 +1,5 @@
+"""Distillation: the student also learns what a teacher model answers."""
+
+from hf_slim.distillation.config import DistillationConfig
+
+__all__ = ["DistillationConfig"]

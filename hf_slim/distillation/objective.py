@@ -1,0 +1,76 @@
+"""From logits and labels to one loss, normalised as the task loss is, so that accumulation stays exact."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_slim.core.errors import SlimError
+from hf_slim.distillation.losses import forward_kl_sum
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The parts of one micro-batch's loss.
+
+    Attributes:
+        total: What the Trainer optimises.
+        task: The task loss in the same normalisation.
+        distillation: The teacher's term before its weight `alpha`.
+    """
+
+    total: Tensor
+    task: Tensor
+    distillation: Tensor
+
+
+def counted_rows(labels: Tensor, shifted: bool) -> Tensor:
+    """Rows of the flattened logits that predict something.
+
+    Args:
+        labels: `(batch, length)` with -100 where nothing is predicted, or `(batch,)` for one answer per example.
+        shifted: Whether position `i` predicts label `i + 1`, as in causal language models.
+    Returns: indices into `logits.flatten(0, -2)`.
+    """
+    if shifted:
+        labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
+    return (labels.reshape(-1) != -100).nonzero().squeeze(1)
+
+
+def mix_losses(
+    task: Tensor,
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    shifted: bool,
+    items_in_batch: Tensor | int | None,
+    alpha: float,
+    temperature: float,
+) -> Objective:
+    """The task loss and the distillation term of one micro-batch, mixed.
+
+    The term is a sum over rows divided by what the Trainer counts over the whole accumulated batch
+    (`items_in_batch`), exactly like the causal task loss; a mean per micro-batch would weigh short ones too much.
+    Where each example has one answer the models' own loss is such a mean, so it is brought to the same count here.
+
+    Args:
+        task: The model's own loss, a scalar.
+        student: Logits `(batch, [length,] n_classes)`.
+        teacher: Logits of the same shape.
+        labels: See `counted_rows`.
+        items_in_batch: Predictions in all micro-batches together; None if only this one counts.
+        alpha: Weight of the teacher, in (0, 1].
+        temperature: Positive; the term is multiplied by its square, so that gradients keep their size.
+    """
+    if student.shape != teacher.shape:
+        raise SlimError(
+            f"The teacher's logits have shape {tuple(teacher.shape)}, the student's {tuple(student.shape)}. "
+            "Both must see the same inputs and share one vocabulary or label set."
+        )
+    rows = counted_rows(labels, shifted)
+    divergence = forward_kl_sum(student.flatten(0, -2), teacher.flatten(0, -2), rows, temperature)
+    count = len(rows) if items_in_batch is None else items_in_batch
+    distillation = temperature**2 * divergence / max(count, 1)
+    if student.dim() == 2 and items_in_batch is not None:
+        task = task * len(rows) / items_in_batch
+    return Objective((1 - alpha) * task + alpha * distillation, task, distillation)

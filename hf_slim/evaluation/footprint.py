@@ -1,0 +1,58 @@
+"""How much a model takes: bytes on disk and in memory, parameters and multiply-adds."""
+
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from hf_slim.integration.loading import load_model
+
+METADATA = ("report.json", "report.md", "report.png", "README.md")
+
+
+def disk_bytes(folder: str | Path) -> int:
+    """Bytes of a saved model: every file that loading needs, tokenizer included, reports left out."""
+    return sum(file.stat().st_size for file in Path(folder).iterdir() if file.is_file() and file.name not in METADATA)
+
+
+def ram_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones counted once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Weights and biases that the model computes with; packed codes count one each, scales do not."""
+    total, seen = 0, set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                packed = name == "weight" and hasattr(module, "weight_scale")
+                total += _logical_size(module) if packed else parameter.numel()
+    return total
+
+
+def multiply_adds_per_token(model: nn.Module) -> int:
+    """Multiply-adds of all linear layers for one token, output head included; attention scores are not counted."""
+    return sum(module.in_features * module.out_features for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def peak_rss_bytes(spec: str, n_tokens: int) -> int:
+    """Peak resident memory of this process after loading a model and reading `n_tokens` with it.
+
+    Call it in a fresh process: the peak of a process never goes down.
+    """
+    model = load_model(spec)
+    with torch.inference_mode():
+        model(input_ids=torch.ones(1, n_tokens, dtype=torch.long), logits_to_keep=1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _logical_size(module: nn.Module) -> int:
+    if isinstance(module, nn.Embedding):
+        return module.num_embeddings * module.embedding_dim
+    return module.in_features * module.out_features

@@ -1,0 +1,78 @@
+"""How fast, measured side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+WARM_UPS = 1
+
+
+def interleaved_ms(candidates: dict[str, Callable[[], None]], repeats: int, title: str) -> dict[str, list[float]]:
+    """Wall-clock milliseconds of each call, `repeats` per candidate, taken in turn after one warm-up each."""
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    for repeat in tqdm(range(-WARM_UPS, repeats), desc=title, unit="round"):
+        for name, call in candidates.items():
+            _synchronize()
+            start = time.perf_counter()
+            call()
+            _synchronize()
+            if repeat >= 0:
+                samples[name].append((time.perf_counter() - start) * 1000)
+    return samples
+
+
+def spread(samples: list[float]) -> dict[str, float | list[float]]:
+    """Median, smallest and largest of the samples, and the samples themselves."""
+    return {
+        "median": statistics.median(samples),
+        "low": min(samples),
+        "high": max(samples),
+        "samples": [round(sample, 3) for sample in samples],
+    }
+
+
+def inference_speed(
+    models: dict[str, PreTrainedModel], prompt: torch.Tensor, decode_tokens: int, repeats: int
+) -> dict[str, dict[str, dict]]:
+    """Prefill and greedy decoding of each model at batch size 1.
+
+    Args:
+        models: Name -> model in evaluation mode.
+        prompt: Token ids `(1, n_tokens)`.
+        decode_tokens: Tokens to decode after the prompt, one at a time with a cache.
+    Returns: name -> `{"prefill_ms": spread, "decode_tokens_per_s": spread}`.
+    """
+    caches: dict[str, object] = {}
+
+    def prefill(name: str) -> None:
+        model = models[name]
+        with torch.inference_mode():
+            output = model(input_ids=prompt.to(model.device), use_cache=True, logits_to_keep=1)
+        caches[name] = output.past_key_values, output.logits[:, -1:].argmax(-1)
+
+    def decode(name: str) -> None:
+        cache, token = caches[name]
+        with torch.inference_mode():
+            for _ in range(decode_tokens):
+                output = models[name](input_ids=token, past_key_values=cache, use_cache=True)
+                cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        cache.crop(prompt.shape[1])  # the next round starts from the prompt again
+
+    prefills = interleaved_ms({name: lambda name=name: prefill(name) for name in models}, repeats, "prefill")
+    decodes = interleaved_ms({name: lambda name=name: decode(name) for name in models}, repeats, "decode")
+    return {
+        name: {
+            "prefill_ms": spread(prefills[name]),
+            "decode_tokens_per_s": spread([1000 * decode_tokens / sample for sample in decodes[name]]),
+        }
+        for name in models
+    }
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,92 @@
+"""What the callbacks cost: a plain fine-tuning step against one with them, taken in turn."""
+
+import copy
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+
+from hf_slim.core.config import SlimConfig
+from hf_slim.distillation.callback import DistillationCallback
+from hf_slim.distillation.config import DistillationConfig
+from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.evaluation.latency import interleaved_ms, spread
+from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.pruning.callback import PruningCallback
+from hf_slim.pruning.config import PruningConfig
+from hf_slim.quantization.callback import QuantizationCallback
+from hf_slim.quantization.config import QuantizationConfig
+
+CALLBACKS: dict[type[SlimConfig], type[TrainerCallback]] = {
+    DistillationConfig: DistillationCallback,
+    PruningConfig: PruningCallback,
+    QuantizationConfig: QuantizationCallback,
+}
+
+
+def callbacks_for(configs: list[SlimConfig]) -> list[TrainerCallback]:
+    """The callback of each config, the teacher's first, so that it copies the model before anything touches it."""
+    order = list(CALLBACKS)
+    return [CALLBACKS[type(config)](config) for config in sorted(configs, key=lambda c: order.index(type(c)))]
+
+
+def training_speed(
+    folder: str, configs: list[SlimConfig], training: dict[str, Any], data: DataConfig, repeats: int
+) -> dict[str, dict]:
+    """Milliseconds of one optimizer step on one micro-batch, without and with the callbacks.
+
+    Both sides train the same parameters with the same optimizer, so memory is that of one run. Call it in a fresh
+    process: it spoils the weights.
+
+    Args:
+        folder: The base model.
+        training: Fields of `TrainingArguments`.
+    Returns: `{"base": spread, "result": spread}`, in milliseconds.
+    """
+    model = load_model(folder)
+    plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
+        train_texts, _ = load_texts(data)
+        size = args.per_device_train_batch_size
+        blocks = text_blocks(train_texts, load_tokenizer(folder), data, size, args.seed, "reading text")
+        batch = default_data_collator([blocks[i % len(blocks)] for i in range(size)])
+        base = _Stepper.around(Trainer(plain, args), batch)
+        ours = Trainer(model, args, callbacks=callbacks_for(configs), optimizers=(base.optimizer, None))
+        ours.callback_handler.optimizer = base.optimizer
+        result = _Stepper.around(ours, batch)
+        samples = interleaved_ms({"base": base.step, "result": result.step}, repeats, "training steps")
+    return {name: spread(values) for name, values in samples.items()}
+
+
+@dataclass
+class _Stepper:
+    """One optimizer step as the Trainer makes it, callable on its own."""
+
+    trainer: Trainer
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: dict
+
+    @classmethod
+    def around(cls, trainer: Trainer, batch: dict) -> "_Stepper":
+        optimizer = trainer.optimizer or trainer.create_optimizer()
+        state = trainer.state
+        state.max_steps, state.global_step = 100, 40  # in the midst of gradual pruning, where it costs most
+        state.stateful_callbacks = {}
+        trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+        return cls(trainer, trainer.accelerator.prepare_model(trainer.model), optimizer, batch)
+
+    def step(self) -> None:
+        """Forward, backward, clipping, update, and everything that callbacks do in between."""
+        trainer, handler = self.trainer, self.trainer.callback_handler
+        items = (self.batch["labels"][..., 1:] != -100).sum()
+        trainer.training_step(self.model, dict(self.batch), items)
+        trainer.accelerator.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
+        handler.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)
+        self.optimizer.step()
+        handler.on_optimizer_step(trainer.args, trainer.state, trainer.control)
+        self.model.zero_grad()

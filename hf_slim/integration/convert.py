@@ -1,0 +1,104 @@
+"""What a prepared or converted model says about itself in its config, so that it can be saved and loaded back.
+
+A model whose smaller shapes a plain config can express becomes an ordinary checkpoint; anything else becomes a slim
+one, whose config lists what differs.
+"""
+
+import copy
+from collections import Counter
+
+import torch
+from torch import nn
+
+from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
+from hf_slim.core.modules import counts, linear_shapes
+from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, share_tied_scales_
+from hf_slim.pruning.architectures import find_group_sets
+from hf_slim.quantization.transform import PACKED, quantized_layers
+from hf_slim.version import __version__
+
+
+def describe_prepared(model: nn.Module) -> None:
+    """Writes mode "qat" into the config of a model prepared for quantization: its checkpoints load as such."""
+    if is_prepared(model, "quantization") and hasattr(model, "config"):
+        _write_config(model, "qat")
+
+
+def describe_converted(model: nn.Module) -> None:
+    """Writes the config of a converted model, plain if possible, and makes it what `from_pretrained` would return."""
+    if not hasattr(model, "config"):
+        return
+    packed = any(isinstance(module, PACKED) for module in model.modules())
+    _shrink_plain_config(model)
+    if packed:
+        model.config.quantization_config = None
+        _write_config(model, "packed")
+        share_tied_scales_(model)
+        model.hf_quantizer = HfSlimQuantizer(model.config.quantization_config)
+        model.is_quantized, model.quantization_method = True, model.hf_quantizer.quantization_config.quant_method
+    elif any(differences(model)):
+        _write_config(model, "pruned")
+    elif hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int]]]:
+    """Where the modules differ from what the model's config alone would build: (shapes, attributes)."""
+    skeleton = _skeleton(model, model.config)
+    expected = linear_shapes(skeleton)
+    shapes = {path: shape for path, shape in linear_shapes(model).items() if expected.get(path) != shape}
+    plain = {(path, attribute): value for path, attribute, value in counts(skeleton)}
+    attributes: dict[str, dict[str, int]] = {}
+    for path, attribute, value in counts(model):
+        if plain.get((path, attribute), value) != value:
+            attributes.setdefault(path, {})[attribute] = value
+    return shapes, attributes
+
+
+def _skeleton(model: nn.Module, config: object) -> nn.Module:
+    """The model as its config alone describes it, without memory."""
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        config.quantization_config = None
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def _write_config(model: nn.Module, mode: str) -> None:
+    shapes, attributes = differences(model)
+    layers = {name: str(scheme) for name, scheme in quantized_layers(model).items()}
+    record = record_of(model)
+    techniques = record.techniques | {name: config.to_dict() for name, config in record.configs.items()}
+    model.config.quantization_config = HfSlimConfig(mode, shapes, attributes, layers, techniques, __version__)
+
+
+def _shrink_plain_config(model: nn.Module) -> None:
+    """Puts smaller sizes into the config's own fields, where the config then builds exactly this model."""
+    shapes, _ = differences(model)
+    if not shapes:
+        return
+    config = copy.deepcopy(model.config)
+    sizes = {kind: Counter() for kind in ("ffn", "kv_heads")}
+    heads_per_group = Counter()
+    for group_set in find_group_sets(model):
+        sizes[group_set.kind][group_set.count] += 1
+        if group_set.kind == "kv_heads":
+            heads_per_group[group_set.slices[0].width // group_set.slices[1].width] += 1
+            head_dim = group_set.slices[1].width
+    if len(sizes["ffn"]) == 1 and hasattr(config, "intermediate_size"):
+        config.intermediate_size = next(iter(sizes["ffn"]))
+    if len(sizes["kv_heads"]) == 1 and len(heads_per_group) == 1 and hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = next(iter(sizes["kv_heads"]))
+        config.num_attention_heads = config.num_key_value_heads * next(iter(heads_per_group))
+        config.head_dim = head_dim
+    try:
+        skeleton = _skeleton(model, config)
+    except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
+        return
+    if linear_shapes(skeleton) == linear_shapes(model) and dict.fromkeys(counts(skeleton)) == dict.fromkeys(
+        counts(model)
+    ):
+        model.config.__dict__.update(config.__dict__)
+
+
+register_finish(describe_prepared, describe_converted)

@@ -1,0 +1,111 @@
+"""The hook by which `from_pretrained` builds compressed models: an `HfQuantizer` registered under "hf_slim"."""
+
+from typing import Any
+
+from torch import nn
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import claim
+from hf_slim.core.modules import resize_linear_, resolve
+from hf_slim.quantization.config import QuantizationConfig, Scheme
+from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
+
+METHOD = "hf_slim"
+MODES = ("pruned", "qat", "packed")
+
+
+class HfSlimConfig(QuantizationConfigMixin):
+    """What `config.json` says about a compressed model, under `quantization_config`.
+
+    Args:
+        mode: "pruned": only smaller; "qat": float masters with a fake-quantized forward; "packed": integer weights.
+        shapes: Linear layers whose size differs from what the model's config says: path -> [out, in].
+        attributes: Head counts that differ: path -> {attribute: value}.
+        layers: Quantized layers: path -> scheme, such as "w4a16-g32".
+        techniques: The configs that made this model, by technique.
+        version: Of hf_slim, when the model was made.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        shapes: dict[str, list[int]] | None = None,
+        attributes: dict[str, dict[str, int]] | None = None,
+        layers: dict[str, str] | None = None,
+        techniques: dict[str, dict] | None = None,
+        version: str = "",
+        quant_method: str = METHOD,
+        **unknown: Any,
+    ):
+        if mode not in MODES or unknown:
+            raise SlimError(
+                f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
+                f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
+            )
+        self.quant_method = quant_method
+        self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
+        self.techniques, self.version = techniques or {}, version
+
+
+class HfSlimQuantizer(HfQuantizer):
+    """Resizes and swaps modules before the weights are loaded, so that the file fits the model exactly."""
+
+    requires_calibration = False
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        config = self.quantization_config
+        for path, (out_features, in_features) in config.shapes.items():
+            if found := resolve(model, path):
+                resize_linear_(model.get_submodule(found), out_features, in_features)
+        for path, values in config.attributes.items():
+            if found := resolve(model, path):
+                for attribute, value in values.items():
+                    setattr(model.get_submodule(found), attribute, value)
+        schemes = {resolve(model, path): Scheme.parse(scheme) for path, scheme in config.layers.items()}
+        schemes.pop(None, None)
+        if config.mode == "qat":
+            fake_quantize_layers_(model, schemes)
+            claim(model, "quantization", QuantizationConfig.from_dict(config.techniques["quantization"]))
+        elif config.mode == "packed":
+            empty_packed_layers_(model, schemes)
+            share_tied_scales_(model)
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        if self.quantization_config.mode == "packed":
+            share_tied_scales_(model)
+        else:  # float weights: an ordinary, trainable model
+            del model.hf_quantizer
+            model.is_quantized = False
+            for module in model.modules():
+                if hasattr(getattr(module, "config", None), "_is_quantized"):
+                    module.config._is_quantized = False
+        return model
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return True  # adapters on top of packed layers; the integers themselves stay
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def share_tied_scales_(model: nn.Module) -> None:
+    """Lets a head whose packed weight is tied to the embedding use the embedding's scales too; stored once."""
+    for target, source in getattr(model, "all_tied_weights_keys", {}).items():
+        head, owner = (model.get_submodule(path.removesuffix(".weight")) for path in (target, source))
+        if hasattr(head, "weight_scale") and hasattr(owner, "weight_scale"):
+            head.register_buffer("weight_scale", owner.weight_scale, persistent=False)
+
+
+def register() -> None:
+    """Makes "hf_slim" known to transformers; a second call does nothing."""
+    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        register_quantization_config(METHOD)(HfSlimConfig)
+        register_quantizer(METHOD)(HfSlimQuantizer)

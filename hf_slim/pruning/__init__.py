@@ -1,0 +1,5 @@
+"""Gradual structured pruning: groups of weights are masked while training and removed at the end."""
+
+from hf_slim.pruning.config import PruningConfig
+
+__all__ = ["PruningConfig"]

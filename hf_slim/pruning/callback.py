@@ -1,0 +1,119 @@
+"""Gradual structured pruning as one line in a Trainer."""
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import convert, is_prepared, record_of
+from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.importance import score_groups
+from hf_slim.pruning.mask import Removed, choose_removed, zero_groups_
+from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
+
+logger = logging.getLogger(__name__)
+SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores; about ten steps
+
+
+class PruningCallback(TrainerCallback, ExportableState):
+    """Zeroes more groups as training advances, and removes them when training ends.
+
+    Args:
+        config: A `PruningConfig`, or its fields as a dictionary.
+    Attributes:
+        removed: Group set name -> indices of the groups that are zero by now.
+        scores: Group set name -> running mean of the importance of its groups.
+    """
+
+    def __init__(self, config: PruningConfig | dict | None = None):
+        self.config = PruningConfig.of(config or {})
+        self.removed: Removed = {}
+        self.scores: dict[str, Tensor] = {}
+        self.group_sets: list[GroupSet] = []
+
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        self.group_sets = claim_for_pruning(model, self.config)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        if not is_prepared(model, "pruning"):
+            raise SlimError(
+                "The model is not prepared for pruning: either it was converted at the end of an earlier run, or the "
+                "callback was added after the Trainer was built. Load the model afresh and pass the callback in "
+                "`Trainer(callbacks=[...])`."
+            )
+        # setdefault: a checkpoint written without this callback has no entry, and Trainer's next save needs one.
+        saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if isinstance(saved, list):
+            raise SlimError(
+                "Two PruningCallbacks in one Trainer restore each other's state. Use one, with both kinds."
+            )
+        self.group_sets = claim_for_pruning(model, self.config)
+        self.removed = saved["attributes"]["removed"]
+        self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
+        mask_groups_(model, self.group_sets, self.removed)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        if (state.global_step / state.max_steps) >= self.config.stop:
+            return
+        for name, score in score_groups(model, self.group_sets, self.config.criterion).items():
+            past = self.scores.get(name)
+            self.scores[name] = score if past is None else past.to(score.device).lerp(score, 1 - SCORE_MEMORY)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        progress = (state.global_step + 1) / state.max_steps
+        if self.scores:
+            removed = choose_removed(self.group_sets, self.scores, self.removed, self.config, progress)
+            if removed != self.removed:
+                self.removed = removed
+                mask_groups_(model, self.group_sets, removed)
+                return
+        zero_groups_(model, self.group_sets, self.removed)  # momentum has just moved the zeros
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        if not is_prepared(model, "pruning"):
+            return
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            self.removed = self._removed_in(Path(state.best_model_checkpoint))
+            record_of(model).removed = self.removed
+        self._warn_if_short(state)
+        convert(model)
+
+    def state(self) -> dict:
+        return {
+            "args": {"config": self.config.to_dict()},
+            "attributes": {
+                "removed": self.removed,
+                "scores": {name: torch.as_tensor(score).tolist() for name, score in self.scores.items()},
+            },
+        }
+
+    def _removed_in(self, checkpoint: Path) -> Removed:
+        saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
+        return saved[type(self).__name__]["attributes"]["removed"]
+
+    def _warn_if_short(self, state: TrainerState) -> None:
+        due = choose_removed(self.group_sets, self.scores, self.removed, self.config, 1.0) if self.scores else {}
+        missing = sum(map(len, due.values())) - sum(map(len, self.removed.values()))
+        if missing or not self.scores:
+            logger.warning(
+                "Pruning ended short of its target: %s groups fewer were removed than `sparsity` asks for, because "
+                "training stopped early or an earlier checkpoint was best. Train to progress %s, or set "
+                "`load_best_model_at_end=False`.",
+                missing or "all", self.config.stop,
+            )  # fmt: skip
