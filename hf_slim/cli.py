@@ -1,7 +1,6 @@
 """The command line: hf-slim train | inspect | eval."""
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -34,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not hasattr(options, "command"):
         parser.print_help()
         return 2
-    _quiet_libraries()
     try:
+        from hf_slim.measure import quiet_libraries
+
+        quiet_libraries()
         options.command(options)
     except SlimError as error:
         print(f"hf-slim: {error}", file=sys.stderr)
@@ -106,23 +107,15 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _eval(options: argparse.Namespace) -> None:
     from hf_slim.core.report import as_text, ratios
-    from hf_slim.evaluation.compare import EvaluationConfig, compare_specs
+    from hf_slim.evaluation.compare import EvaluationConfig
     from hf_slim.evaluation.data import DataConfig
+    from hf_slim.measure import compare
 
     data = DataConfig(source=options.data, text_column=options.text_column)
     settings = EvaluationConfig(blocks=options.blocks, repeats=options.repeats)
-    report = compare_specs(options.against, options.model, data, settings)
+    report = compare(options.against, options.model, data, settings)
     report["ratios"] = ratios(report)
     print(f"\n{options.model} against {options.against}\n\n{as_text(report)}")
-
-
-def _quiet_libraries() -> None:
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("accelerate", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, defa
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.report import SCHEMA_VERSION, as_markdown, ratios, write_atomically
-from hf_slim.evaluation.compare import compare, in_fresh_process
 from hf_slim.evaluation.data import load_texts, text_blocks
 from hf_slim.evaluation.picture import draw
-from hf_slim.evaluation.training_speed import callbacks_for, training_speed
+from hf_slim.evaluation.training_speed import callbacks_for
 from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.measure import compare, training_step_ms
 from hf_slim.quantization.transform import plan_quantization
 from hf_slim.recipe import Recipe
 from hf_slim.version import __version__
@@ -44,12 +44,8 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
         layers, log = _train(recipe, base, resume)
         measured = compare(base, str(output), recipe.data, recipe.evaluation)
         if recipe.techniques:
-            steps = in_fresh_process(
-                training_speed, base, list(recipe.techniques.values()), recipe.training, recipe.data,
-                recipe.evaluation.training_repeats,
-            )  # fmt: skip
-            for side in ("base", "result"):
-                measured[side]["training"] = {"step_ms": steps[side]}
+            for side, steps in training_step_ms(base, recipe).items():
+                measured[side]["training"] = {"step_ms": steps}
     report = build_report(recipe, measured, layers, log)
     write_report(report, output)
     return report
@@ -154,9 +150,6 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
 
 def build_report(recipe: Recipe, measured: dict[str, Any], layers: list[dict], log: list[dict]) -> dict[str, Any]:
     """Every number of the run, with what is needed to repeat it."""
-    prompt = measured["prompt"]
-    for side in ("base", "result"):
-        measured[side]["prompt_and_completion"] = prompt + measured[side].pop("completion")
     report = {
         "schema_version": SCHEMA_VERSION,
         "title": f"{Path(recipe.model).name}: {' + '.join(recipe.techniques) or 'fine-tuning only'}",

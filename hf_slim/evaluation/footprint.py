@@ -4,10 +4,7 @@ import resource
 import sys
 from pathlib import Path
 
-import torch
 from torch import nn
-
-from hf_slim.integration.loading import load_model
 
 METADATA = ("report.json", "report.md", "report.png", "README.md")
 
@@ -40,14 +37,8 @@ def multiply_adds_per_token(model: nn.Module) -> int:
     return sum(module.in_features * module.out_features for module in model.modules() if isinstance(module, nn.Linear))
 
 
-def peak_rss_bytes(spec: str, n_tokens: int) -> int:
-    """Peak resident memory of this process after loading a model and reading `n_tokens` with it.
-
-    Call it in a fresh process: the peak of a process never goes down.
-    """
-    model = load_model(spec)
-    with torch.inference_mode():
-        model(input_ids=torch.ones(1, n_tokens, dtype=torch.long), logits_to_keep=1)
+def peak_rss_bytes() -> int:
+    """Largest resident memory this process has had so far; it never goes down."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -60,7 +60,7 @@ def inference_speed(
             for _ in range(decode_tokens):
                 output = models[name](input_ids=token, past_key_values=cache, use_cache=True)
                 cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
-        cache.crop(prompt.shape[1])  # the next round starts from the prompt again
+        cache.crop(-decode_tokens)  # the next round starts from the prompt again
 
     prefills = interleaved_ms({name: lambda name=name: prefill(name) for name in models}, repeats, "prefill")
     decodes = interleaved_ms({name: lambda name=name: decode(name) for name in models}, repeats, "decode")

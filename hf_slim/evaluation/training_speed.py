@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.latency import interleaved_ms, spread
-from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.quantization.callback import QuantizationCallback
@@ -34,25 +33,22 @@ def callbacks_for(configs: list[SlimConfig]) -> list[TrainerCallback]:
 
 
 def training_speed(
-    folder: str, configs: list[SlimConfig], training: dict[str, Any], data: DataConfig, repeats: int
+    model: PreTrainedModel, configs: list[SlimConfig], training: dict[str, Any], blocks: Dataset, repeats: int
 ) -> dict[str, dict]:
     """Milliseconds of one optimizer step on one micro-batch, without and with the callbacks.
 
-    Both sides train the same parameters with the same optimizer, so memory is that of one run. Call it in a fresh
-    process: it spoils the weights.
+    Both sides train the same parameters with the same optimizer, so memory is that of one run.
 
     Args:
-        folder: The base model.
+        model: The base model; its weights are spoilt.
         training: Fields of `TrainingArguments`.
+        blocks: Examples with `input_ids` and `labels`; one micro-batch of them is used over and over.
     Returns: `{"base": spread, "result": spread}`, in milliseconds.
     """
-    model = load_model(folder)
     plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        train_texts, _ = load_texts(data)
         size = args.per_device_train_batch_size
-        blocks = text_blocks(train_texts, load_tokenizer(folder), data, size, args.seed, "reading text")
         batch = default_data_collator([blocks[i % len(blocks)] for i in range(size)])
         base = _Stepper.around(Trainer(plain, args), batch)
         ours = Trainer(model, args, callbacks=callbacks_for(configs), optimizers=(base.optimizer, None))

@@ -19,7 +19,7 @@ def absmax_scale(values: Tensor, bits: int) -> Tensor:
 
     A slice of zeros gets the smallest normal number, so that its codes are zeros and not NaN.
     """
-    absmax = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1, keepdim=True, dtype=torch.float32)
+    absmax = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1, keepdim=True).float()
     return (absmax / half_range(bits)).clamp_min_(torch.finfo(torch.float32).tiny)
 
 

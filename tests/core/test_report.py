@@ -1,0 +1,41 @@
+import pytest
+
+from hf_slim.core.report import as_markdown, as_text, improvement, ratios, write_atomically
+
+
+def report(**result):
+    base = {"quality": {"perplexity": 8.0}, "inference": {"decode_tokens_per_s": {"median": 10, "low": 9, "high": 12}}}
+    built = {
+        "title": "t", "base": base | {"prompt_and_completion": "a"}, "result": result | {"prompt_and_completion": "b"},
+        "layers": [{"scheme": None, "reason": "ignored"}], "environment": {"torch": "2"}, "recipe": {},
+    }  # fmt: skip
+    return built | {"ratios": ratios(built)}
+
+
+def test_more_tokens_a_second_and_less_perplexity_are_both_better():
+    assert improvement(8.0, 4.0, smaller_is_better=True) == 2
+    assert improvement({"median": 10}, {"median": 20}, smaller_is_better=False) == 2
+
+
+def test_what_was_not_measured_is_said():
+    text = as_text(report(quality={"perplexity": 10.0}))
+    assert "not measured" in text
+    assert "0.80x" in text
+    assert "prefill" not in text
+
+
+def test_markdown_says_why_a_layer_stays_float():
+    assert "float: ignored" in as_markdown(report())
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    (tmp_path / "report.json").write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(tmp_path / "report.json", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+    assert (tmp_path / "report.json").read_text() == "old"
