@@ -41,7 +41,7 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
     check_output(output, overwrite)
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
         base = str(Path(scratch) / "base")
-        layers, log = _train(recipe, base, resume)
+        layers, log = _train(recipe, Path(scratch), resume)
         measured = compare(base, str(output), recipe.data, recipe.evaluation)
         if recipe.techniques:
             for side, steps in training_step_ms(base, recipe).items():
@@ -64,26 +64,30 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise SlimError(f"`output` '{output}' is a folder with other files in it. Choose a new or an empty folder.")
 
 
-def _train(recipe: Recipe, base: str, resume: bool) -> tuple[list[dict[str, Any]], list[dict]]:
-    """Trains and saves; leaves the untouched base model in the folder `base`. Returns layers and the Trainer's log."""
+def _train(recipe: Recipe, scratch: Path, resume: bool) -> tuple[list[dict[str, Any]], list[dict]]:
+    """Trains and saves; leaves the untouched base model in `scratch/base`. Returns layers and the Trainer's log."""
     output = Path(recipe.output)
-    checkpoints = output.with_name(f"{output.name}.checkpoints")
+    keeps_checkpoints = recipe.training.get("save_strategy", "no") != "no"
+    checkpoints = output.with_name(f"{output.name}.checkpoints") if keeps_checkpoints else scratch / "trainer"
     args = recipe.training_arguments(str(checkpoints))
     train_texts, _ = load_texts(recipe.data)
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model)
     layers = layer_fates(model, recipe)
     blocks = text_blocks(train_texts, tokenizer, recipe.data, _blocks_needed(args), args.seed, "reading training text")
-    trainer = Trainer(
-        model, args, train_dataset=blocks, data_collator=default_data_collator,
-        processing_class=tokenizer, callbacks=callbacks_for(list(recipe.techniques.values())),
-    )  # fmt: skip
     checkpoint = last_checkpoint(checkpoints) if resume else None
-    _save(model, tokenizer, Path(base))
+    _save(model, tokenizer, scratch / "base")
+    try:
+        trainer = Trainer(
+            model, args, train_dataset=blocks, data_collator=default_data_collator,
+            processing_class=tokenizer, callbacks=callbacks_for(list(recipe.techniques.values())),
+        )  # fmt: skip
+    except SlimError:
+        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
+            checkpoints.rmdir()  # the Trainer makes it before callbacks can object
+        raise
     trainer.train(resume_from_checkpoint=checkpoint)
     publish(model, tokenizer, output)
-    if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-        checkpoints.rmdir()
     log = trainer.state.log_history
     del trainer, model
     gc.collect()

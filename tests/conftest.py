@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+torch.set_num_threads(1)  # tiny models: threads would only wait for each other
 transformers.utils.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 

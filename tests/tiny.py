@@ -99,7 +99,8 @@ def trainer(
         "logging_steps": 2, "disable_tqdm": True, "use_cpu": True, "seed": 0,
     }  # fmt: skip
     args = TrainingArguments(str(folder), **(settings | changes))
-    return Trainer(model, args, train_dataset=data or data_for(model), callbacks=callbacks)
+    data = data or data_for(model)
+    return Trainer(model, args, train_dataset=data, eval_dataset=data.select(range(4)), callbacks=callbacks)
 
 
 @torch.no_grad()

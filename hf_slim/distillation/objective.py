@@ -51,7 +51,7 @@ def mix_losses(
 
     The term is a sum over rows divided by what the Trainer counts over the whole accumulated batch
     (`items_in_batch`), exactly like the causal task loss; a mean per micro-batch would weigh short ones too much.
-    Where each example has one answer the models' own loss is such a mean, so it is brought to the same count here.
+    Many encoders' own loss is such a mean whatever the Trainer counts; it is brought to the same count here.
 
     Args:
         task: The model's own loss, a scalar.
@@ -71,6 +71,18 @@ def mix_losses(
     divergence = forward_kl_sum(student.flatten(0, -2), teacher.flatten(0, -2), rows, temperature)
     count = len(rows) if items_in_batch is None else items_in_batch
     distillation = temperature**2 * divergence / max(count, 1)
-    if student.dim() == 2 and items_in_batch is not None:
-        task = task * len(rows) / items_in_batch
+    if items_in_batch is not None and not shifted:
+        task = task * _task_share(task, student.flatten(0, -2)[rows], labels.reshape(-1)[rows], items_in_batch)
     return Objective((1 - alpha) * task + alpha * distillation, task, distillation)
+
+
+@torch.no_grad()
+def _task_share(task: Tensor, answers: Tensor, labels: Tensor, items_in_batch: Tensor | int) -> Tensor:
+    """What to multiply a model's own loss by: 1 if it is a sum over the whole batch's count, a share if it is a mean.
+
+    Models do not say which they return, but its value does: the cross-entropy of their logits is at hand.
+    """
+    mean = torch.nn.functional.cross_entropy(answers.float(), labels)
+    share = len(labels) / torch.as_tensor(items_in_batch, device=task.device)
+    is_sum = (task - mean * share).abs() < (task - mean).abs()
+    return torch.where(is_sum, torch.ones_like(share), share)

@@ -71,7 +71,7 @@ class _Stepper:
     def around(cls, trainer: Trainer, batch: dict) -> "_Stepper":
         optimizer = trainer.optimizer or trainer.create_optimizer()
         state = trainer.state
-        state.max_steps, state.global_step = 100, 40  # in the midst of gradual pruning, where it costs most
+        state.max_steps, state.global_step = 100, 20  # in the midst of gradual pruning, where it costs most
         state.stateful_callbacks = {}
         trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
         return cls(trainer, trainer.accelerator.prepare_model(trainer.model), optimizer, batch)

@@ -40,6 +40,7 @@ ATTENTION = (
     Attention("q_proj", "k_proj", "v_proj", "o_proj", ("", "head_dim")),
     Attention("self.query", "self.key", "self.value", "output.dense", ("self", "attention_head_size")),
 )
+WIDTHS = ("intermediate_size",)
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads", "all_head_size")
 
 
@@ -79,7 +80,8 @@ def _feed_forward(name: str, layer: nn.Module, row: FeedForward) -> GroupSet:
     for producer in row.producers:
         _check_connected(name, producer, _part(layer, producer).out_features, row.consumer, count)
     slices = [Slice(_path(name, producer), 0, 1) for producer in row.producers]
-    return GroupSet(f"{name}/ffn", "ffn", count, (*slices, Slice(_path(name, row.consumer), 1, 1)))
+    slices.append(Slice(_path(name, row.consumer), 1, 1))
+    return GroupSet(f"{name}/ffn", "ffn", count, tuple(slices), tuple(_counts(name, layer, count, WIDTHS)))
 
 
 def _attention(name: str, layer: nn.Module, row: Attention) -> GroupSet:
@@ -97,12 +99,13 @@ def _attention(name: str, layer: nn.Module, row: Attention) -> GroupSet:
     count, shared = key.out_features // head_size, query.out_features // key.out_features
     widths = ((row.query, 0, shared), (row.key, 0, 1), (row.value, 0, 1), (row.output, 1, shared))
     slices = tuple(Slice(_path(name, path), dim, heads * head_size) for path, dim, heads in widths)
-    return GroupSet(f"{name}/kv_heads", "kv_heads", count, slices, tuple(_head_counts(name, layer, count)))
+    return GroupSet(f"{name}/kv_heads", "kv_heads", count, slices, tuple(_counts(name, layer, count, HEAD_COUNTS)))
 
 
-def _head_counts(name: str, layer: nn.Module, count: int) -> Iterator[tuple[str, str, int]]:
+def _counts(name: str, layer: nn.Module, count: int, names: tuple[str, ...]) -> Iterator[tuple[str, str, int]]:
+    """Numbers that modules keep about their own size: (module path, attribute, share of one group)."""
     for child, module in layer.named_modules():
-        for attribute in HEAD_COUNTS:
+        for attribute in names:
             value = vars(module).get(attribute)
             if type(value) is int and value and value % count == 0:
                 yield _path(name, child), attribute, value // count

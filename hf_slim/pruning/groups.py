@@ -31,7 +31,7 @@ class GroupSet:
         kind: "ffn" or "kv_heads".
         count: How many groups there are.
         slices: Every weight that takes part; the consumer, whose columns read the group, comes last.
-        attributes: `{(module path, attribute): value per group}`, head counts that shrink with the groups.
+        attributes: (module path, attribute, value per group) of sizes that modules keep and that shrink too.
     """
 
     name: str

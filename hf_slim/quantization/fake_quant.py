@@ -19,7 +19,8 @@ def absmax_scale(values: Tensor, bits: int) -> Tensor:
 
     A slice of zeros gets the smallest normal number, so that its codes are zeros and not NaN.
     """
-    absmax = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1, keepdim=True).float()
+    # two reductions without a temporary copy: on CPU many times faster than `vector_norm` or `aminmax`
+    absmax = torch.maximum(values.amax(-1, keepdim=True), values.amin(-1, keepdim=True).neg()).float()
     return (absmax / half_range(bits)).clamp_min_(torch.finfo(torch.float32).tiny)
 
 

@@ -1,0 +1,76 @@
+import json
+import logging
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+
+from hf_slim import PruningCallback, PruningConfig, SlimError
+from tests import tiny
+
+
+class Watch(TrainerCallback):
+    """Notes how many neurons of the first layer are zero after each step."""
+
+    def __init__(self):
+        self.zeros = []
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        mlp = model.model.layers[0].mlp
+        alive = mlp.up_proj.weight.any(dim=1) | mlp.gate_proj.weight.any(dim=1) | mlp.down_proj.weight.any(dim=0)
+        self.zeros.append(int((~alive).sum()))
+
+
+def test_groups_go_gradually_and_stay_away(tmp_path):
+    watch = Watch()
+    config = PruningConfig(sparsity={"ffn": 0.5}, start=0.0, stop=0.6)
+    tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(config), watch], max_steps=10).train()
+    assert watch.zeros == sorted(watch.zeros)
+    assert 0 < watch.zeros[0] < watch.zeros[3]
+    assert watch.zeros[5:] == [32] * 5
+
+
+def test_uniform_neurons_give_an_ordinary_checkpoint(tmp_path):
+    for family, auto in (("llama", AutoModelForCausalLM), ("bert", AutoModelForSequenceClassification)):
+        callback = PruningCallback({"sparsity": {"ffn": 0.25}})
+        trainer = tiny.trainer(tiny.FAMILIES[family](), tmp_path / family, [callback])
+        trainer.train()
+        trainer.save_model(str(tmp_path / family / "small"))
+        config = json.loads((tmp_path / family / "small" / "config.json").read_text())
+        assert config["intermediate_size"] == 48
+        assert "quantization_config" not in config
+        loaded = auto.from_pretrained(tmp_path / family / "small")
+        assert torch.equal(tiny.logits(loaded), tiny.logits(trainer.model))
+
+
+def test_uniform_heads_give_an_ordinary_llama_and_a_slim_bert(tmp_path):
+    config = PruningConfig(sparsity={"kv_heads": 0.34})
+    for family, plain in (("llama", True), ("bert", False)):
+        trainer = tiny.trainer(tiny.FAMILIES[family](), tmp_path / family, [PruningCallback(config)])
+        trainer.train()
+        assert hasattr(trainer.model.config, "quantization_config") != plain
+    assert trainer.model.bert.encoder.layer[0].attention.self.num_attention_heads == 3
+
+
+def test_a_run_that_stops_early_says_that_it_fell_short(tmp_path, caplog):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    with caplog.at_level(logging.WARNING):
+        tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(PruningConfig(start=0.0)), Stop()]).train()
+    assert "short of its target" in caplog.text
+
+
+def test_two_callbacks_of_the_kind_are_refused(tmp_path):
+    with pytest.raises(SlimError, match="one config per technique"):
+        tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(), PruningCallback({"sparsity": 0.25})])
+
+
+def test_a_checkpoint_of_an_ordinary_run_can_be_resumed_with_pruning(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    tiny.trainer(tiny.llama(), tmp_path, [], **settings).train()
+    model = tiny.llama()
+    again = tiny.trainer(model, tmp_path, [PruningCallback(PruningConfig(start=0.0, stop=1.0))], **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert model.model.layers[0].mlp.up_proj.out_features == 32

@@ -1,0 +1,21 @@
+"""Every recipe that is shipped is valid and plans to the end."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_slim.describe import describe_recipe
+from hf_slim.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_recipe_plans(path):
+    recipe = load_recipe(path)
+    plan = describe_recipe(recipe)
+    assert recipe.model in plan
+    for technique in recipe.techniques:
+        assert technique in plan
