@@ -1,6 +1,7 @@
 """The command line: hf-slim train | inspect | eval."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--text-column", default="text", help="the column that holds the text (default: text)")
     evaluate.add_argument("--blocks", type=int, default=32, help="held-out blocks of 512 tokens (default: 32)")
     evaluate.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write every number to this file")
     evaluate.set_defaults(command=_eval)
     return parser
 
@@ -106,7 +108,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from hf_slim.core.report import as_text, ratios
+    from hf_slim.core.report import as_text, ratios, write_atomically
     from hf_slim.evaluation.compare import EvaluationConfig
     from hf_slim.evaluation.data import DataConfig
     from hf_slim.measure import compare
@@ -116,6 +118,8 @@ def _eval(options: argparse.Namespace) -> None:
     report = compare(options.against, options.model, data, settings)
     report["ratios"] = ratios(report)
     print(f"\n{options.model} against {options.against}\n\n{as_text(report)}")
+    if options.json:
+        write_atomically(options.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
 
 
 if __name__ == "__main__":

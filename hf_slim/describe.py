@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.evaluation.data import load_texts
+from hf_slim.core.modules import tied_modules
+from hf_slim.distillation.teacher import check_teacher
+from hf_slim.evaluation.data import load_texts, text_blocks
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
-from hf_slim.evaluation.training_speed import callbacks_for
 from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
 from hf_slim.pruning.architectures import find_group_sets
 from hf_slim.pruning.mask import final_counts
@@ -23,10 +24,11 @@ def describe_recipe(recipe: Recipe) -> str:
     Raises: SlimError: for everything that `train` would refuse before its first step.
     """
     args = recipe.training_arguments(recipe.output)
-    load_texts(recipe.data)
-    load_tokenizer(recipe.model)
-    callbacks_for(list(recipe.techniques.values()))
+    train_texts, _ = load_texts(recipe.data)
+    text_blocks(train_texts, load_tokenizer(recipe.model), recipe.data, 1, args.seed, "checking the text")
     model = load_skeleton(recipe.model)
+    if recipe.distillation and recipe.distillation.teacher != "self":
+        check_teacher(model, load_skeleton(recipe.distillation.teacher))
     schemes = _schemes(model, recipe)
     removed = _removed_per_layer(model, recipe)
     before = sum(parameter.numel() for parameter in model.parameters())
@@ -51,7 +53,7 @@ def describe_model(model: nn.Module) -> str:
     """Layers with their shapes, grids and bytes, and the groups that can be pruned."""
     saved = getattr(model.config, "quantization_config", None)
     mode = getattr(saved, "mode", None)
-    schemes = quantized_layers(model)
+    schemes, tied = quantized_layers(model), tied_modules(model)
     lines = [
         f"{type(model).__name__}: {f'made by hf_slim {saved.version}, {mode}' if mode else 'an ordinary checkpoint'}",
         f"parameters {parameter_count(model) / 1e6:.1f} M, weights {ram_bytes(model) / 1e6:.1f} MB, "
@@ -63,10 +65,11 @@ def describe_model(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             rows, columns = _logical_shape(module)
-            size = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+            stored = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+            size = "tied" if name in tied else f"{stored:,}"
             grid = str(schemes.get(name, str(module.weight.dtype).removeprefix("torch.")))
             kernel = module.kernel(torch.empty(1, columns)) if hasattr(module, "kernel") else "float"
-            lines.append(f"  {name:<44} {f'{rows} x {columns}':>14}  {grid:<10} {kernel:<11} {size:>12,}")
+            lines.append(f"  {name:<44} {f'{rows} x {columns}':>14}  {grid:<10} {kernel:<11} {size:>12}")
     return "\n".join([*lines, "", *_group_lines(model)])
 
 

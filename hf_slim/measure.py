@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.evaluation.compare import EvaluationConfig, measure_models
@@ -35,7 +36,7 @@ def compare(base: str, result: str, data: DataConfig, settings: EvaluationConfig
             "result": _as_folder(result, Path(scratch) / "result"),
         }
         measured = in_fresh_process(_side_by_side, folders, data, settings)
-        for name, folder in folders.items():
+        for name, folder in tqdm(folders.items(), desc="peak memory", unit="model"):
             peak = in_fresh_process(_peak_memory, folder, settings.prefill_tokens)
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
     return measured
@@ -74,7 +75,8 @@ def _side_by_side(folders: dict[str, str], data: DataConfig, settings: Evaluatio
     tokenizer = load_tokenizer(folders["base"])
     _, held_out = load_texts(data)
     blocks = text_blocks(held_out, tokenizer, data, settings.blocks, SEED_OF_HELD_OUT, "reading held-out text")
-    models = {name: load_model(folder) for name, folder in folders.items()}
+    named = tqdm(folders.items(), desc="loading", unit="model")
+    models = {name: load_model(folder) for name, folder in named}
     return measure_models(models, tokenizer, blocks, settings)
 
 

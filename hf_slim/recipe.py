@@ -22,6 +22,8 @@ TECHNIQUES: dict[str, type[SlimConfig]] = {
     "quantization": QuantizationConfig,
 }
 SECTIONS: dict[str, type[SlimConfig]] = {"data": DataConfig, "evaluation": EvaluationConfig, **TECHNIQUES}
+# the progress bar follows transformers' log level otherwise, which hf-slim keeps quiet
+TRAINING_DEFAULTS = {"save_strategy": "no", "disable_tqdm": False}
 SET_BY_HF_SLIM = {"output_dir": "the top-level `output`"}
 Lines = dict[tuple[str, ...], int]
 
@@ -59,7 +61,7 @@ class Recipe:
     def training_arguments(self, output_dir: str) -> TrainingArguments:
         """The Trainer's arguments. Raises SlimError where the Trainer refuses a value."""
         try:
-            return TrainingArguments(output_dir=output_dir, **({"save_strategy": "no"} | self.training))
+            return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training))
         except (TypeError, ValueError, ImportError) as error:
             raise SlimError(f"`training` was refused by TrainingArguments: {error}") from error
 

@@ -1,5 +1,6 @@
 """A recipe from start to end: train with the callbacks, save, reload, measure, report."""
 
+import ctypes
 import datetime
 import gc
 import json
@@ -90,8 +91,17 @@ def _train(recipe: Recipe, scratch: Path, resume: bool) -> tuple[list[dict[str, 
     publish(model, tokenizer, output)
     log = trainer.state.log_history
     del trainer, model
-    gc.collect()
+    _return_memory()
     return layers, log
+
+
+def _return_memory() -> None:
+    """Gives what training used back to the system, so that it is there for the processes that measure."""
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps gigabytes of freed tensors otherwise
+    except (OSError, AttributeError):
+        return  # another libc: it has no such call
 
 
 def _blocks_needed(args: transformers.TrainingArguments) -> int:

@@ -1,7 +1,6 @@
 """Finding, replacing and resizing modules, whatever the model."""
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -60,14 +59,15 @@ def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
     return {n: [m.out_features, m.in_features] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
 
 
-def counts(model: nn.Module) -> Iterator[tuple[str, str, int]]:
-    """Every whole number a module holds about its own shape, such as its head count: (module, attribute, value)."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            continue
-        for attribute, value in vars(module).items():
-            if type(value) is int and not attribute.startswith("_"):
-                yield name, attribute, value
+def counts(model: nn.Module) -> dict[tuple[str, str], int]:
+    """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value."""
+    return {
+        (name, attribute): value
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.Linear)
+        for attribute, value in vars(module).items()
+        if type(value) is int and not attribute.startswith("_")
+    }
 
 
 def resolve(model: nn.Module, name: str) -> str | None:

@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.distillation.objective import mix_losses
+from hf_slim.distillation.objective import Targets, mix_losses
 from hf_slim.distillation.teacher import ask, check_teacher, freeze_, self_teacher
 
 AUTO_CLASSES = ("AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
@@ -30,6 +30,7 @@ class DistillationCallback(TrainerCallback):
         self.teacher = teacher
         self._hook: torch.utils.hooks.RemovableHandle | None = None
         self._autocast_dtype: torch.dtype | None = None
+        self._shifted = False  # whether a position predicts the next label
         self._reached_backward = False
         self._counted = False  # whether terms are normalised over the whole accumulated batch
         self._sums: dict[str, Tensor] = {}
@@ -46,6 +47,7 @@ class DistillationCallback(TrainerCallback):
             self.teacher = self_teacher(model) if self.config.teacher == "self" else _load(self.config.teacher, model)
         freeze_(self.teacher)
         check_teacher(model, self.teacher)
+        self._shifted = getattr(model, "loss_type", None) == "ForCausalLM"
         self._autocast_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         # before the Trainer wraps the model: a hook on a wrapper would see gathered or sharded parameters
         self._hook = model.register_forward_hook(self._add_term, with_kwargs=True)
@@ -62,11 +64,8 @@ class DistillationCallback(TrainerCallback):
             task=outputs["loss"],
             student=outputs["logits"],
             teacher=ask(self.teacher, kwargs, self._autocast_dtype),
-            labels=kwargs["labels"],
-            shifted=getattr(model, "loss_type", None) == "ForCausalLM",
-            items_in_batch=kwargs.get("num_items_in_batch"),
-            alpha=self.config.alpha,
-            temperature=self.config.temperature,
+            targets=Targets(kwargs["labels"], self._shifted, kwargs.get("num_items_in_batch")),
+            config=self.config,
         )
         self._counted = kwargs.get("num_items_in_batch") is not None
         if not self._reached_backward:

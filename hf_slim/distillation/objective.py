@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.errors import SlimError
+from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.losses import forward_kl_sum
 
 
@@ -24,56 +25,55 @@ class Objective:
     distillation: Tensor
 
 
-def counted_rows(labels: Tensor, shifted: bool) -> Tensor:
-    """Rows of the flattened logits that predict something.
+@dataclass(frozen=True)
+class Targets:
+    """What one micro-batch is to predict, and how much there is to predict in all.
 
-    Args:
+    Attributes:
         labels: `(batch, length)` with -100 where nothing is predicted, or `(batch,)` for one answer per example.
         shifted: Whether position `i` predicts label `i + 1`, as in causal language models.
-    Returns: indices into `logits.flatten(0, -2)`.
+        items_in_batch: Predictions in all accumulated micro-batches together; None if only this one counts.
     """
-    if shifted:
-        labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
-    return (labels.reshape(-1) != -100).nonzero().squeeze(1)
+
+    labels: Tensor
+    shifted: bool
+    items_in_batch: Tensor | int | None = None
+
+    def rows(self) -> Tensor:
+        """Indices into `logits.flatten(0, -2)` of the rows that predict something."""
+        labels = self.labels
+        if self.shifted:
+            labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
+        return (labels.reshape(-1) != -100).nonzero().squeeze(1)
 
 
 def mix_losses(
-    task: Tensor,
-    student: Tensor,
-    teacher: Tensor,
-    labels: Tensor,
-    shifted: bool,
-    items_in_batch: Tensor | int | None,
-    alpha: float,
-    temperature: float,
+    task: Tensor, student: Tensor, teacher: Tensor, targets: Targets, config: DistillationConfig
 ) -> Objective:
     """The task loss and the distillation term of one micro-batch, mixed.
 
-    The term is a sum over rows divided by what the Trainer counts over the whole accumulated batch
-    (`items_in_batch`), exactly like the causal task loss; a mean per micro-batch would weigh short ones too much.
-    Many encoders' own loss is such a mean whatever the Trainer counts; it is brought to the same count here.
+    The term is a sum over rows divided by what the Trainer counts over the whole accumulated batch, exactly like the
+    causal task loss; a mean per micro-batch would weigh short ones too much. Many encoders' own loss is such a mean
+    whatever the Trainer counts; it is brought to the same count here.
 
     Args:
         task: The model's own loss, a scalar.
         student: Logits `(batch, [length,] n_classes)`.
         teacher: Logits of the same shape.
-        labels: See `counted_rows`.
-        items_in_batch: Predictions in all micro-batches together; None if only this one counts.
-        alpha: Weight of the teacher, in (0, 1].
-        temperature: Positive; the term is multiplied by its square, so that gradients keep their size.
+        config: Gives `alpha` and `temperature`; the term is multiplied by the square of the temperature, so that
+            gradients keep their size.
     """
     if student.shape != teacher.shape:
         raise SlimError(
             f"The teacher's logits have shape {tuple(teacher.shape)}, the student's {tuple(student.shape)}. "
             "Both must see the same inputs and share one vocabulary or label set."
         )
-    rows = counted_rows(labels, shifted)
-    divergence = forward_kl_sum(student.flatten(0, -2), teacher.flatten(0, -2), rows, temperature)
-    count = len(rows) if items_in_batch is None else items_in_batch
-    distillation = temperature**2 * divergence / max(count, 1)
-    if items_in_batch is not None and not shifted:
-        task = task * _task_share(task, student.flatten(0, -2)[rows], labels.reshape(-1)[rows], items_in_batch)
-    return Objective((1 - alpha) * task + alpha * distillation, task, distillation)
+    rows, items = targets.rows(), targets.items_in_batch
+    divergence = forward_kl_sum(student.flatten(0, -2), teacher.flatten(0, -2), rows, config.temperature)
+    distillation = config.temperature**2 * divergence / (max(len(rows), 1) if items is None else items)
+    if items is not None and not targets.shifted:
+        task = task * _task_share(task, student.flatten(0, -2)[rows], targets.labels.reshape(-1)[rows], items)
+    return Objective((1 - config.alpha) * task + config.alpha * distillation, task, distillation)
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ def draw(report: dict[str, Any], path: Path) -> bool:
     shown = {label: (base, result, ratio) for label, base, result, ratio in table(report)}
     rows = [(label, path_, smaller) for label, path_, _, smaller in ROWS if label in shown]
     figure, axes = pyplot.subplots(3, 3, figsize=(10, 7.2), layout="constrained")
-    figure.suptitle(report["title"], fontsize=13)
+    figure.suptitle(f"{report['title']}   (above 1x is better)", fontsize=12)
     for axis in axes.flat[len(rows) :]:
         axis.axis("off")
     for axis, (label, measure, smaller) in zip(axes.flat, rows, strict=False):
@@ -31,8 +31,9 @@ def draw(report: dict[str, Any], path: Path) -> bool:
         values = [value_of(find(report[side], measure)) or 0 for side in ("base", "result")]
         axis.barh(["base", "result"], values, color=[BASE_COLOUR, RESULT_COLOUR], height=0.62)
         for position, text in enumerate((base, result)):
-            axis.text(0.02 * max(values), position, text.split(" [")[0], va="center", fontsize=9,
-                      color="black" if position == 0 else "white")  # fmt: skip
+            is_short = values[position] < 0.4 * max(values)  # then the text stands behind the bar
+            axis.text((values[position] if is_short else 0) + 0.02 * max(values), position, text.split(" [")[0],
+                      va="center", fontsize=9, color="white" if position and not is_short else "black")  # fmt: skip
         better = "less is better" if smaller else "more is better"
         axis.set_title(f"{label}: {ratio}" if ratio != "-" else label, fontsize=10, loc="left", fontweight="bold")
         axis.set_xlabel(better, fontsize=8, color="#666666", loc="left")

@@ -5,7 +5,6 @@ one, whose config lists what differs.
 """
 
 import copy
-from collections import Counter
 
 import torch
 from torch import nn
@@ -47,9 +46,9 @@ def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[
     skeleton = _skeleton(model, model.config)
     expected = linear_shapes(skeleton)
     shapes = {path: shape for path, shape in linear_shapes(model).items() if expected.get(path) != shape}
-    plain = {(path, attribute): value for path, attribute, value in counts(skeleton)}
+    plain = counts(skeleton)
     attributes: dict[str, dict[str, int]] = {}
-    for path, attribute, value in counts(model):
+    for (path, attribute), value in counts(model).items():
         if plain.get((path, attribute), value) != value:
             attributes.setdefault(path, {})[attribute] = value
     return shapes, attributes
@@ -74,31 +73,35 @@ def _write_config(model: nn.Module, mode: str) -> None:
 
 def _shrink_plain_config(model: nn.Module) -> None:
     """Puts smaller sizes into the config's own fields, where the config then builds exactly this model."""
-    shapes, _ = differences(model)
-    if not shapes:
+    if not differences(model)[0]:
         return
     config = copy.deepcopy(model.config)
-    sizes = {kind: Counter() for kind in ("ffn", "kv_heads")}
-    heads_per_group = Counter()
-    for group_set in find_group_sets(model):
-        sizes[group_set.kind][group_set.count] += 1
-        if group_set.kind == "kv_heads":
-            heads_per_group[group_set.slices[0].width // group_set.slices[1].width] += 1
-            head_dim = group_set.slices[1].width
-    if len(sizes["ffn"]) == 1 and hasattr(config, "intermediate_size"):
-        config.intermediate_size = next(iter(sizes["ffn"]))
-    if len(sizes["kv_heads"]) == 1 and len(heads_per_group) == 1 and hasattr(config, "num_key_value_heads"):
-        config.num_key_value_heads = next(iter(sizes["kv_heads"]))
-        config.num_attention_heads = config.num_key_value_heads * next(iter(heads_per_group))
-        config.head_dim = head_dim
+    for name, size in _common_sizes(model).items():
+        if hasattr(config, name):
+            setattr(config, name, size)
     try:
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return
-    if linear_shapes(skeleton) == linear_shapes(model) and dict.fromkeys(counts(skeleton)) == dict.fromkeys(
-        counts(model)
-    ):
+    if linear_shapes(skeleton) == linear_shapes(model) and counts(skeleton) == counts(model):
         model.config.__dict__.update(config.__dict__)
+
+
+def _common_sizes(model: nn.Module) -> dict[str, int]:
+    """Config fields with the sizes of the layers, as far as all layers agree on them."""
+    found = find_group_sets(model)
+    neurons = {group_set.count for group_set in found if group_set.kind == "ffn"}
+    heads = {
+        (group_set.count, *(part.width for part in group_set.slices[:2]))  # groups, query and key rows of a group
+        for group_set in found
+        if group_set.kind == "kv_heads"
+    }
+    sizes = {"intermediate_size": neurons.pop()} if len(neurons) == 1 else {}
+    if len(heads) == 1:
+        groups, query_rows, head_size = heads.pop()
+        query_heads = groups * query_rows // head_size
+        sizes |= {"num_key_value_heads": groups, "num_attention_heads": query_heads, "head_dim": head_size}
+    return sizes
 
 
 register_finish(describe_prepared, describe_converted)

@@ -24,7 +24,7 @@ def load_model(spec: str) -> PreTrainedModel:
         spec: A Hub id, a folder, or `package:<module>/<file>`; a `.gguf` file is dequantized.
     Raises: SlimError: if nothing loadable is there.
     """
-    path, arguments = _located(spec)
+    path, arguments = located(spec)
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True, **arguments)
     try:
@@ -38,7 +38,7 @@ def load_model(spec: str) -> PreTrainedModel:
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model; see `load_model`."""
-    path, arguments = _located(spec)
+    path, arguments = located(spec)
     try:
         return AutoTokenizer.from_pretrained(path, **arguments)
     except Exception as error:
@@ -47,7 +47,7 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
 
 def load_skeleton(spec: str) -> PreTrainedModel:
     """The model without its weights, on the meta device: layers and shapes as its config gives them."""
-    path, arguments = _located(spec)
+    path, arguments = located(spec)
     try:
         config = AutoConfig.from_pretrained(path, **arguments)
         with torch.device("meta"):
@@ -61,7 +61,8 @@ def float32_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def _located(spec: str) -> tuple[str, dict[str, str]]:
+def located(spec: str) -> tuple[str, dict[str, str]]:
+    """What to hand to `from_pretrained` for a model by any name: a path or id, and `gguf_file` where it needs one."""
     if spec.startswith("package:"):
         spec = str(_in_package(spec))
     if spec.endswith(".gguf"):
