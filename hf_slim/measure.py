@@ -4,6 +4,7 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from hf_slim.core.config import SlimConfig
+from hf_slim.core.errors import SlimError
 from hf_slim.evaluation.compare import EvaluationConfig, measure_models
 from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
@@ -51,7 +53,13 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
     """The result of a module-level function, computed in a new Python process that ends afterwards."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=quiet_libraries) as pool:
-        return pool.submit(function, *arguments).result()
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise SlimError(
+                "A process that measures was ended from outside, most likely for want of memory. A model that was "
+                "trained is saved: free some memory, then measure it with `hf-slim eval`."
+            ) from error
 
 
 def quiet_libraries() -> None:

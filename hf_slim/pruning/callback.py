@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared, record_of
+from hf_slim.core.lifecycle import convert, is_prepared
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import score_groups
@@ -90,7 +90,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             return
         if args.load_best_model_at_end and state.best_model_checkpoint:
             self.removed = self._removed_in(Path(state.best_model_checkpoint))
-            record_of(model).removed = self.removed
+            mask_groups_(model, self.group_sets, self.removed)
         self._warn_if_short(state)
         convert(model)
 

@@ -25,13 +25,13 @@ class LayerPlan:
 
 
 def plan_quantization(model: nn.Module, config: QuantizationConfig) -> list[LayerPlan]:
-    """What `config` does to every linear layer and embedding of `model`, in model order. Changes nothing.
+    """What `config` does to every layer of `model` that holds a matrix, in model order. Changes nothing.
 
     Raises: SlimError: if a pattern in `ignore` or the whole config matches no layer, or a group size does not divide.
     """
     tied = tied_modules(model)
     token_embeddings = _token_embeddings(model)
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Embedding))}
+    layers = {name: module for name, module in model.named_modules() if _holds_matrix(module)}
     for pattern in config.ignore:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise SlimError(f"`ignore` pattern '{pattern}' matches no layer. Layers: {_sample(layers)}.")
@@ -43,6 +43,8 @@ def plan_quantization(model: nn.Module, config: QuantizationConfig) -> list[Laye
         reason = ""
         if ignored:
             reason = f"ignored by '{ignored}'"
+        elif not isinstance(module, nn.Linear | nn.Embedding):
+            reason = f"{type(module).__name__} is not supported yet"
         elif isinstance(module, nn.Embedding) and id(module) not in token_embeddings:
             reason = "not the token embedding"
         elif scheme is None:
@@ -121,6 +123,11 @@ def _packed_like(module: FakeQuantLinear, owner: PackedEmbedding | PackedLinear)
     packed.weight, packed.weight_scale = owner.weight, owner.weight_scale
     packed.bias = None if module.bias is None else nn.Parameter(module.bias.detach())
     return packed
+
+
+def _holds_matrix(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() >= 2
 
 
 def _token_embeddings(model: nn.Module) -> set[int]:

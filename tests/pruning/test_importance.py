@@ -3,6 +3,7 @@ import torch
 
 from hf_slim import SlimError
 from hf_slim.pruning.architectures import find_group_sets
+from hf_slim.pruning.groups import weight_blocks
 from hf_slim.pruning.importance import CRITERIA, score_groups
 from tests import tiny
 
@@ -55,3 +56,12 @@ def test_a_frozen_layer_is_named():
     model(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
     with pytest.raises(SlimError, match=r"No gradient reached 'model\.layers\.1\.mlp\.gate_proj"):
         score_groups(model, find_group_sets(model), "taylor")
+
+
+def test_magnitudes_are_the_norms_of_the_whole_group():
+    model = tiny.llama()
+    mlp = model.model.layers[1].mlp
+    group = torch.cat([mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5]]).double().detach()
+    blocks = weight_blocks(model, next(g for g in find_group_sets(model) if g.name == "model.layers.1.mlp/ffn"))
+    torch.testing.assert_close(CRITERIA["l1"].score(blocks, [])[5].double(), group.norm(1), rtol=1e-5, atol=0)
+    torch.testing.assert_close(CRITERIA["l2"].score(blocks, [])[5].double(), group.norm(2), rtol=1e-5, atol=0)

@@ -123,3 +123,10 @@ def test_a_model_of_plain_torch_is_quantized_too():
     prepare(model, QuantizationConfig("w8a16"))
     trained = model(torch.ones(2, 8))
     assert torch.equal(convert(model)(torch.ones(2, 8)), trained)
+
+
+def test_a_layer_that_cannot_be_quantized_yet_is_not_passed_over_in_silence():
+    model = nn.Sequential(nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(24, 2))
+    plans = {plan.name: plan for plan in plan_quantization(model, QuantizationConfig())}
+    assert plans["0"].reason == "Conv1d is not supported yet"
+    assert plans["2"].scheme

@@ -1,0 +1,84 @@
+import math
+import time
+
+import torch
+from datasets import Dataset
+
+from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
+from hf_slim.evaluation.footprint import (
+    disk_bytes,
+    multiply_adds_per_token,
+    parameter_count,
+    peak_rss_bytes,
+    ram_bytes,
+)
+from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
+from hf_slim.evaluation.quality import perplexity
+from tests import tiny
+
+
+def test_perplexity_is_that_of_the_models_own_loss():
+    model, ids = tiny.llama().eval(), tiny.tokens(3)
+    with torch.no_grad():
+        expected = math.exp(model(input_ids=ids, labels=ids).loss.item())
+    found = perplexity(model, Dataset.from_dict({"input_ids": ids.tolist()}))
+    assert math.isclose(found, expected, rel_tol=1e-5)
+
+
+def test_counts_are_those_of_the_weights():
+    model = tiny.llama()
+    linear = sum(p.numel() for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n)
+    assert parameter_count(model) == sum(p.numel() for p in model.parameters())
+    assert multiply_adds_per_token(model) == linear + 96 * 48  # the head is tied to the embedding
+    assert ram_bytes(model) >= 4 * parameter_count(model)
+
+
+def test_packing_keeps_the_count_and_quarters_the_bytes():
+    model = tiny.llama()
+    count, bytes_before = parameter_count(model), ram_bytes(model)
+    convert(prepare(model, QuantizationConfig("w8a8", embeddings="w8a8")))
+    assert parameter_count(model) == count
+    assert ram_bytes(model) < bytes_before / 3
+
+
+def test_pruning_lowers_every_count():
+    model, before = tiny.llama(), tiny.llama()
+    convert(prepare(model, PruningConfig(sparsity={"ffn": 0.5}, criterion="l2")))
+    for measure in (parameter_count, multiply_adds_per_token, ram_bytes):
+        assert measure(model) < measure(before)
+
+
+def test_reports_do_not_count_as_model_files(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"12345")
+    (tmp_path / "report.png").write_bytes(b"1234567890")
+    assert disk_bytes(tmp_path) == 5
+
+
+def test_peak_memory_covers_what_was_allocated():
+    before = peak_rss_bytes()
+    block = torch.ones(30_000_000)
+    assert peak_rss_bytes() >= before
+    assert peak_rss_bytes() > block.numel() * 4
+
+
+def test_candidates_take_turns():
+    calls = []
+    samples = interleaved_ms({"a": lambda: calls.append("a"), "b": lambda: time.sleep(0.01)}, repeats=3, title="t")
+    assert calls == ["a"] * 4
+    assert [len(values) for values in samples.values()] == [3, 3]
+    assert min(samples["b"]) >= 10
+    assert spread([3.0, 1.0, 2.0])["median"] == 2.0
+
+
+def test_decoding_starts_from_the_prompt_in_every_round():
+    lengths = []
+
+    class Watched(type(tiny.llama())):
+        def forward(self, *args, past_key_values=None, **kwargs):
+            lengths.append(past_key_values.get_seq_length() if past_key_values is not None else None)
+            return super().forward(*args, past_key_values=past_key_values, **kwargs)
+
+    model = Watched(tiny.llama().config).eval()
+    speed = inference_speed({"m": model}, tiny.tokens(1), decode_tokens=3, repeats=2)
+    assert lengths == [None] * 3 + [12, 13, 14] * 3
+    assert speed["m"]["decode_tokens_per_s"]["median"] > 0
