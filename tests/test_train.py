@@ -1,8 +1,10 @@
 import json
 import logging
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from hf_slim import SlimError, train
@@ -97,3 +99,26 @@ def test_resuming_passes_over_a_checkpoint_that_was_cut_short(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert train.last_checkpoint(tmp_path).endswith("checkpoint-2")
     assert "checkpoint-10 is incomplete" in caplog.text
+
+
+def test_an_interrupted_recipe_goes_on_to_the_same_model(recipe_file, tmp_path, monkeypatch):
+    def recipe(name):
+        changes = [f"output={tmp_path / name}", "training.save_strategy=steps", "training.save_steps=2"]
+        return load_recipe(recipe_file, changes)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    for name in ("whole", "broken"):
+        (tmp_path / f"scratch-{name}").mkdir()
+    train._train(recipe("whole"), tmp_path / "scratch-whole", resume=False)
+    with monkeypatch.context() as broken:
+        broken.setattr(train, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train._train(recipe("broken"), tmp_path / "scratch-broken", resume=False)
+    assert not (tmp_path / "broken").exists()
+    shutil.rmtree(tmp_path / "broken.checkpoints" / "checkpoint-4")  # as if it had ended between steps 2 and 4
+    train._train(recipe("broken"), tmp_path / "scratch-broken", resume=True)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
