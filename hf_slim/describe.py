@@ -68,7 +68,9 @@ def describe_model(model: nn.Module) -> str:
             stored = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
             size = "tied" if name in tied else f"{stored:,}"
             grid = str(schemes.get(name, str(module.weight.dtype).removeprefix("torch.")))
-            kernel = module.kernel(torch.empty(1, columns)) if hasattr(module, "kernel") else "float"
+            kernel = "lookup" if isinstance(module, nn.Embedding) else "float"
+            if hasattr(module, "kernel"):
+                kernel = module.kernel(torch.empty(1, columns))
             lines.append(f"  {name:<44} {f'{rows} x {columns}':>14}  {grid:<10} {kernel:<11} {size:>12}")
     return "\n".join([*lines, "", *_group_lines(model)])
 

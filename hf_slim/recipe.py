@@ -88,9 +88,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-4` as text; every fine-tuning script means a number."""
+    """YAML as people write it: 1.1 takes `1e-4` for text, and the `no` of `save_strategy: no` for false."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own table, less its reading of booleans
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|false|False)$"), list("tTfF"))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),

@@ -23,6 +23,12 @@ def write(tmp_path, text):
     return path
 
 
+def test_no_is_a_word_and_only_true_and_false_are_booleans(tmp_path):
+    text = "model: m\noutput: o\ntraining: {save_strategy: no, use_cpu: true, disable_tqdm: false}\n"
+    recipe = load_recipe(write(tmp_path, text), ["training.eval_strategy=no"])
+    assert recipe.training == {"save_strategy": "no", "use_cpu": True, "disable_tqdm": False, "eval_strategy": "no"}
+
+
 def test_a_recipe_says_what_is_in_use_and_the_rest_has_defaults(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD))
     assert list(recipe.techniques) == ["pruning", "quantization"]

@@ -29,6 +29,7 @@ class DistillationCallback(TrainerCallback):
         self.config = DistillationConfig.of(config or {})
         self.teacher = teacher
         self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._state: TrainerState | None = None  # of the Trainer that this callback belongs to
         self._autocast_dtype: torch.dtype | None = None
         self._shifted = False  # whether a position predicts the next label
         self._reached_backward = False
@@ -40,17 +41,26 @@ class DistillationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
         _check_task(args, model)
-        for key, hook in list(model._forward_hooks.items()):
-            if isinstance(getattr(hook, "__self__", None), DistillationCallback):
-                del model._forward_hooks[key]  # of an earlier Trainer around this model
+        for other in [getattr(hook, "__self__", None) for hook in model._forward_hooks.values()]:
+            if isinstance(other, DistillationCallback):
+                if other._state is state:
+                    raise SlimError("Two DistillationCallbacks in one Trainer. Use one teacher per run.")
+                other._hook.remove()  # of an earlier Trainer around this model
         if self.teacher is None:
             self.teacher = self_teacher(model) if self.config.teacher == "self" else _load(self.config.teacher, model)
         freeze_(self.teacher)
         check_teacher(model, self.teacher)
         self._shifted = getattr(model, "loss_type", None) == "ForCausalLM"
         self._autocast_dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        self._state = state
         # before the Trainer wraps the model: a hook on a wrapper would see gathered or sharded parameters
         self._hook = model.register_forward_hook(self._add_term, with_kwargs=True)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+    ) -> None:
+        if self._hook is None and self._state is not None:  # `train` is called once more
+            self._hook = model.register_forward_hook(self._add_term, with_kwargs=True)
 
     def _add_term(self, model: nn.Module, args: tuple, kwargs: dict, outputs: dict) -> dict:
         if not (model.training and torch.is_grad_enabled()):
@@ -103,6 +113,7 @@ class DistillationCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if self._hook is not None:
             self._hook.remove()
+            self._hook = None
 
 
 def _check_task(args: TrainingArguments, model: nn.Module) -> None:

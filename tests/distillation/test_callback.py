@@ -117,6 +117,25 @@ def test_a_missing_teacher_is_named(tmp_path):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback({"teacher": "no/such/model"})])
 
 
+def test_two_teachers_in_one_trainer_are_refused(tmp_path):
+    with pytest.raises(SlimError, match="Two DistillationCallbacks"):
+        tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback(), DistillationCallback()])
+
+
+def test_training_goes_on_in_a_second_call(tmp_path):
+    trainer = tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback()])
+    for _ in range(2):
+        trainer.train()
+        assert "loss_distillation" in trainer.state.log_history[0]
+
+
+def test_a_callback_that_came_too_late_is_an_error(tmp_path):
+    trainer = tiny.trainer(tiny.llama(), tmp_path, [])
+    trainer.add_callback(DistillationCallback())
+    with pytest.raises(SlimError, match="never reached the optimizer"):
+        trainer.train()
+
+
 def test_label_smoothing_is_refused(tmp_path):
     with pytest.raises(SlimError, match="label_smoothing_factor"):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback()], label_smoothing_factor=0.1)
