@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SlimError as error:
         print(f"hf-slim: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"hf-slim: {error}. Check the path, its permissions and the free space.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("hf-slim: interrupted. A finished model, if there was one, is unchanged.", file=sys.stderr)
         return 130

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
 
 from hf_slim.core.errors import SlimError
@@ -122,7 +123,7 @@ def layer_fates(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def last_checkpoint(folder: Path) -> str:
-    """The Trainer's newest complete checkpoint; one that was cut short while being written is passed over.
+    """The Trainer's newest complete checkpoint; one that was cut short or damaged is passed over.
 
     Raises: SlimError: if there is none.
     """
@@ -130,8 +131,11 @@ def last_checkpoint(folder: Path) -> str:
     for checkpoint in found:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())  # the Trainer writes this file last
-        except (OSError, ValueError):
-            logger.warning("Checkpoint %s is incomplete and is passed over.", checkpoint)
+            for file in checkpoint.glob("*.safetensors"):
+                with safe_open(file, "pt"):  # compares the header with the length of the file
+                    pass
+        except (OSError, ValueError, SafetensorError):
+            logger.warning("Checkpoint %s is incomplete or damaged and is passed over.", checkpoint)
             continue
         return str(checkpoint)
     raise SlimError(

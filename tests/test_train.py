@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_slim import SlimError, train
@@ -92,13 +92,18 @@ def test_an_output_with_other_files_is_left_alone(tmp_path):
 def test_resuming_passes_over_a_checkpoint_that_was_cut_short(tmp_path, caplog):
     with pytest.raises(SlimError, match="no complete checkpoint"):
         train.last_checkpoint(tmp_path)
-    for step, state in ((2, "{}"), (10, '{"global'), (9, None)):
+    for step, state in ((2, "{}"), (10, '{"global'), (9, None), (8, "{}")):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if state:
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    save_file({"weight": torch.ones(100)}, tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    (tmp_path / "checkpoint-2" / "model.safetensors").write_bytes(whole)
+    (tmp_path / "checkpoint-8" / "model.safetensors").write_bytes(whole[:-9])
     with caplog.at_level(logging.WARNING):
         assert train.last_checkpoint(tmp_path).endswith("checkpoint-2")
-    assert "checkpoint-10 is incomplete" in caplog.text
+    for step in (8, 9, 10):
+        assert f"checkpoint-{step} is incomplete or damaged" in caplog.text
 
 
 def test_an_interrupted_recipe_goes_on_to_the_same_model(recipe_file, tmp_path, monkeypatch):
