@@ -9,7 +9,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim
-from hf_slim.core.modules import resize_linear_, resolve, tied_modules
+from hf_slim.core.modules import resize_linear_, resolve
 from hf_slim.quantization.config import QuantizationConfig, Scheme
 from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
 
@@ -98,9 +98,10 @@ class HfSlimQuantizer(HfQuantizer):
 
 def share_tied_scales_(model: nn.Module) -> None:
     """Lets a head whose packed weight is tied to the embedding use the embedding's scales too; stored once."""
-    for name, owner_name in tied_modules(model).items():
-        head, owner = model.get_submodule(name), model.get_submodule(owner_name)
-        if hasattr(head, "weight_scale"):
+    declared = getattr(model, "all_tied_weights_keys", {})  # weights are not tied yet while a checkpoint is loading
+    for target, source in declared.items():
+        head, owner = (model.get_submodule(path.rpartition(".")[0]) for path in (target, source))
+        if target.endswith(".weight") and hasattr(head, "weight_scale") and hasattr(owner, "weight_scale"):
             head.register_buffer("weight_scale", owner.weight_scale, persistent=False)
 
 

@@ -39,6 +39,16 @@ def test_what_was_saved_loads_bit_for_bit(configs, tied, dtype, tmp_path):
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
 
 
+@pytest.mark.parametrize("configs", list(MADE))
+@pytest.mark.parametrize("family", ["llama", "qwen3", "bert_mlm"])
+def test_loading_misses_nothing_and_finds_nothing_unexpected(configs, family, tmp_path):
+    model = convert(prepare(tiny.FAMILIES[family](), *MADE[configs]))
+    model.save_pretrained(tmp_path)
+    loaded, found = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(found.values()), found
+    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+
+
 def test_shards_load_too(made, tmp_path):
     model, _ = made
     model.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
