@@ -46,7 +46,8 @@ def load_texts(config: DataConfig) -> tuple[Dataset, Dataset]:
     Raises: SlimError: if the source cannot be read or has no such column.
     """
     if config.source == "stdlib":
-        splits = _split({config.text_column: _stdlib_sources()}, config.text_column)
+        sources = _stdlib_sources()
+        splits = _split(list(sources.values()), list(sources), config.text_column)
     else:
         loaded = _load(config)
         if config.train_split not in loaded:
@@ -61,7 +62,8 @@ def load_texts(config: DataConfig) -> tuple[Dataset, Dataset]:
         if config.evaluation_split in loaded:
             splits = train, loaded[config.evaluation_split]
         else:
-            splits = _split({config.text_column: train[config.text_column]}, config.text_column)
+            texts = list(train[config.text_column])
+            splits = _split(texts, texts, config.text_column)
     if not len(splits[0]) or not len(splits[1]):
         raise SlimError(f"'{config.source}' is empty or too small to hold anything out. Give more documents.")
     return splits
@@ -94,25 +96,22 @@ def text_blocks(
     return Dataset.from_dict({"input_ids": blocks, "labels": blocks})
 
 
-def _stdlib_sources() -> list[str]:
+def _stdlib_sources() -> dict[str, str]:
+    """Python's own modules: a first line that names the module -> its source, which begins with that line."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(p for p in root.rglob("*.py") if not NOT_PROSE & set(p.relative_to(root).parts))
     if not files:
         raise SlimError(f"Python's library at {root} holds no source files. Use another `data.source`.")
-    return [f"# {path.relative_to(root).as_posix()}\n" + path.read_text("utf-8", "replace") for path in files]
+    titles = {f"# {path.relative_to(root).as_posix()}": path for path in files}
+    return {title: f"{title}\n{path.read_text('utf-8', 'replace')}" for title, path in titles.items()}
 
 
-def _split(columns: dict[str, list[str]], text_column: str) -> tuple[Dataset, Dataset]:
-    """One document in ten held out, chosen by a hash of its first line and length: the same ones everywhere."""
-    texts = list(columns[text_column])
-    held_out = [_bucket(text) == 0 for text in texts]
-    pick = [[text for text, out in zip(texts, held_out, strict=True) if out == wanted] for wanted in (False, True)]
-    return tuple(Dataset.from_dict({text_column: part}) for part in pick)
-
-
-def _bucket(text: str) -> int:
-    key = (text or "").split("\n", 1)[0]
-    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % HELD_OUT_PARTS
+def _split(texts: list[str], names: list[str], text_column: str) -> tuple[Dataset, Dataset]:
+    """One document in ten held out, chosen by a hash of its name: the same ones everywhere."""
+    buckets = [int(hashlib.sha256((name or "").encode()).hexdigest(), 16) % HELD_OUT_PARTS for name in names]
+    train = [text for text, bucket in zip(texts, buckets, strict=True) if bucket]
+    held_out = [text for text, bucket in zip(texts, buckets, strict=True) if not bucket]
+    return Dataset.from_dict({text_column: train}), Dataset.from_dict({text_column: held_out})
 
 
 def _load(config: DataConfig) -> DatasetDict:

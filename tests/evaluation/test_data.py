@@ -67,3 +67,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(SlimError, match=r"\.parquet"):
         load_texts(DataConfig(source=str(tmp_path / "a.docx")))
+
+
+def test_documents_that_begin_alike_are_split_all_the_same(tmp_path):
+    texts = [f"Below is an instruction.\n{i}" for i in range(200)]
+    train, held_out = load_texts(DataConfig(source=write(tmp_path / "a.jsonl", texts)))
+    assert len(train) > len(held_out) >= 5
