@@ -28,9 +28,17 @@ def load_model(spec: str) -> PreTrainedModel:
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True, **arguments)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **arguments)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            path, dtype=torch.float32, output_loading_info=True, **arguments
+        )
     except Exception as error:  # from_pretrained raises many kinds, all of them about the checkpoint
         raise _not_loadable(spec, error) from error
+    if found["missing_keys"]:  # transformers would fill them with random values and only warn
+        names = sorted(found["missing_keys"])
+        raise SlimError(
+            f"The checkpoint '{spec}' lacks {len(names)} weights of {type(model).__name__}: {', '.join(names[:3])}. "
+            "It is damaged, or belongs to another kind of model. Fetch or train it again."
+        )
     if "gguf_file" in arguments and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are ordinary floats by now
     return model
