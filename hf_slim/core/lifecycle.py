@@ -18,11 +18,15 @@ Step = Callable[[nn.Module], None]
 
 @dataclass(frozen=True)
 class Technique:
-    """How one technique prepares and converts a model. Lower `order` runs first: prune, then quantize."""
+    """How one technique prepares and converts a model. Lower `order` runs first: prune, then quantize.
+
+    `check` raises SlimError where `prepare` could not work, and changes nothing.
+    """
 
     name: str
     order: int
     config_class: type[SlimConfig]
+    check: Callable[[nn.Module, SlimConfig], object]
     prepare: Callable[[nn.Module, SlimConfig], None]
     convert: Step
 
@@ -35,11 +39,13 @@ class Record:
         configs: Technique name -> config, for what is prepared and not yet converted.
         removed: Group set name -> indices of the groups that are masked and wait for removal.
         techniques: Technique name -> config, for everything that was ever applied; goes into config.json.
+        before_convert: What a callback still has to settle before the model is converted, by whichever callback.
     """
 
     configs: dict[str, SlimConfig] = field(default_factory=dict)
     removed: dict[str, list[int]] = field(default_factory=dict)
     techniques: dict[str, dict] = field(default_factory=dict)
+    before_convert: list[Callable[[], None]] = field(default_factory=list)
 
 
 _TECHNIQUES: dict[str, Technique] = {}
@@ -104,7 +110,10 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     for technique in chosen:
         if chosen.count(technique) > 1:
             raise SlimError(f"Two configs for {technique.name} arrived. Pass one config per technique.")
-    for technique, config in sorted(zip(chosen, configs, strict=True), key=lambda pair: pair[0].order):
+    ordered = sorted(zip(chosen, configs, strict=True), key=lambda pair: pair[0].order)
+    for technique, config in ordered:
+        technique.check(model, config)
+    for technique, config in ordered:
         technique.prepare(model, config)
     for step in _AFTER_PREPARE:
         step(model)
@@ -125,6 +134,8 @@ def convert(model: nn.Module) -> nn.Module:
             "Nothing to convert: this model is not prepared. Call `prepare(model, config)` or train it with a "
             "callback first; a model that was trained with a callback is converted already when training ends."
         )
+    while record.before_convert:
+        record.before_convert.pop()()
     for technique in sorted(_TECHNIQUES.values(), key=lambda technique: technique.order):
         if technique.name in record.configs:
             technique.convert(model)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 
+RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
+
 
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
@@ -40,9 +42,6 @@ def plain_copy(model: nn.Module) -> nn.Module:
         set_module_(twin, name, module.plain())
     twin.__dict__.pop(RECORD, None)
     return twin
-
-
-RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
 
 
 def resize_linear_(linear: nn.Linear, out_features: int, in_features: int) -> None:

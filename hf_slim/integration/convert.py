@@ -30,7 +30,6 @@ def describe_converted(model: nn.Module) -> None:
     packed = any(isinstance(module, PACKED) for module in model.modules())
     _shrink_plain_config(model)
     if packed:
-        model.config.quantization_config = None
         _write_config(model, "packed")
         share_tied_scales_(model)
         model.hf_quantizer = HfSlimQuantizer(model.config.quantization_config)

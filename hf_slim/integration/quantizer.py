@@ -8,7 +8,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import claim
+from hf_slim.core.lifecycle import claim, record_of
 from hf_slim.core.modules import resize_linear_, resolve
 from hf_slim.quantization.config import QuantizationConfig, Scheme
 from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
@@ -57,6 +57,7 @@ class HfSlimQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
+        record_of(model).techniques = dict(config.techniques)
         for path, (out_features, in_features) in config.shapes.items():
             if found := resolve(model, path):
                 resize_linear_(model.get_submodule(found), out_features, in_features)

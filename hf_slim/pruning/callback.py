@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared
+from hf_slim.core.lifecycle import convert, is_prepared, record_of
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import score_groups
@@ -62,6 +62,11 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
         mask_groups_(model, self.group_sets, self.removed)
 
+        def settle() -> None:  # whichever technique's callback converts the model when training ends
+            self._settle(args, state, model)
+
+        record_of(model).before_convert = [settle]
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
@@ -86,13 +91,8 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        if not is_prepared(model, "pruning"):
-            return
-        if args.load_best_model_at_end and state.best_model_checkpoint:
-            self.removed = self._removed_in(Path(state.best_model_checkpoint))
-            mask_groups_(model, self.group_sets, self.removed)
-        self._warn_if_short(state)
-        convert(model)
+        if is_prepared(model):  # another technique's callback may have finished the run already
+            convert(model)
 
     def state(self) -> dict:
         return {
@@ -103,11 +103,15 @@ class PruningCallback(TrainerCallback, ExportableState):
             },
         }
 
-    def _removed_in(self, checkpoint: Path) -> Removed:
-        saved = json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]
-        return saved[type(self).__name__]["attributes"]["removed"]
+    def _settle(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        """Takes over the mask of the best checkpoint, where the Trainer has just loaded that one."""
+        if args.load_best_model_at_end and state.best_model_checkpoint:
+            saved = json.loads(Path(state.best_model_checkpoint, "trainer_state.json").read_text())
+            self.removed = saved["stateful_callbacks"][type(self).__name__]["attributes"]["removed"]
+            mask_groups_(model, self.group_sets, self.removed)
+        self._warn_if_short()
 
-    def _warn_if_short(self, state: TrainerState) -> None:
+    def _warn_if_short(self) -> None:
         due = choose_removed(self.group_sets, self.scores, self.removed, self.config, 1.0) if self.scores else {}
         missing = sum(map(len, due.values())) - sum(map(len, self.removed.values()))
         if missing or not self.scores:

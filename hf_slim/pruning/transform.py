@@ -12,8 +12,8 @@ from hf_slim.pruning.mask import Removed, choose_removed, final_counts, mark_kep
 from hf_slim.pruning.removal import remove_groups_
 
 
-def claim_for_pruning(model: nn.Module, config: PruningConfig) -> list[GroupSet]:
-    """Checks that `config` can be met on this model and notes that it is going to be pruned; masks nothing.
+def groups_to_prune(model: nn.Module, config: PruningConfig) -> list[GroupSet]:
+    """What `config` can prune in this model; changes nothing.
 
     Returns: the group sets of the kinds that lose groups.
     Raises: SlimError: if the model has no matching structure or its weights are packed.
@@ -27,6 +27,12 @@ def claim_for_pruning(model: nn.Module, config: PruningConfig) -> list[GroupSet]
                     f"'{part.module}' holds packed integers, which cannot be pruned. Prune before quantizing."
                 )
     final_counts(group_sets, config)
+    return group_sets
+
+
+def claim_for_pruning(model: nn.Module, config: PruningConfig) -> list[GroupSet]:
+    """`groups_to_prune`, and a note that the model is going to be pruned; masks nothing."""
+    group_sets = groups_to_prune(model, config)
     claim(model, "pruning", config)
     return group_sets
 
@@ -38,18 +44,19 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed)
     mark_kept_columns_(model, group_sets, removed)
 
 
-def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
-    """Masks the whole target in one shot: for training loops without a Trainer.
-
-    Raises: SlimError: if the criterion needs gradients and the model holds none.
-    """
-    group_sets = claim_for_pruning(model, config)
+def check_pruning(model: nn.Module, config: PruningConfig) -> None:
+    """Raises SlimError if `prepare_pruning` cannot work: no such structure, or no gradients where they are needed."""
+    groups_to_prune(model, config)
     if CRITERIA[config.criterion].needs_gradient and all(p.grad is None for p in model.parameters()):
-        record_of(model).configs.pop("pruning")
         raise SlimError(
             f"Criterion '{config.criterion}' needs gradients and this model holds none. Call `loss.backward()` on "
             "some batches before `prepare`, choose criterion 'l1' or 'l2', or use PruningCallback in a Trainer."
         )
+
+
+def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
+    """Masks the whole target in one shot: for training loops without a Trainer."""
+    group_sets = claim_for_pruning(model, config)
     scores = score_groups(model, group_sets, config.criterion)
     removed = choose_removed(group_sets, scores, record_of(model).removed, config, progress=1.0)
     mask_groups_(model, group_sets, removed)
@@ -62,4 +69,4 @@ def convert_pruning(model: nn.Module) -> None:
     record.removed = {}
 
 
-register_technique(Technique("pruning", 10, PruningConfig, prepare_pruning, convert_pruning))
+register_technique(Technique("pruning", 10, PruningConfig, check_pruning, prepare_pruning, convert_pruning))

@@ -62,20 +62,22 @@ def plan_quantization(model: nn.Module, config: QuantizationConfig) -> list[Laye
     return plans
 
 
-def prepare_quantization(model: nn.Module, config: QuantizationConfig) -> None:
-    """Swaps every planned layer for its fake-quantized form, in place. Parameters and their names stay."""
+def check_quantization(model: nn.Module, config: QuantizationConfig) -> None:
+    """Raises SlimError if the model is packed, holds NaN, or `plan_quantization` finds the config impossible."""
     if any(isinstance(module, PACKED) for module in model.modules()):
         raise SlimError(
             "This model is packed already: its integer weights cannot be trained. Load the float model it came from, "
             "or a training checkpoint."
         )
-    plans = plan_quantization(model, config) if not is_prepared(model, "quantization") else []
-    for plan in plans:
-        if plan.scheme:
-            require_finite(plan.name, model.get_submodule(plan.name).weight)
-    if not claim(model, "quantization", config):
-        return
-    fake_quantize_layers_(model, {plan.name: plan.scheme for plan in plans if plan.scheme})
+    if not is_prepared(model, "quantization"):
+        for name in _planned_schemes(model, config):
+            require_finite(name, model.get_submodule(name).weight)
+
+
+def prepare_quantization(model: nn.Module, config: QuantizationConfig) -> None:
+    """Swaps every planned layer for its fake-quantized form, in place. Parameters and their names stay."""
+    if claim(model, "quantization", config):
+        fake_quantize_layers_(model, _planned_schemes(model, config))
 
 
 def fake_quantize_layers_(model: nn.Module, schemes: dict[str, Scheme]) -> None:
@@ -116,6 +118,10 @@ def empty_packed_layers_(model: nn.Module, schemes: dict[str, Scheme]) -> None:
 def quantized_layers(model: nn.Module) -> dict[str, Scheme]:
     """The layers that are fake-quantized or packed, with their schemes."""
     return {n: m.scheme for n, m in model.named_modules() if isinstance(m, PACKED + FAKE_QUANT)}
+
+
+def _planned_schemes(model: nn.Module, config: QuantizationConfig) -> dict[str, Scheme]:
+    return {plan.name: plan.scheme for plan in plan_quantization(model, config) if plan.scheme}
 
 
 def _packed_like(module: FakeQuantLinear, owner: PackedEmbedding | PackedLinear) -> PackedLinear:
@@ -166,4 +172,6 @@ def _sample(names: dict[str, nn.Module], most: int = 4) -> str:
     return ", ".join(shown) + (", ..." if len(names) > most else "")
 
 
-register_technique(Technique("quantization", 20, QuantizationConfig, prepare_quantization, pack_layers_))
+register_technique(
+    Technique("quantization", 20, QuantizationConfig, check_quantization, prepare_quantization, pack_layers_)
+)

@@ -161,3 +161,22 @@ def test_the_base_without_its_head_loads_too(tmp_path):
     with torch.no_grad():
         expected = model.model(input_ids=tiny.tokens()).last_hidden_state
         assert torch.equal(headless(input_ids=tiny.tokens()).last_hidden_state, expected)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_early_best_checkpoint_is_converted_whatever_the_order_of_callbacks(order, tmp_path, caplog):
+    callbacks = [PruningCallback(tiny.PRUNING), QuantizationCallback(tiny.QUANTIZATION)]
+    scores = iter(range(100, 0, -1))  # the first evaluation is the best one
+    trainer = tiny.trainer(
+        tiny.llama(), tmp_path, [callbacks[i] for i in order], save_strategy="steps", save_steps=1,
+        eval_strategy="steps", eval_steps=1, load_best_model_at_end=True, metric_for_best_model="score",
+    )  # fmt: skip
+    trainer.compute_metrics = lambda prediction: {"score": next(scores)}
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
+    assert "short of its target" in caplog.text
+    removed = callbacks[0].removed
+    for index, layer in enumerate(trainer.model.model.layers):
+        assert layer.mlp.up_proj.out_features == 64 - len(removed.get(f"model.layers.{index}.mlp/ffn", []))
+        assert layer.mlp.up_proj.weight.dtype == torch.int8

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimError, convert, prepare
 from tests import tiny
@@ -51,3 +52,12 @@ def test_quantizing_a_packed_model_again_is_refused():
     model = convert(prepare(tiny.llama(), tiny.QUANTIZATION))
     with pytest.raises(SlimError, match="packed already"):
         prepare(model, tiny.QUANTIZATION)
+
+
+def test_a_config_that_is_refused_leaves_the_model_as_it_was():
+    model = tiny.llama()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(SlimError, match="does not divide"):
+        prepare(model, ONE_SHOT, QuantizationConfig(group_size=20))
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    prepare(model, PruningConfig(sparsity={"ffn": 0.5}, criterion="l1"))  # nothing was claimed either

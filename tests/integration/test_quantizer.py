@@ -96,6 +96,16 @@ def test_a_small_model_can_be_made_smaller_again(tmp_path):
     assert torch.equal(tiny.logits(loaded), tiny.logits(again))
     config = json.loads((tmp_path / "twice" / "config.json").read_text())["quantization_config"]
     assert config["mode"] == "packed"
+    assert config["techniques"].keys() == {"pruning", "quantization"}
+
+
+def test_quantizing_a_pruned_checkpoint_remembers_the_pruning(tmp_path):
+    convert(prepare(tiny.llama(), PRUNED)).save_pretrained(tmp_path / "pruned")
+    model = prepare(AutoModelForCausalLM.from_pretrained(tmp_path / "pruned"), *MADE["packed"])
+    model.save_pretrained(tmp_path / "training")
+    model = convert(AutoModelForCausalLM.from_pretrained(tmp_path / "training"))
+    assert model.config.quantization_config.techniques["pruning"] == PRUNED.to_dict()
+    assert model.config.quantization_config.techniques["quantization"] == MADE["packed"][0].to_dict()
 
 
 def test_an_unknown_mode_names_the_version(tmp_path):
