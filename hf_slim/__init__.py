@@ -14,6 +14,8 @@ from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.quantization.callback import QuantizationCallback
 from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.quantization.grid import Grid
+from hf_slim.quantization.scheme import Scheme
 from hf_slim.version import __version__
 
 register()
@@ -21,10 +23,12 @@ register()
 __all__ = [
     "DistillationCallback",
     "DistillationConfig",
+    "Grid",
     "PruningCallback",
     "PruningConfig",
     "QuantizationCallback",
     "QuantizationConfig",
+    "Scheme",
     "SlimConfig",
     "SlimError",
     "__version__",

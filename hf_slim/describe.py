@@ -13,8 +13,9 @@ from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_coun
 from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
 from hf_slim.pruning.architectures import find_group_sets
 from hf_slim.pruning.mask import final_counts
-from hf_slim.quantization.config import Scheme
-from hf_slim.quantization.transform import plan_quantization, quantized_layers
+from hf_slim.quantization.plan import plan_quantization
+from hf_slim.quantization.scheme import Scheme
+from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.recipe import Recipe
 
 
@@ -82,7 +83,7 @@ def _group_lines(model: nn.Module) -> list[str]:
         return [f"  groups: {error}"]
     if not found:
         return ["  no prunable groups were recognised"]
-    if any(hasattr(module, "weight_scale") for module in model.modules()):
+    if any(is_packed(module) for module in model.modules()):
         return ["  groups: this model is packed; prune before quantizing"]
     total = parameter_count(model)
     lines = [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"]
@@ -132,12 +133,12 @@ def _bytes(model: nn.Module, schemes: dict[str, Scheme | str], removed: list[Rem
                 total += _stored_bytes(parameter, schemes[name]) if quantized else 4 * parameter.numel()
     for groups, size, layers in removed:
         scheme = schemes.get(layers[0])
-        total -= groups * size * (scheme.weight_bits / 8 if isinstance(scheme, Scheme) else 4)
+        total -= groups * size * (scheme.weights.storage_bits / 8 if isinstance(scheme, Scheme) else 4)
     return total
 
 
 def _stored_bytes(parameter: nn.Parameter, scheme: Scheme) -> float:
-    return parameter.numel() * scheme.weight_bits / 8 + 4 * len(parameter) * scheme.groups(parameter.shape[1])
+    return parameter.numel() * scheme.weights.bits_per_value(parameter[0].numel()) / 8
 
 
 def _layer_lines(

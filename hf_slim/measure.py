@@ -39,7 +39,7 @@ def compare(base: str, result: str, data: DataConfig, settings: EvaluationConfig
         }
         measured = in_fresh_process(_side_by_side, folders, data, settings)
         for name, folder in tqdm(folders.items(), desc="peak memory", unit="model"):
-            peak = in_fresh_process(_peak_memory, folder, settings.prefill_tokens)
+            peak = in_fresh_process(_peak_memory, folder, settings.prefill_tokens, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
     return measured
 
@@ -84,12 +84,12 @@ def _side_by_side(folders: dict[str, str], data: DataConfig, settings: Evaluatio
     _, held_out = load_texts(data)
     blocks = text_blocks(held_out, tokenizer, data, settings.blocks, SEED_OF_HELD_OUT, "reading held-out text")
     named = tqdm(folders.items(), desc="loading", unit="model")
-    models = {name: load_model(folder) for name, folder in named}
+    models = {name: load_model(folder, settings.dtype_of(name)) for name, folder in named}
     return measure_models(models, tokenizer, blocks, settings)
 
 
-def _peak_memory(folder: str, n_tokens: int) -> int:
-    model = load_model(folder)
+def _peak_memory(folder: str, n_tokens: int, dtype: torch.dtype) -> int:
+    model = load_model(folder, dtype)
     with torch.inference_mode():
         model(input_ids=torch.ones(1, n_tokens, dtype=torch.long), logits_to_keep=1)
     return peak_rss_bytes()

@@ -24,7 +24,7 @@ from hf_slim.evaluation.picture import draw
 from hf_slim.evaluation.training_speed import callbacks_for
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.measure import compare, training_step_ms
-from hf_slim.quantization.transform import plan_quantization
+from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
 from hf_slim.version import __version__
 

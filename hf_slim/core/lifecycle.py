@@ -66,9 +66,15 @@ def register_finish(after_prepare: Step, after_convert: Step) -> None:
 
 def record_of(model: nn.Module) -> Record:
     """The model's record, created empty on first use."""
+    model = unwrapped(model)
     if RECORD not in model.__dict__:
         model.__dict__[RECORD] = Record()
     return model.__dict__[RECORD]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside an adapter wrapper such as PEFT's, or the model itself: layer names are the model's own."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def is_prepared(model: nn.Module, technique: str | None = None) -> bool:
@@ -111,12 +117,13 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
         if chosen.count(technique) > 1:
             raise SlimError(f"Two configs for {technique.name} arrived. Pass one config per technique.")
     ordered = sorted(zip(chosen, configs, strict=True), key=lambda pair: pair[0].order)
+    inner = unwrapped(model)
     for technique, config in ordered:
-        technique.check(model, config)
+        technique.check(inner, config)
     for technique, config in ordered:
-        technique.prepare(model, config)
+        technique.prepare(inner, config)
     for step in _AFTER_PREPARE:
-        step(model)
+        step(inner)
     return model
 
 

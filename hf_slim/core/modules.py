@@ -34,12 +34,16 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy with every fake-quantized module back in its plain form: the model as if never prepared.
 
-    A prepared module says how to undo itself with a method `plain()`.
+    A prepared module says how to undo itself with a method `plain()`; a hook that prepares, with `prepared = True`.
     """
     twin = copy.deepcopy(model)
     prepared = [(name, module) for name, module in twin.named_modules() if hasattr(module, "plain")]
     for name, module in prepared:
         set_module_(twin, name, module.plain())
+    for module in twin.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if getattr(hook, "prepared", False):
+                del module._forward_pre_hooks[key]
     twin.__dict__.pop(RECORD, None)
     return twin
 
@@ -54,8 +58,14 @@ def resize_linear_(linear: nn.Linear, out_features: int, in_features: int) -> No
 
 
 def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """`{name: [out_features, in_features]}` of every linear layer, packed or not."""
-    return {n: [m.out_features, m.in_features] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    """`{name: [out_features, in_features]}` of every linear layer, packed or not, GPT-2's `Conv1D` included."""
+    shapes = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            shapes[name] = [module.out_features, module.in_features]
+        elif hasattr(module, "nf") and hasattr(module, "nx"):
+            shapes[name] = [module.nf, module.nx]
+    return shapes
 
 
 def counts(model: nn.Module) -> dict[tuple[str, str], int]:

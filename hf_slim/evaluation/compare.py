@@ -13,6 +13,8 @@ from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_coun
 from hf_slim.evaluation.latency import inference_speed
 from hf_slim.evaluation.quality import complete, perplexity
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class EvaluationConfig(SlimConfig):
@@ -23,6 +25,9 @@ class EvaluationConfig(SlimConfig):
     decode_tokens: int = field(default=32, metadata={"help": "Tokens that are decoded after it, one at a time."})
     repeats: int = field(default=7, metadata={"help": "Timed rounds; medians need at least 5."})
     training_repeats: int = field(default=5, metadata={"help": "Timed training steps of each kind."})
+    result_dtype: str = field(
+        default="float32", metadata={"help": "What the compressed model computes in: float32 or bfloat16."}
+    )
     prompt: str = field(default="def read_json(path):\n", metadata={"help": "Both models complete this."})
 
     def __post_init__(self) -> None:
@@ -30,6 +35,12 @@ class EvaluationConfig(SlimConfig):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SlimError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+        if self.result_dtype not in DTYPES:
+            raise SlimError(f"`result_dtype` must be float32 or bfloat16, got {self.result_dtype!r}.")
+
+    def dtype_of(self, side: str) -> torch.dtype:
+        """What the base (always float32) or the result is measured in."""
+        return DTYPES[self.result_dtype] if side == "result" else torch.float32
 
 
 def measure_models(
@@ -46,6 +57,7 @@ def measure_models(
     return {
         name: {
             "quality": {"perplexity": perplexity(model, blocks, f"perplexity of {name}"), "blocks": len(blocks)},
+            "dtype": str(model.dtype).removeprefix("torch."),
             "memory": {"ram_bytes": ram_bytes(model)},
             "compute": {
                 "parameters": parameter_count(model),

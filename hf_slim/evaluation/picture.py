@@ -1,10 +1,11 @@
-"""The report at a glance: one picture of base against result."""
+"""Reports at a glance: base against result, and which layers bear which scheme."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 from hf_slim.core.report import ROWS, find, table, value_of
+from hf_slim.evaluation.sensitivity import LayerSensitivity
 
 logger = logging.getLogger(__name__)
 BASE_COLOUR, RESULT_COLOUR = "#b8bec8", "#2a6f97"
@@ -12,13 +13,7 @@ BASE_COLOUR, RESULT_COLOUR = "#b8bec8", "#2a6f97"
 
 def draw(report: dict[str, Any], path: Path) -> bool:
     """Writes a PNG with one bar chart per measure. Returns False, with a warning, where matplotlib is missing."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        logger.warning("No picture was drawn, because matplotlib is missing. Run `pip install 'hf_slim[demo]'`.")
+    if (pyplot := _pyplot()) is None:
         return False
     shown = {label: (base, result, ratio) for label, base, result, ratio in table(report)}
     rows = [(label, path_, smaller) for label, path_, _, smaller in ROWS if label in shown]
@@ -44,3 +39,42 @@ def draw(report: dict[str, Any], path: Path) -> bool:
     figure.savefig(path, dpi=110, format="png")
     pyplot.close(figure)
     return True
+
+
+def draw_sensitivity(found: list[LayerSensitivity], chosen: dict[str, str], path: Path) -> bool:
+    """Writes a PNG: the harm of every scheme in every layer on a logarithmic scale, the chosen ones marked.
+
+    Returns: False, with a warning, where matplotlib is missing.
+    """
+    if (pyplot := _pyplot()) is None:
+        return False
+    bits = {choice.scheme: choice.bits for layer in found for choice in layer.choices}
+    figure, axis = pyplot.subplots(figsize=(max(7, 0.07 * len(found) + 3), 4.2), layout="constrained")
+    for place, scheme in enumerate(sorted(bits, key=bits.get)):
+        points = [(i, c.divergence) for i, layer in enumerate(found) for c in layer.choices if c.scheme == scheme]
+        picked = [(i, harm) for i, harm in points if chosen[found[i].name] == scheme]
+        colour = pyplot.get_cmap("viridis")(place / max(len(bits) - 1, 1))
+        axis.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.6)
+        label = f"{scheme}: {len(picked)} of {len(found)} layers"
+        axis.scatter(*(zip(*picked, strict=True) if picked else ((), ())), color=colour, s=14, label=label)
+    axis.set_yscale("log")
+    axis.set_title("Harm of each scheme in each layer alone; dots are the chosen ones", fontsize=11, loc="left")
+    axis.set_xlabel("layer, in model order")
+    axis.set_ylabel("KL to the untouched model, nats per token")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=110, format="png")
+    pyplot.close(figure)
+    return True
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        logger.warning("No picture was drawn, because matplotlib is missing. Run `pip install 'hf_slim[demo]'`.")
+        return None
+    return pyplot

@@ -8,18 +8,22 @@ import copy
 
 import torch
 from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
 from hf_slim.core.modules import counts, linear_shapes
-from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, share_tied_scales_
+from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
 from hf_slim.pruning.architectures import find_group_sets
-from hf_slim.quantization.transform import PACKED, quantized_layers
+from hf_slim.quantization.adapters import adapter_layers
+from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
 
 
 def describe_prepared(model: nn.Module) -> None:
     """Writes mode "qat" into the config of a model prepared for quantization: its checkpoints load as such."""
-    if is_prepared(model, "quantization") and hasattr(model, "config"):
+    quantize_kv_cache_(model)
+    if is_prepared(model, "quantization") and hasattr(model, "config") and not adapter_layers(model):
         _write_config(model, "qat")
 
 
@@ -27,11 +31,15 @@ def describe_converted(model: nn.Module) -> None:
     """Writes the config of a converted model, plain if possible, and makes it what `from_pretrained` would return."""
     if not hasattr(model, "config"):
         return
-    packed = any(isinstance(module, PACKED) for module in model.modules())
+    packed = any(is_packed(module) for module in model.modules())
     _shrink_plain_config(model)
     if packed:
         _write_config(model, "packed")
         share_tied_scales_(model)
+        conversions = getattr(model, "_weight_conversions", None)
+        if conversions is None:
+            conversions = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = of_whole_tensors(conversions)
         model.hf_quantizer = HfSlimQuantizer(model.config.quantization_config)
         model.is_quantized, model.quantization_method = True, model.hf_quantizer.quantization_config.quant_method
     elif any(differences(model)):
@@ -64,7 +72,7 @@ def _skeleton(model: nn.Module, config: object) -> nn.Module:
 
 def _write_config(model: nn.Module, mode: str) -> None:
     shapes, attributes = differences(model)
-    layers = {name: str(scheme) for name, scheme in quantized_layers(model).items()}
+    layers = {name: scheme.to_json() for name, scheme in quantized_layers(model).items()}
     record = record_of(model)
     techniques = record.techniques | {name: config.to_dict() for name, config in record.configs.items()}
     model.config.quantization_config = HfSlimConfig(mode, shapes, attributes, layers, techniques, __version__)

@@ -17,11 +17,12 @@ from transformers import (
 from hf_slim.core.errors import SlimError
 
 
-def load_model(spec: str) -> PreTrainedModel:
-    """A causal language model in evaluation mode, float weights in float32.
+def load_model(spec: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model in evaluation mode.
 
     Args:
         spec: A Hub id, a folder, or `package:<module>/<file>`; a `.gguf` file is dequantized.
+        dtype: Of the float weights, and of what the model computes in.
     Raises: SlimError: if nothing loadable is there.
     """
     path, arguments = located(spec)
@@ -29,7 +30,7 @@ def load_model(spec: str) -> PreTrainedModel:
         arguments["quantization_config"] = GgufConfig(dequantize=True, **arguments)
     try:
         model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True, **arguments
+            path, dtype=dtype, output_loading_info=True, **arguments
         )
     except Exception as error:  # from_pretrained raises many kinds, all of them about the checkpoint
         raise _not_loadable(spec, error) from error

@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers.core_model_loading import WeightConverter
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -10,7 +11,10 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim, record_of
 from hf_slim.core.modules import resize_linear_, resolve
-from hf_slim.quantization.config import QuantizationConfig, Scheme
+from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.quantization.packed import mark_filled_
+from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
 
 METHOD = "hf_slim"
@@ -24,7 +28,7 @@ class HfSlimConfig(QuantizationConfigMixin):
         mode: "pruned": only smaller; "qat": float masters with a fake-quantized forward; "packed": integer weights.
         shapes: Linear layers whose size differs from what the model's config says: path -> [out, in].
         attributes: Head counts that differ: path -> {attribute: value}.
-        layers: Quantized layers: path -> scheme, such as "w4a16-g32".
+        layers: Quantized layers: path -> scheme, by name ("w4a16-g32") or in full.
         techniques: The configs that made this model, by technique.
         version: Of hf_slim, when the model was made.
     """
@@ -34,7 +38,7 @@ class HfSlimConfig(QuantizationConfigMixin):
         mode: str,
         shapes: dict[str, list[int]] | None = None,
         attributes: dict[str, dict[str, int]] | None = None,
-        layers: dict[str, str] | None = None,
+        layers: dict[str, str | dict] | None = None,
         techniques: dict[str, dict] | None = None,
         version: str = "",
         quant_method: str = METHOD,
@@ -65,17 +69,20 @@ class HfSlimQuantizer(HfQuantizer):
             if found := resolve(model, path):
                 for attribute, value in values.items():
                     setattr(model.get_submodule(found), attribute, value)
-        schemes = {resolve(model, path): Scheme.parse(scheme) for path, scheme in config.layers.items()}
+        schemes = {resolve(model, path): Scheme.of(scheme) for path, scheme in config.layers.items()}
         schemes.pop(None, None)
         if config.mode == "qat":
-            fake_quantize_layers_(model, schemes)
-            claim(model, "quantization", QuantizationConfig.from_dict(config.techniques["quantization"]))
+            quantization = QuantizationConfig.from_dict(config.techniques["quantization"])
+            fake_quantize_layers_(model, schemes, quantization)
+            claim(model, "quantization", quantization)
         elif config.mode == "packed":
             empty_packed_layers_(model, schemes)
             share_tied_scales_(model)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        quantize_kv_cache_(model)
         if self.quantization_config.mode == "packed":
+            mark_filled_(model)
             share_tied_scales_(model)
         else:  # float weights: an ordinary, trainable model
             del model.hf_quantizer
@@ -84,6 +91,10 @@ class HfSlimQuantizer(HfQuantizer):
                 if hasattr(getattr(module, "config", None), "_is_quantized"):
                     module.config._is_quantized = False
         return model
+
+    def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
+        conversions = super().update_weight_conversions(weight_conversions, model)
+        return of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
 
     def is_serializable(self) -> bool:
         return True
@@ -97,13 +108,19 @@ class HfSlimQuantizer(HfQuantizer):
         return True
 
 
+def of_whole_tensors(conversions: list) -> list:
+    """The conversions between checkpoint and model that only rename: codes cannot be split, merged or transposed."""
+    return [conversion for conversion in conversions if not isinstance(conversion, WeightConverter)]
+
+
 def share_tied_scales_(model: nn.Module) -> None:
     """Lets a head whose packed weight is tied to the embedding use the embedding's scales too; stored once."""
     declared = getattr(model, "all_tied_weights_keys", {})  # weights are not tied yet while a checkpoint is loading
     for target, source in declared.items():
         head, owner = (model.get_submodule(path.rpartition(".")[0]) for path in (target, source))
-        if target.endswith(".weight") and hasattr(head, "weight_scale") and hasattr(owner, "weight_scale"):
-            head.register_buffer("weight_scale", owner.weight_scale, persistent=False)
+        for buffer in ("weight_scale", "weight_zero_point"):
+            if target.endswith(".weight") and hasattr(head, buffer) and hasattr(owner, buffer):
+                head.register_buffer(buffer, getattr(owner, buffer), persistent=False)
 
 
 def register() -> None:

@@ -33,6 +33,8 @@ def _keep_(layer: nn.Linear, dim: int, kept: torch.Tensor) -> None:
         layer.out_features = len(kept)
         if layer.bias is not None:
             layer.bias = nn.Parameter(layer.bias[kept], layer.bias.requires_grad)
+        if hasattr(layer, "keep_rows_"):  # a fake-quantized layer may hold a scale for each row
+            layer.keep_rows_(kept)
     else:
         layer.in_features = len(kept)
         layer.kept_columns = None

@@ -1,11 +1,24 @@
 """Quantization-aware training as one line in a Trainer."""
 
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared, prepare
+from hf_slim.core.lifecycle import convert, is_prepared, prepare, unwrapped
+from hf_slim.quantization.adapters import has_unmerged_adapters
+from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.quantization.quantizer import quantizers
+from hf_slim.quantization.transform import observe_weights_
+
+logger = logging.getLogger(__name__)
 
 
 class QuantizationCallback(TrainerCallback):
@@ -19,22 +32,76 @@ class QuantizationCallback(TrainerCallback):
         self.config = QuantizationConfig.of(config or {})
 
     def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         prepare(model, self.config)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
+        train_dataloader: DataLoader | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "
                 "the callback was added after the Trainer was built. Load the model afresh and pass the callback in "
                 "`Trainer(callbacks=[...])`."
             )
+        if self.config.initialize == "gptq" and state.global_step == 0:  # a checkpoint holds rounded weights already
+            batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
+            round_by_gptq_(unwrapped(model), lambda: _run(model, batches, args), self.config.observer)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if self.config.start:
+            enabled = _progress(state) >= self.config.start
+            for quantizer in quantizers(model):
+                quantizer.enabled = enabled
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        if self._is_frozen(state):
+            for quantizer in quantizers(model):
+                for name, parameter in quantizer.named_parameters(recurse=False):
+                    if name != "codebook":
+                        parameter.grad = None  # optimizers pass over it, momentum and all
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        config = self.config
+        follows = config.learn is None and config.observer == "minmax" and config.initialize == "nearest"
+        if follows and config.freeze < 1 and not self._is_frozen(state):
+            observe_weights_(unwrapped(model), "minmax")  # stored scales follow the weights until they freeze
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if is_prepared(model):  # another technique's callback may have finished the run already
-            convert(model)
+        if not is_prepared(model):  # another technique's callback may have finished the run already
+            return
+        if has_unmerged_adapters(unwrapped(model)):
+            logger.warning(
+                "The adapters are trained for the merged, quantized model. To get it: "
+                "`small = hf_slim.convert(trainer.model.merge_and_unload())`, then `small.save_pretrained(...)`."
+            )
+            return
+        convert(model)
+
+    def _is_frozen(self, state: TrainerState) -> bool:
+        return self.config.freeze < 1 and _progress(state) >= self.config.freeze
+
+
+def _progress(state: TrainerState) -> float:
+    return state.global_step / max(state.max_steps, 1)
+
+
+def _run(model: nn.Module, batches: list[dict[str, Any]], args: TrainingArguments) -> Iterator[None]:
+    """Runs `batches` through the model without gradients, in the precision of the run."""
+    device = next(model.parameters()).device
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    for batch in batches:
+        inputs = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "num_items_in_batch"}
+        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            model(**inputs)
+        yield

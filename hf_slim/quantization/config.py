@@ -1,84 +1,102 @@
-"""What to quantize, and to which grid."""
+"""What to quantize, to which grid, and how the grid is found and trained."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from hf_slim.core.config import SlimConfig
-from hf_slim.core.errors import SlimError
-from hf_slim.core.registry import Registry
+from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.errors import SlimError, nearest
+from hf_slim.quantization.grid import require_whole
+from hf_slim.quantization.observer import OBSERVERS
+from hf_slim.quantization.scheme import SCHEMES, Scheme
 
-
-@dataclass(frozen=True)
-class Scheme:
-    """A symmetric integer grid for weights, and one for activations.
-
-    Attributes:
-        weight_bits: 4 or 8; the grid is the integers from -2**(bits-1) to 2**(bits-1) - 1, times a scale.
-        activation_bits: 8 for dynamic int8, one scale per token; None leaves activations in floating point.
-        group_size: Consecutive input features that share one weight scale; None for one scale per output channel.
-    """
-
-    weight_bits: int
-    activation_bits: int | None = None
-    group_size: int | None = None
-
-    def __str__(self) -> str:
-        group = f"-g{self.group_size}" if self.group_size else ""
-        return f"w{self.weight_bits}a{self.activation_bits or 16}{group}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Scheme":
-        """The scheme that `str` wrote: "w8a8", "w4a16-g32". Raises SlimError on anything else."""
-        named, _, group = text.partition("-g")
-        scheme = SCHEMES[named]
-        return cls(scheme.weight_bits, scheme.activation_bits, int(group) if group else None)
-
-    def groups(self, in_features: int) -> int:
-        """Weight scales per output channel; the last group may be short in a pruned layer."""
-        return -(-in_features // self.group_size) if self.group_size else 1
-
-
-SCHEMES: Registry[Scheme] = Registry("quantization scheme")
-SCHEMES.register("w8a8")(Scheme(8, 8))
-SCHEMES.register("w8a16")(Scheme(8))
-SCHEMES.register("w4a8")(Scheme(4, 8))
-SCHEMES.register("w4a16")(Scheme(4))
+LEARN = (None, "lsq", "lsq+")
+LEARN_ACTIVATIONS = (None, "lsq", "lsq+", "pact")
+INITIALIZE = ("nearest", "gptq")
+KV_CACHE = (None, "int8", "int4")
 
 
 @dataclass(frozen=True)
 class QuantizationConfig(SlimConfig):
-    """Which grid the layers train on. Scales follow the weights: the largest of a group is representable."""
+    """Which grids the layers train on. By default scales follow the weights: the largest of a slice is representable."""
 
-    scheme: str = field(default="w8a8", metadata={"help": f"Grid of the linear layers, one of {', '.join(SCHEMES)}."})
-    group_size: int | None = field(
-        default=None,
-        metadata={"help": "Input features that share a weight scale; None: one scale per output channel."},
+    scheme: str | dict[str, Any] | Scheme = field(
+        default="w8a8",
+        metadata={"help": f"Grids of every layer: {', '.join(SCHEMES)}; with options ('w4a16-g64-asym'), or in full."},
     )
-    embeddings: str | None = field(
+    group_size: int | None = field(
+        default=None, metadata={"help": "Input features that share a weight scale; None: what the scheme says."}
+    )
+    embeddings: str | dict[str, Any] | Scheme | None = field(
         default=None,
         metadata={"help": "Grid of the token embedding and of an output head tied to it; None leaves them in float."},
+    )
+    overrides: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "Schemes by pattern of layer names, the last match counts: {'*.down_proj': 'w8a8'}."},
     )
     ignore: tuple[str, ...] = field(
         default=(),
         metadata={"help": "Patterns of layer names to leave in float, such as '*.lm_head' or 'classifier*'."},
     )
+    observer: str = field(
+        default="minmax", metadata={"help": f"How weight scales are found: {', '.join(OBSERVERS)}."}
+    )
+    learn: str | None = field(
+        default=None, metadata={"help": "Train the weights' scales: lsq, or lsq+ (zero points too)."}
+    )
+    learn_activations: str | None = field(
+        default=None, metadata={"help": "Train the scales of static activations: lsq, lsq+ or pact."}
+    )
+    initialize: str = field(
+        default="nearest",
+        metadata={"help": "How the starting weights are rounded: nearest, or gptq on the first batches."},
+    )
+    calibration_batches: int = field(
+        default=8, metadata={"help": "Training batches that gptq and static activation scales look at."}
+    )
+    start: float = field(default=0.0, metadata={"help": "Share of training after which rounding switches on."})
+    freeze: float = field(default=1.0, metadata={"help": "Share of training after which scales no longer move."})
+    kv_cache: str | None = field(
+        default=None, metadata={"help": "Grid of the keys and values that attention keeps: int8 or int4."}
+    )
 
     def __post_init__(self) -> None:
-        for name in filter(None, (self.scheme, self.embeddings)):
-            SCHEMES[name]
-        whole = isinstance(self.group_size, int) and not isinstance(self.group_size, bool)
-        if self.group_size is not None and (not whole or self.group_size < 1):
-            raise SlimError(f"`group_size` must be a positive whole number or None, got {self.group_size!r}.")
+        put = object.__setattr__
+        put(self, "scheme", Scheme.of(self.scheme).to_json())
+        put(self, "embeddings", Scheme.of(self.embeddings).to_json() if self.embeddings else None)
+        if self.group_size is not None:
+            require_whole("group_size", self.group_size)
+        require_whole("calibration_batches", self.calibration_batches)
+        require_share("start", self.start, upper_open=True)
+        require_share("freeze", self.freeze)
+        self._check_choices()
         if isinstance(self.ignore, str):
             raise SlimError(
                 f"`ignore` must be a list of patterns, got the string {self.ignore!r}: write [{self.ignore!r}]."
             )
-        object.__setattr__(self, "ignore", tuple(self.ignore))  # JSON brings lists
+        put(self, "ignore", tuple(self.ignore))  # JSON brings lists
+        if not isinstance(self.overrides, dict):
+            raise SlimError(f"`overrides` must map patterns to schemes, got {self.overrides!r}.")
+        put(self, "overrides", {name: Scheme.of(scheme).to_json() for name, scheme in self.overrides.items()})
+
+    def _check_choices(self) -> None:
+        for name, choices in (("learn", LEARN), ("learn_activations", LEARN_ACTIVATIONS), ("kv_cache", KV_CACHE)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise SlimError(f"Unknown `{name}` {value!r}. {nearest(str(value), filter(None, choices))}")
+        if self.initialize not in INITIALIZE:
+            raise SlimError(f"Unknown `initialize` {self.initialize!r}. {nearest(str(self.initialize), INITIALIZE)}")
+        OBSERVERS[self.observer]
 
     def linear_scheme(self) -> Scheme:
-        """The grid of the linear layers."""
-        named = SCHEMES[self.scheme]
-        return Scheme(named.weight_bits, named.activation_bits, self.group_size)
+        """The grids of every layer that no override names."""
+        return Scheme.of(self.scheme).with_groups(self.group_size)
 
     def embedding_scheme(self) -> Scheme | None:
-        """The grid of the embedding and its tied head: one scale per vocabulary row."""
-        return SCHEMES[self.embeddings] if self.embeddings else None
+        """The grids of the embedding and its tied head."""
+        return Scheme.of(self.embeddings) if self.embeddings else None
+
+    @property
+    def stores_scales(self) -> bool:
+        """Whether scales are kept from step to step, rather than found anew from the weights in every forward."""
+        return self.learn is not None or self.observer != "minmax" or self.freeze < 1 or self.initialize == "gptq"

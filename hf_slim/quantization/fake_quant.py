@@ -1,117 +1,221 @@
-"""Grids: scales, codes, and the straight-through forward that trains on them.
+"""Fake quantization: values on the grid in the forward, and the gradients that train weights, scales and codebooks.
 
 Everything is computed in float32, so that training, packing and loading agree bit for bit in every dtype.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from hf_slim.quantization.config import Scheme
+from hf_slim.core.registry import Registry
+from hf_slim.quantization.grid import TINY, Grid, GridState, observed, snapped
+
+# What one value adds to the gradient of its scale: (its place in units of the grid, where it went, not clipped) -> share
+ScaleGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
+SCALE_GRADIENTS: Registry[ScaleGradient] = Registry("scale gradient")
 
 
-def half_range(bits: int) -> float:
-    """Half of the distance between the ends of the integer grid: 127.5 for 8 bits, as compressed-tensors has it."""
-    return (2**bits - 1) / 2
+@SCALE_GRADIENTS.register("lsq")
+def lsq(place: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
+    """Rounding counts as well as clipping. Source: Esser et al. 2020, LSQ, arXiv:1902.08153, eq. 3."""
+    return torch.where(inside, on_grid - place, on_grid)
 
 
-def absmax_scale(values: Tensor, bits: int) -> Tensor:
-    """Width of one grid step for each slice along the last dimension, float32, positive.
-
-    A slice of zeros gets the smallest normal number, so that its codes are zeros and not NaN.
-    """
-    # two reductions without a temporary copy: on CPU many times faster than `vector_norm` or `aminmax`
-    absmax = torch.maximum(values.amax(-1, keepdim=True), values.amin(-1, keepdim=True).neg()).float()
-    return (absmax / half_range(bits)).clamp_min_(torch.finfo(torch.float32).tiny)
+@SCALE_GRADIENTS.register("pact")
+def pact(place: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
+    """Only clipped values move the range. Source: Choi et al. 2018, PACT, arXiv:1805.06085, eq. 3."""
+    return on_grid.masked_fill(inside, 0)
 
 
-def to_grid(values: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """`values / scale` rounded to the nearest grid point, half to even; float32 holding whole numbers."""
-    limit = 2 ** (bits - 1)
-    return torch.div(values, scale).round_().clamp_(-limit, limit - 1)
+def grouped(weight: Tensor, grid: Grid) -> Tensor:
+    """`(rows, columns)` as float32 `(rows, n_groups, group_size)`; a last group that is short gets zeros."""
+    weight = weight.detach().float()
+    if grid.group_size and weight.shape[1] % grid.group_size:
+        weight = torch.nn.functional.pad(weight, (0, -weight.shape[1] % grid.group_size))
+    return weight.reshape(len(weight), grid.groups(weight.shape[1]), -1)
 
 
-def quantize_weight(weight: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Integer codes and scales of a weight.
-
-    Args:
-        weight: `(out_features, in_features)`, any float dtype.
-        scheme: Gives bits and group size.
-    Returns: codes `(out_features, n_groups, group_size)` as int8, scales `(out_features, n_groups)` as float32.
-    """
-    grouped = _grouped(weight, scheme)
-    scale = absmax_scale(grouped, scheme.weight_bits)
-    return to_grid(grouped, scale, scheme.weight_bits).to(torch.int8), scale.squeeze(-1)
+def ungrouped(values: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    """The inverse of `grouped`: `(rows, columns)` in `dtype`."""
+    return values.flatten(1)[:, :columns].to(dtype)
 
 
-def dequantize_weight(codes: Tensor, scale: Tensor, in_features: int, dtype: torch.dtype) -> Tensor:
-    """The weight that codes `(out, n_groups, group_size)` and scales `(out, n_groups)` stand for: `(out, in)`."""
-    return (codes.float() * scale.unsqueeze(-1)).flatten(1)[:, :in_features].to(dtype)
+def slice_dims(grid: Grid) -> tuple[int, ...]:
+    """The dimensions of a grouped weight that share a scale."""
+    return (0, 1, 2) if grid.granularity == "tensor" else (2,)
 
 
-class _FakeQuantizeWeight(torch.autograd.Function):
+def observed_weight(weight: Tensor, grid: Grid) -> GridState:
+    """The state that covers a `(rows, columns)` weight: scales of `(rows, n_groups, 1)`, or `(1, 1, 1)` per tensor."""
+    return observed(grouped(weight, grid), grid, slice_dims(grid))
+
+
+def learned_state(scale: Tensor, offset: Tensor | None, codebook: Tensor | None, grid: Grid) -> GridState:
+    """Parameters as the grid will store them: a scale that training turned negative counts by its magnitude."""
+    scale = scale.detach().abs().to(grid.scale_dtype).float().clamp_min_(TINY)
+    zero_point = None if offset is None else -(offset.detach() / scale).to(grid.scale_dtype).float()
+    return GridState(scale, zero_point, None if codebook is None else codebook.detach().sort(dim=-1).values)
+
+
+class _FollowScale(torch.autograd.Function):
+    """Scales come from the weight itself, so that nothing is clipped: the gradient passes straight through."""
+
     # A function of its own rather than `w + (q - w).detach()`: no extra copies, nothing saved for backward.
     @staticmethod
-    def forward(ctx, weight: Tensor, scheme: Scheme) -> Tensor:
-        grouped = _grouped(weight, scheme)
-        scale = absmax_scale(grouped, scheme.weight_bits)
-        return _ungrouped(to_grid(grouped, scale, scheme.weight_bits).mul_(scale), weight)
+    def forward(ctx, weight: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
+        values = grouped(weight, grid)
+        return ungrouped(snapped(values, grid, observed(values, grid, slice_dims(grid))), weight.shape[1], dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
+
+
+class _StoredScale(torch.autograd.Function):
+    """Scales are given, or are parameters: the gradient stops where a value was clipped."""
+
+    @staticmethod
+    def forward(
+        ctx, weight: Tensor, scale: Tensor, offset: Tensor | None, zero_point: Tensor | None, codebook: Tensor | None,
+        grid: Grid, dtype: torch.dtype, rule: str, features: float,
+    ) -> Tensor:  # fmt: skip
+        state = _stored_state(scale, offset, zero_point, codebook, grid)
+        ctx.save_for_backward(weight, scale, offset, zero_point, codebook)  # parameters all: no memory of its own
+        ctx.grid, ctx.rule, ctx.features = grid, rule, features
+        return ungrouped(snapped(grouped(weight, grid), grid, state), weight.shape[1], dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, scale, offset, zero_point, codebook = ctx.saved_tensors
+        grid = ctx.grid
+        state = _stored_state(scale, offset, zero_point, codebook, grid)
+        gradient = grouped(gradient, grid)
+        place = grouped(weight, grid) * state.scale.reciprocal()  # the weight in units of the grid
+        if state.zero_point is not None:
+            place += state.zero_point
+        inside, on_grid = _inside_and_snapped(place, grid, state)
+        # LSQ, sec. 2.2; PACT has none
+        size = 1 / math.sqrt(ctx.features * grid.kind_of.limits(grid)[1]) if ctx.rule == "lsq" else 1
+        gradients: list[Tensor | None] = [None] * 9
+        if ctx.needs_input_grad[0]:
+            gradients[0] = ungrouped(gradient * inside, weight.shape[1], weight.dtype)
+        if ctx.needs_input_grad[1]:
+            shares = SCALE_GRADIENTS[ctx.rule](place, on_grid, inside)
+            sign = torch.where(scale < 0, -1.0, 1.0)  # a negative scale counts by its magnitude
+            gradients[1] = _summed(gradient * shares, scale) * sign * size
+        if offset is not None and ctx.needs_input_grad[2]:
+            gradients[2] = _summed(gradient * ~inside, scale) * size
+        if codebook is not None and ctx.needs_input_grad[4]:
+            gradients[4] = _codebook_gradient(gradient * state.scale, place, grid, codebook)
+        return tuple(gradients)
+
+
+def fake_quantize_weight(
+    weight: Tensor,
+    grid: Grid,
+    scale: Tensor | None = None,
+    offset: Tensor | None = None,
+    zero_point: Tensor | None = None,
+    codebook: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The weight as the packed layer will hold it, differentiable in the weight, its scales and its codebook.
+
+    Args:
+        weight: `(rows, columns)`, any float dtype.
+        scale: `(rows, n_groups, 1)` or `(1, 1, 1)`, the width of one step; None: found anew from the weight, and then
+            no value is clipped by more than half a step and the gradient passes straight through.
+        offset: Like `scale`: the value that code 0 stands for (LSQ+'s beta).
+        zero_point: Like `scale`, in units of codes; not trained, and not together with `offset`.
+        codebook: `(n_codebooks, 2**bits)`.
+        dtype: Of the result; None: that of `weight`.
+    Returns: the shape of `weight`, equal bit for bit to `decoded(encoded(...))`.
+    Source: Bengio et al. 2013, arXiv:1308.3432 (straight-through); Esser et al. 2020, LSQ, arXiv:1902.08153, eq. 1-3
+        and sec. 2.2 (gradient scale); Bhalgat et al. 2020, LSQ+, arXiv:2004.09576, eq. 2-6; Han et al. 2016, Deep
+        Compression, arXiv:1510.00149, eq. 3 (codebook).
+    """
+    dtype = dtype or weight.dtype
+    if not weight.numel():
+        return weight.to(dtype)
+    if scale is None and codebook is None:
+        return _FollowScale.apply(weight, grid, dtype)
+    if scale is None:
+        scale = observed_weight(weight, grid).scale
+    features = weight.numel() / scale.numel()
+    return _StoredScale.apply(weight, scale, offset, zero_point, codebook, grid, dtype, "lsq", features)
+
+
+def fake_quantize_static(
+    activations: Tensor, grid: Grid, scale: Tensor, offset: Tensor | None, zero_point: Tensor | None, rule: str
+) -> Tensor:
+    """Activations on a grid with one scale for all tokens, differentiable in the scale.
+
+    Args:
+        activations: `(..., features)`.
+        scale: `(1, 1, 1)`; `offset` and `zero_point` likewise, see `fake_quantize_weight`.
+        rule: How clipping and rounding move the scale, from `SCALE_GRADIENTS`.
+    """
+    rows = activations.reshape(-1, activations.shape[-1])
+    if not rows.numel():
+        return activations
+    arguments = (scale, offset, zero_point, None, grid, activations.dtype, rule, activations.shape[-1])
+    values = _StoredScale.apply(rows, *arguments)
+    return values.view(activations.shape)
 
 
 class _FakeQuantizeTokens(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, activations: Tensor, bits: int) -> Tensor:
-        scale = absmax_scale(activations, bits)
-        return to_grid(activations.float(), scale, bits).mul_(scale).to(activations.dtype)
+    def forward(ctx, activations: Tensor, grid: Grid, dims: tuple[int, ...]) -> Tensor:
+        values = activations.float()
+        return snapped(values, grid, observed(activations, grid, dims)).to(activations.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
 
 
-def fake_quantize_weight(weight: Tensor, scheme: Scheme, kept_columns: Tensor | None = None) -> Tensor:
-    """The weight as the packed layer will hold it; the gradient passes straight through.
-
-    No value is clipped by more than half a step, since the scale follows the largest one.
-
-    Args:
-        weight: `(out_features, in_features)`, any float dtype.
-        scheme: Gives bits and group size.
-        kept_columns: Indices of the columns that pruning will leave; groups are formed among these, as they will be in
-            the smaller layer. Other columns come out as zeros. None: all.
-    Returns: same shape and dtype, equal bit for bit to `dequantize_weight(*quantize_weight(weight, scheme))`.
-    Source: Bengio et al. 2013, arXiv:1308.3432 (straight-through); Jacob et al. 2018, arXiv:1712.05877, sec. 3.
-    """
-    if kept_columns is None or scheme.group_size is None:  # a scale per channel does not see zero columns
-        return _FakeQuantizeWeight.apply(weight, scheme)
-    kept = _FakeQuantizeWeight.apply(weight.index_select(1, kept_columns), scheme)
-    return torch.zeros_like(weight).index_copy(1, kept_columns, kept)
-
-
-def fake_quantize_tokens(activations: Tensor, bits: int) -> Tensor:
-    """Activations rounded to a symmetric grid with one scale per token (the last dimension); straight-through.
+def fake_quantize_tokens(activations: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """Activations rounded to a grid with one scale per token (all of `dims`); straight-through.
 
     Source: Yao et al. 2022, ZeroQuant, arXiv:2206.01861, sec. 4.1 (token-wise dynamic quantization).
     """
-    return _FakeQuantizeTokens.apply(activations, bits)
+    return _FakeQuantizeTokens.apply(activations, grid, dims) if activations.numel() else activations
 
 
-def quantize_tokens(activations: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Codes (int8, same shape) and scales (float32, last dimension 1), on the grid of `fake_quantize_tokens`."""
-    scale = absmax_scale(activations, bits)
-    return to_grid(activations.float(), scale, bits).to(torch.int8), scale
+def quantize_tokens(activations: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Codes (int8, same shape) and scales (float32, last dimension 1), on the grid of `fake_quantize_tokens`.
+
+    For symmetric, signed integer grids.
+    """
+    scale = observed(activations, grid).scale
+    whole = grid.kind_of.snap_(activations.float() * scale.reciprocal(), grid, None)
+    return whole.to(torch.int8), scale
 
 
-def _grouped(weight: Tensor, scheme: Scheme) -> Tensor:
-    """`(out, in)` as float32 `(out, n_groups, group_size)`; a last group that pruning left short gets zeros."""
-    weight = weight.detach().float()
-    if scheme.group_size and weight.shape[1] % scheme.group_size:
-        weight = torch.nn.functional.pad(weight, (0, -weight.shape[1] % scheme.group_size))
-    return weight.reshape(len(weight), scheme.groups(weight.shape[1]), -1)
+def _stored_state(
+    scale: Tensor, offset: Tensor | None, zero_point: Tensor | None, codebook: Tensor | None, grid: Grid
+) -> GridState:
+    state = learned_state(scale, offset, codebook, grid)
+    return state if zero_point is None else GridState(state.scale, zero_point, state.codebook)
 
 
-def _ungrouped(grouped: Tensor, like: Tensor) -> Tensor:
-    return grouped.flatten(1)[:, : like.shape[1]].to(like.dtype)
+def _inside_and_snapped(place: Tensor, grid: Grid, state: GridState) -> tuple[Tensor, Tensor]:
+    low, high = grid.kind_of.limits(grid)
+    inside = (place >= low) & (place <= high)
+    return inside, grid.kind_of.snap_(place.clone(), grid, state.codebook)
+
+
+def _summed(gradient: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a broadcast: summed over the values that share an entry of `like`."""
+    dims = tuple(dim for dim in range(gradient.dim()) if like.shape[dim] == 1)
+    return gradient.sum(dims, keepdim=True)
+
+
+def _codebook_gradient(gradient: Tensor, place: Tensor, grid: Grid, codebook: Tensor) -> Tensor:
+    """Deep Compression, eq. 3: the sum over the values that use an entry, each times its scale."""
+    ascending, order = codebook.sort(dim=-1)
+    codes = grid.kind_of.encode(place, grid, ascending).reshape(len(codebook), -1).long()
+    summed = torch.zeros_like(ascending).scatter_add_(1, codes, gradient.reshape(len(codebook), -1))
+    return torch.zeros_like(summed).scatter_(1, order, summed)

@@ -1,32 +1,70 @@
-"""Layers on a grid: fake-quantized while training, packed afterwards. Both hold the same values."""
+"""Fake-quantized layers: the forward sees the weights and activations of the packed form; masters stay as they were."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_slim.quantization.config import Scheme
-from hf_slim.quantization.fake_quant import (
-    dequantize_weight,
-    fake_quantize_tokens,
-    fake_quantize_weight,
-    quantize_tokens,
-    quantize_weight,
-)
-from hf_slim.quantization.packing import pack_codes, packed_bytes, unpack_codes
+from hf_slim.quantization.grid import GridState
+from hf_slim.quantization.quantizer import InputQuantizer, WeightQuantizer
+from hf_slim.quantization.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Training:
+    """How quantizers find and train their state; see the fields of the same names in `QuantizationConfig`."""
+
+    learn: str | None = None
+    learn_activations: str | None = None
+    calibration_batches: int = 8
+    stored: bool = False
+
+
+def add_quantizers_(
+    layer: nn.Module, scheme: Scheme, shapes: dict[str, tuple[int, int]], training: Training, dims: tuple[int, ...]
+) -> None:
+    """Gives a layer one weight quantizer for each `{weight name: (rows, columns)}`, and one for its input."""
+    layer.scheme = scheme
+    for name, shape in shapes.items():
+        device = getattr(layer, name).device
+        quantizer = WeightQuantizer(scheme.weights, shape, training.learn, training.stored, device)
+        layer.add_module(f"{name}_quantizer", quantizer)
+    layer.input_quantizer = None
+    if scheme.activations is not None:
+        device = next(layer.parameters(recurse=False)).device
+        layer.input_quantizer = InputQuantizer(
+            scheme.activations, dims, training.learn_activations, training.calibration_batches, device
+        )
 
 
 class FakeQuantLinear(nn.Linear):
-    """A linear layer whose forward sees the weights and activations of its packed form; `weight` stays the master."""
+    """A linear layer on a grid; `weight` stays the master.
 
-    def __init__(self, linear: nn.Linear, scheme: Scheme):
+    Attributes:
+        kept_columns: The columns that pruning will leave, or None; pruning keeps this up to date.
+        weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
+    """
+
+    def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
-        self.weight, self.bias, self.scheme = linear.weight, linear.bias, scheme
-        self.kept_columns: Tensor | None = getattr(linear, "kept_columns", None)  # pruning keeps this up to date
+        self.weight, self.bias = linear.weight, linear.bias
+        self.kept_columns: Tensor | None = getattr(linear, "kept_columns", None)
+        self.weight_change: Callable[[], Tensor | None] | None = None
+        add_quantizers_(self, scheme, {"weight": tuple(linear.weight.shape)}, training, (-1,))
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.scheme.activation_bits:
-            input = fake_quantize_tokens(input, self.scheme.activation_bits)
-        return F.linear(input, fake_quantize_weight(self.weight, self.scheme, self.kept_columns), self.bias)
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
+        weight = self.weight
+        if self.weight_change is not None and (change := self.weight_change()) is not None:
+            weight = weight + change
+        return F.linear(input, self.weight_quantizer(weight, self.kept_columns, _autocast_dtype(input)), self.bias)
 
     def plain(self) -> nn.Linear:
         """The ordinary layer with the same parameters."""
@@ -34,134 +72,122 @@ class FakeQuantLinear(nn.Linear):
         linear.weight, linear.bias = self.weight, self.bias
         return linear
 
-    def packed(self) -> "PackedLinear":
-        """The final layer, holding exactly the values that this one computes with."""
-        layer = PackedLinear(self.in_features, self.out_features, self.bias is not None, self.scheme, device="meta")
-        layer.bias = None if self.bias is None else nn.Parameter(self.bias.detach())
-        pack_weight_(layer, self.weight, self.scheme)
-        return layer
+    def matrices(self) -> dict[str, Tensor]:
+        """Every weight on a grid by name, as `(rows, columns)`."""
+        return {"weight": self.weight}
+
+    def keep_rows_(self, kept: Tensor) -> None:
+        """Called by removal after rows were cut out of the weight."""
+        self.weight_quantizer.keep_rows_(kept)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scheme={self.scheme}"
 
 
 class FakeQuantEmbedding(nn.Embedding):
-    """An embedding that looks up rows of its packed form; a scale per row, so only the rows looked up are computed."""
+    """An embedding that looks up rows of its packed form; scales lie within a row, so only rows looked up are computed."""
 
-    def __init__(self, embedding: nn.Embedding, scheme: Scheme):
-        super().__init__(**_embedding_arguments(embedding), device="meta")
-        self.weight, self.scheme = embedding.weight, scheme
+    def __init__(self, embedding: nn.Embedding, scheme: Scheme, training: Training):
+        super().__init__(**embedding_arguments(embedding), device="meta")
+        self.weight = embedding.weight
+        add_quantizers_(self, Scheme(scheme.weights), {"weight": tuple(embedding.weight.shape)}, Training(), ())
+        self.scheme = scheme  # a tied head has the same one, and may quantize its input
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
-        return fake_quantize_weight(rows.flatten(0, -2), self.scheme).view(rows.shape)
+        return self.weight_quantizer(rows.flatten(0, -2)).view(rows.shape)
 
     def plain(self) -> nn.Embedding:
         """The ordinary embedding with the same parameter."""
-        embedding = nn.Embedding(**_embedding_arguments(self), device="meta")
+        embedding = nn.Embedding(**embedding_arguments(self), device="meta")
         embedding.weight = self.weight
         return embedding
 
-    def packed(self) -> "PackedEmbedding":
-        """The final embedding, holding exactly the values that this one looks up."""
-        layer = PackedEmbedding(
-            **_embedding_arguments(self), scheme=self.scheme, dtype=self.weight.dtype, device="meta"
-        )
-        pack_weight_(layer, self.weight, self.scheme)
-        return layer
+    def matrices(self) -> dict[str, Tensor]:
+        """Every weight on a grid by name, as `(rows, columns)`."""
+        return {"weight": self.weight}
 
 
-class PackedLinear(nn.Linear):
-    """A linear layer in integers.
-
-    `weight` is int8 `(out_features, n_groups, n_bytes)` and `weight_scale` float32 `(out_features, n_groups)`: three
-    dimensions under the usual name, so that loading without hf_slim fails loudly instead of reading codes as weights.
-    """
-
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, scheme: Scheme, device: str | torch.device | None = None
-    ):
-        super().__init__(in_features, out_features, bias, device=device)
-        self.scheme = scheme
-        empty_weight_(self, scheme, device)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if self.kernel(input) == "int8":
-            return int8_linear(input, self.weight, self.weight_scale, self.bias)
-        if self.scheme.activation_bits:
-            input = fake_quantize_tokens(input, self.scheme.activation_bits)
-        return F.linear(input, self.dequantized(input.dtype), self.bias)
-
-    def kernel(self, input: Tensor) -> str:
-        """How `forward` computes: 'int8' on integer matrix units, 'dequantize' through a float copy of this layer."""
-        scheme = self.scheme
-        if (scheme.weight_bits, scheme.activation_bits, scheme.group_size) != (8, 8, None) or not self.weight.numel():
-            return "dequantize"
-        if torch.is_grad_enabled() and input.requires_grad:  # integer matrix products have no gradient
-            return "dequantize"
-        return "int8" if input.device.type == "cpu" else "dequantize"
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight in floating point: `(out_features, in_features)`."""
-        codes = unpack_codes(self.weight, self.scheme.weight_bits, self.scheme.group_size or self.in_features)
-        return dequantize_weight(codes, self.weight_scale, self.in_features, dtype)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, scheme={self.scheme}"
-
-
-class PackedEmbedding(nn.Embedding):
-    """An embedding in integers, stored as in `PackedLinear`; rows are dequantized as they are looked up.
+def fake_quantized_like(
+    module: nn.Module, scheme: Scheme, training: Training, shapes: dict[str, tuple[int, int]], transposed: bool,
+    dims: tuple[int, ...],
+) -> nn.Module:  # fmt: skip
+    """Any other module, sharing its parameters, whose forward reads fake-quantized weights.
 
     Args:
-        dtype: Of the rows that come out; the float dtype of the model.
+        shapes: `{parameter name: (rows, columns)}`: the matrices that these parameters hold.
+        transposed: Whether the parameters hold them as `(..., columns, rows)`.
+        dims: Dimensions of the input that share a scale per token.
     """
-
-    def __init__(self, *args, scheme: Scheme, dtype: torch.dtype, device: str | torch.device | None = None, **kwargs):
-        super().__init__(*args, device=device, **kwargs)
-        self.scheme, self.dtype = scheme, dtype
-        empty_weight_(self, scheme, device)
-
-    def forward(self, input: Tensor) -> Tensor:
-        codes = unpack_codes(self.weight[input].flatten(0, -3), self.scheme.weight_bits, self.embedding_dim)
-        rows = dequantize_weight(codes, self.weight_scale[input].flatten(0, -2), self.embedding_dim, self.dtype)
-        return rows.view(*input.shape, self.embedding_dim)
+    layer = with_class(module, _fake_quant_class(type(module)))
+    layer.plain_class, layer.transposed = type(module), transposed
+    layer.columns = {name: columns for name, (_, columns) in shapes.items()}
+    add_quantizers_(layer, scheme, shapes, training, dims)
+    return layer
 
 
-def int8_linear(input: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """`F.linear` on int8 activations and weights, exact integer sums, scaled once at the end.
-
-    Args:
-        input: `(..., in_features)`, any float dtype; quantized here with one scale per token.
-        weight: `(out_features, 1, in_features)`, int8.
-        weight_scale: `(out_features, 1)`, float32.
-        bias: `(out_features,)` or None.
-    Returns: `(..., out_features)` in the dtype of `input`.
-    """
-    codes, scale = quantize_tokens(input.reshape(-1, input.shape[-1]))
-    product = torch._int_mm(codes, weight.squeeze(1).t()).float()
-    product.mul_(scale).mul_(weight_scale.squeeze(1))
-    if bias is not None:
-        product.add_(bias)
-    return product.to(input.dtype).view(*input.shape[:-1], len(weight))
+def as_matrix(weight: Tensor, columns: int, transposed: bool) -> Tensor:
+    """A parameter of any shape as `(rows, columns)`, what is summed over in columns."""
+    return (weight.mT if transposed else weight).reshape(-1, columns)
 
 
-def empty_weight_(layer: nn.Linear | nn.Embedding, scheme: Scheme, device: str | torch.device | None) -> None:
-    """Gives a layer packed storage that a checkpoint will fill."""
-    out_features, in_features = layer.weight.shape
-    groups = scheme.groups(in_features)
-    weight = torch.empty(out_features, groups, packed_bytes(scheme, in_features), dtype=torch.int8, device=device)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.register_buffer("weight_scale", torch.empty(out_features, groups, dtype=torch.float32, device=device))
+def from_matrix(matrix: Tensor, shape: tuple[int, ...], transposed: bool) -> Tensor:
+    """The inverse of `as_matrix`, for a parameter of `shape`."""
+    return matrix.view(*shape[:-2], shape[-1], shape[-2]).mT if transposed else matrix.view(shape)
 
 
-def pack_weight_(layer: nn.Linear | nn.Embedding, weight: Tensor, scheme: Scheme) -> None:
-    """Fills a packed layer with the codes and scales of a float weight."""
-    codes, scale = quantize_weight(weight, scheme)
-    layer.weight = nn.Parameter(pack_codes(codes, scheme.weight_bits), requires_grad=False)
-    layer.weight_scale = scale
+@contextmanager
+def weights_replaced(module: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Lets `module` read other tensors than its parameters, whatever its forward does with them."""
+    try:
+        module.__dict__.update(weights)  # found before `nn.Module.__getattr__` looks into the parameters
+        yield
+    finally:
+        for name in weights:
+            module.__dict__.pop(name, None)
 
 
-def _embedding_arguments(embedding: nn.Embedding) -> dict:
+def with_class(module: nn.Module, new_class: type[nn.Module]) -> nn.Module:
+    """A shallow copy of a module, with the same parameters, as an instance of another class."""
+    twin = new_class.__new__(new_class)
+    twin.__dict__ = {name: copy.copy(value) if type(value) is dict else value for name, value in vars(module).items()}
+    return twin
+
+
+def embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
+    """What an equal embedding is made with."""
     names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
     return {name: getattr(embedding, name) for name in names}
+
+
+@cache
+def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        if self.input_quantizer is not None:
+            inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
+        dtype = _autocast_dtype(inputs[0])
+        on_grid = {}
+        for name, matrix in self.matrices().items():
+            values = self.get_submodule(f"{name}_quantizer")(matrix, None, dtype)
+            on_grid[name] = from_matrix(values, getattr(self, name).shape, self.transposed)
+        with weights_replaced(self, on_grid):
+            return base.forward(self, *inputs, **kwargs)
+
+    def matrices(self) -> dict[str, Tensor]:
+        return {name: as_matrix(getattr(self, name), size, self.transposed) for name, size in self.columns.items()}
+
+    def plain(self) -> nn.Module:
+        module = with_class(self, self.plain_class)
+        for name in ("input_quantizer", *(f"{name}_quantizer" for name in self.columns)):
+            module._modules.pop(name, None)
+        for name in ("plain_class", "columns", "transposed", "scheme", "input_quantizer"):
+            module.__dict__.pop(name, None)
+        return module
+
+    return type(f"FakeQuant{base.__name__}", (base,), {"forward": forward, "matrices": matrices, "plain": plain})
+
+
+def _autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype that autocast would turn the weight into anyway, one pass over it later."""
+    device = input.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

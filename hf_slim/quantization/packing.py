@@ -1,35 +1,61 @@
-"""Integer codes as bytes: what lies on disk."""
+"""Codes as bytes: what lies on disk."""
+
+import math
 
 import torch
 from torch import Tensor
 
-from hf_slim.quantization.config import Scheme
+TRIT_BITS = 8 / 5  # five values of three in a byte: 3**5 = 243
 
 
-def packed_bytes(scheme: Scheme, in_features: int) -> int:
-    """Bytes that one group of one output channel takes."""
-    return ((scheme.group_size or in_features) * scheme.weight_bits + 7) // 8
+def packed_bytes(size: int, bits: float) -> int:
+    """Bytes that `size` codes of `bits` bits take."""
+    return math.ceil(size * bits / 8)
 
 
-def pack_codes(codes: Tensor, bits: int) -> Tensor:
-    """Codes as bytes.
+def pack_codes(codes: Tensor, bits: float) -> Tensor:
+    """Codes as a stream of bits, the first code in the lowest bits of the first byte.
 
     Args:
-        codes: `(out_features, n_groups, group_size)`, int8, each within `bits` bits.
-        bits: 8, or 4: two codes a byte, the first in the low half.
-    Returns: `(out_features, n_groups, n_bytes)`, int8. A group of odd length is padded with one zero code.
+        codes: `(..., size)`, uint8, each below 2**bits, or below 3 where bits is 8/5.
+        bits: 1 to 8, or 8/5.
+    Returns: `(..., n_bytes)`, int8.
     """
     if bits == 8:
-        return codes.contiguous()
-    if codes.shape[-1] % 2:
-        codes = torch.nn.functional.pad(codes, (0, 1))
-    return (codes[..., 0::2] & 0xF) | (codes[..., 1::2] << 4)
+        return codes.contiguous().view(torch.int8)
+    per_word, bytes_per_word, weights = _word(bits, codes.device)
+    size = codes.shape[-1]
+    words = torch.nn.functional.pad(codes, (0, -size % per_word)).unflatten(-1, (-1, per_word))
+    if bytes_per_word == 1:
+        packed = (words * weights.to(torch.uint8)).sum(-1, dtype=torch.uint8)
+    else:  # eight codes fill `bits` whole bytes
+        packed = (words.long() * weights).sum(-1, keepdim=True).view(torch.uint8)[..., :bytes_per_word].flatten(-2)
+    return packed[..., : packed_bytes(size, bits)].contiguous().view(torch.int8)
 
 
-def unpack_codes(packed: Tensor, bits: int, group_size: int) -> Tensor:
-    """The codes that `pack_codes` stored: `(out_features, n_groups, group_size)`, int8."""
+def unpack_codes(packed: Tensor, bits: float, size: int) -> Tensor:
+    """The codes that `pack_codes` stored: `(..., size)`, uint8."""
+    packed = packed.view(torch.uint8)
     if bits == 8:
         return packed
-    low = packed << 4 >> 4  # shifts of signed bytes: the sign comes back by itself
-    high = packed >> 4
-    return torch.stack((low, high), dim=-1).flatten(-2)[..., :group_size]
+    per_word, bytes_per_word, weights = _word(bits, packed.device)
+    if bits == TRIT_BITS:
+        codes = packed.unsqueeze(-1).div(weights.to(torch.uint8), rounding_mode="floor").remainder_(3)
+    elif bytes_per_word == 1:
+        shifts = torch.arange(per_word, device=packed.device, dtype=torch.uint8) * int(bits)
+        codes = (packed.unsqueeze(-1) >> shifts).bitwise_and_(2 ** int(bits) - 1)
+    else:
+        padded = torch.nn.functional.pad(packed, (0, -packed.shape[-1] % bytes_per_word))
+        words = padded.new_zeros(*padded.shape[:-1], padded.shape[-1] // bytes_per_word, 8)
+        words[..., :bytes_per_word] = padded.unflatten(-1, (-1, bytes_per_word))
+        shifts = torch.arange(per_word, device=packed.device) * int(bits)
+        codes = (words.view(torch.int64) >> shifts).bitwise_and_(2 ** int(bits) - 1).to(torch.uint8)
+    return codes.flatten(-2)[..., :size]
+
+
+def _word(bits: float, device: torch.device) -> tuple[int, int, Tensor]:
+    """Codes per word, bytes per word, and what each code of a word counts."""
+    if bits == TRIT_BITS:
+        return 5, 1, 3 ** torch.arange(5, device=device)
+    per_word = 8 // int(bits) if bits in (1, 2, 4) else 8
+    return per_word, per_word * int(bits) // 8, 1 << torch.arange(per_word, device=device) * int(bits)

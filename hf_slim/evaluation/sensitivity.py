@@ -1,0 +1,153 @@
+"""Which layers bear low precision: the harm of every scheme in every layer alone, and the best mix within a budget."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import set_module_
+from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.quantization.layers import family_of
+from hf_slim.quantization.modules import Training
+from hf_slim.quantization.plan import plan_quantization
+from hf_slim.quantization.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One scheme for one layer.
+
+    Attributes:
+        bits: Per weight, scales included.
+        loss_increase: Of the task loss, nats per token; may be negative by chance.
+        divergence: KL(untouched model || this one), nats per token: the same without the noise of the labels.
+    """
+
+    scheme: str
+    bits: float
+    loss_increase: float
+    divergence: float
+
+
+@dataclass(frozen=True)
+class LayerSensitivity:
+    """What every fitting scheme does to one layer of `weights` weights."""
+
+    name: str
+    weights: int
+    choices: tuple[Choice, ...]
+
+
+@torch.inference_mode()
+def measure_sensitivity(
+    model: nn.Module, blocks: Iterable[Tensor], schemes: list[str], ignore: tuple[str, ...] = ()
+) -> list[LayerSensitivity]:
+    """The harm of each scheme in each layer, all others untouched. The model is as before afterwards.
+
+    Args:
+        model: A causal language model with float weights.
+        blocks: Token ids, each `(1, n_tokens)`.
+        schemes: Names of schemes; one that does not fit a layer's sizes is left out there.
+        ignore: Patterns of layers that stay in float.
+    """
+    model.eval()
+    blocks = list(blocks)
+    if not blocks:
+        raise SlimError("Sensitivity is measured on text, and there is none. Check the data.")
+    untouched = [_predictions(model, ids) for ids in blocks]
+    fitting = {name: _fitting(model, name, schemes) for name in _layers(model, ignore)}
+    bar = tqdm(total=sum(map(len, fitting.values())), desc="measuring sensitivity", unit="scheme")
+    found = []
+    for name, candidates in fitting.items():
+        layer, choices = model.get_submodule(name), []
+        weights = sum(rows * columns for rows, columns in family_of(layer).shapes(layer).values())
+        for scheme in candidates:
+            set_module_(model, name, family_of(layer).fake_quantized(layer, scheme, Training()).eval())
+            now = [_predictions(model, ids) for ids in blocks]
+            set_module_(model, name, layer)
+            columns = next(iter(family_of(layer).shapes(layer).values()))[1]
+            harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
+            loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
+            choices.append(Choice(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence))
+            bar.update()
+        found.append(LayerSensitivity(name, weights, tuple(choices)))
+    bar.close()
+    return found
+
+
+def choose_schemes(sensitivities: list[LayerSensitivity], budget_bits: float) -> dict[str, str]:
+    """A scheme for each layer: the least summed divergence whose bits per weight, on average, keep to the budget.
+
+    Starts from the most precise choices and takes the cheapest step down, in harm per bit saved, as long as it must;
+    along the convex hull of each layer's choices that is optimal up to the last step.
+    Raises: SlimError: if even the coarsest choices exceed the budget.
+    """
+    total = sum(layer.weights for layer in sensitivities)
+    hulls = {layer.name: _hull(layer.choices) for layer in sensitivities}
+    weights = {layer.name: layer.weights for layer in sensitivities}
+    least = sum(weights[name] * hull[-1].bits for name, hull in hulls.items()) / total
+    if least > budget_bits:
+        raise SlimError(
+            f"A budget of {budget_bits:g} bits per weight cannot be met: the coarsest of these schemes take "
+            f"{least:.2f}. Raise the budget or add a coarser scheme."
+        )
+    place = dict.fromkeys(hulls, 0)
+    spent = sum(weights[name] * hull[0].bits for name, hull in hulls.items())
+    while spent > budget_bits * total:
+        steps = [
+            ((hull[i + 1].divergence - hull[i].divergence) / (hull[i].bits - hull[i + 1].bits) / weights[name], name)
+            for name, hull in hulls.items()
+            if (i := place[name]) + 1 < len(hull)
+        ]
+        _, name = min(steps)
+        hull, i = hulls[name], place[name]
+        spent -= weights[name] * (hull[i].bits - hull[i + 1].bits)
+        place[name] += 1
+    return {name: hulls[name][i].scheme for name, i in place.items()}
+
+
+def _hull(choices: tuple[Choice, ...]) -> list[Choice]:
+    """The choices on the lower convex hull of divergence over bits, most precise first."""
+    hull: list[Choice] = []
+    for choice in sorted(choices, key=lambda choice: (choice.bits, choice.divergence)):
+        if hull and choice.divergence >= hull[-1].divergence:
+            continue  # dearer and no better
+        while len(hull) > 1 and _slope(hull[-2], choice) <= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(choice)
+    return hull[::-1]
+
+
+def _slope(low: Choice, high: Choice) -> float:
+    return (high.divergence - low.divergence) / (high.bits - low.bits)
+
+
+def _layers(model: nn.Module, ignore: tuple[str, ...]) -> list[str]:
+    plans = plan_quantization(model, QuantizationConfig("w8a16", ignore=ignore))
+    return [plan.name for plan in plans if plan.scheme]
+
+
+def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
+    layer = model.get_submodule(name)
+    shapes = family_of(layer).shapes(layer).values()
+    candidates = [family_of(layer).fitting(Scheme.parse(scheme)) for scheme in schemes]
+    fitting = [s for s in candidates if not any(cols % (s.weights.group_size or 1) for _, cols in shapes)]
+    fitting = [scheme for scheme in fitting if not scheme.weights.kind_of.learns_codebook]
+    if not fitting:
+        raise SlimError(f"None of the schemes {', '.join(schemes)} fits the sizes of '{name}'. Add one, or ignore it.")
+    return fitting
+
+
+def _predictions(model: nn.Module, ids: Tensor) -> Tensor:
+    logits = model(input_ids=ids.to(next(model.parameters()).device), use_cache=False).logits
+    return logits[0, :-1].float().log_softmax(-1)
+
+
+def _harm(before: Tensor, after: Tensor, ids: Tensor) -> tuple[float, float]:
+    labels = ids[0, 1:].to(after.device)
+    loss = F.nll_loss(after, labels) - F.nll_loss(before, labels)
+    return loss.item(), F.kl_div(after, before, reduction="batchmean", log_target=True).item()

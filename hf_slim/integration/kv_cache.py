@@ -1,0 +1,132 @@
+"""A key-value cache on an integer grid: rounded in training, stored as codes in `generate`."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import record_of
+from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.quantization.fake_quant import fake_quantize_tokens
+from hf_slim.quantization.grid import Grid, GridState, decoded, encoded, observed
+from hf_slim.quantization.packing import pack_codes, unpack_codes
+
+BITS = {"int8": 8, "int4": 4}
+SCALE_BYTES = 4
+
+
+def quantize_kv_cache_(model: nn.Module) -> None:
+    """Lets the attention of a prepared or loaded model see keys and values on the grid that its config names.
+
+    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, whatever its attention.
+    Raises: SlimError: if the model keeps no such cache.
+    """
+    record = record_of(model)
+    settings = record.configs.get("quantization")
+    name = settings.kv_cache if isinstance(settings, QuantizationConfig) else None
+    name = name or record.techniques.get("quantization", {}).get("kv_cache")
+    if name is None:
+        return
+    decoder = getattr(model, "base_model", model)
+    hooks = decoder._forward_pre_hooks.values()
+    if not any(isinstance(hook, _UseQuantizedCache) for hook in hooks):
+        _check_decoder(model, decoder)
+        decoder.register_forward_pre_hook(_UseQuantizedCache(BITS[name]), with_kwargs=True)
+
+
+class QuantizedLayer(DynamicLayer):
+    """Keys and values of one layer as codes with their scale: int8 `(batch, heads, tokens, n_bytes + 4)`.
+
+    The scale's bytes follow those of the codes, so that cropping, reordering and repeating need no code of their own.
+    """
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.grid = Grid(bits=bits, granularity="token")
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = (torch.tensor([], dtype=torch.int8, device=self.device) for _ in range(2))
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = torch.cat((self.keys, self._packed(key_states)), dim=-2)
+        self.values = torch.cat((self.values, self._packed(value_states)), dim=-2)
+        sizes = key_states.shape[-1], value_states.shape[-1]  # they differ in some models
+        return self._unpacked(self.keys, sizes[0]), self._unpacked(self.values, sizes[1])
+
+    def _packed(self, states: Tensor) -> Tensor:
+        values = states.float()
+        state = observed(values, self.grid)
+        codes = pack_codes(encoded(values, self.grid, state), self.grid.storage_bits)
+        return torch.cat((codes, state.scale.contiguous().view(torch.int8)), dim=-1)
+
+    def _unpacked(self, packed: Tensor, size: int) -> Tensor:
+        codes = unpack_codes(packed[..., :-SCALE_BYTES].contiguous(), self.grid.storage_bits, size)
+        scale = packed[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+        return decoded(codes, self.grid, GridState(scale)).to(self.dtype)
+
+
+class _RoundingLayer(DynamicLayer):
+    """Stores nothing: training sees the keys and values that a `QuantizedLayer` would give back."""
+
+    def __init__(self, bits: int):
+        super().__init__()
+        self.grid = Grid(bits=bits, granularity="token")
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return fake_quantize_tokens(key_states, self.grid), fake_quantize_tokens(value_states, self.grid)
+
+
+class _UseQuantizedCache:
+    """A forward pre-hook that puts quantized layers into the cache that a decoder is about to fill."""
+
+    prepared = True  # `plain_copy` takes it off again
+
+    def __init__(self, bits: int):
+        self.bits = bits
+
+    def __call__(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        cache, n_layers = kwargs.get("past_key_values"), decoder.config.get_text_config().num_hidden_layers
+        use_cache = kwargs.get("use_cache")
+        use_cache = decoder.config.use_cache if use_cache is None else use_cache
+        if decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
+            raise SlimError(
+                "Gradient checkpointing takes the key-value cache away, and with it the rounding of keys and values. "
+                "Set `gradient_checkpointing: false`, or `kv_cache: null`."
+            )
+        if cache is None:
+            trains = torch.is_grad_enabled() or not use_cache
+            layer = _RoundingLayer if trains else QuantizedLayer
+            kwargs["past_key_values"] = Cache(layers=[layer(self.bits) for _ in range(n_layers)])
+        elif not all(isinstance(layer, QuantizedLayer | _RoundingLayer) for layer in cache.layers) or not cache.layers:
+            self._take_over_(cache, n_layers)
+        return args, kwargs
+
+    def _take_over_(self, cache: Cache, n_layers: int) -> None:
+        unused = all(type(layer) is DynamicLayer and not layer.is_initialized for layer in cache.layers)
+        if not isinstance(cache, DynamicCache) or not unused:
+            kinds = sorted({type(layer).__name__ for layer in cache.layers})
+            raise SlimError(
+                f"This model keeps keys and values on an {self.bits}-bit grid, which works with a fresh DynamicCache; "
+                f"got {type(cache).__name__} with {', '.join(kinds) or 'no layers'}. Call `generate` without "
+                "`cache_implementation` and without a filled `past_key_values`."
+            )
+        cache.layers = [QuantizedLayer(self.bits) for _ in range(n_layers)]
+
+
+def _check_decoder(model: nn.Module, decoder: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    takes_cache = "past_key_values" in inspect.signature(decoder.forward).parameters
+    types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config is None or not takes_cache or config.is_encoder_decoder or types != {"full_attention"}:
+        raise SlimError(
+            f"`kv_cache` needs a decoder whose layers all keep full keys and values; {type(model).__name__} has "
+            f"{'layers of ' + ', '.join(sorted(types)) if types != {'full_attention'} else 'no such cache'}. Drop "
+            "`kv_cache`."
+        )

@@ -1,0 +1,57 @@
+"""LoRA on a fake-quantized base: the forward sees the rounded sum of both, which is what merging will ship.
+
+Works on any adapter layer that holds its `base_layer` and tells its change of the weight by `get_delta_weight`, as
+PEFT's LoRA layers do. Dropout of an adapter is not applied: a merged weight has none.
+"""
+
+import types
+from typing import Any
+
+from torch import Tensor, nn
+
+from hf_slim.quantization.modules import FakeQuantLinear
+
+BASE = "base_layer"
+
+
+def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules that wrap a layer to adapt it, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(getattr(m, BASE, None), nn.Module)}
+
+
+def adapter_parts(model: nn.Module) -> set[str]:
+    """Names of the modules that belong to an adapter and not to the model: what lies beside a base layer."""
+    parts: set[str] = set()
+    for name, adapter in adapter_layers(model).items():
+        base = {f"{name}.{inner}".rstrip(".") for inner in (BASE, *_prefixed(adapter))}
+        parts |= {f"{name}.{inner}" for inner, _ in adapter.named_modules() if inner} - base
+    return parts
+
+
+def simulate_merged_(model: nn.Module) -> None:
+    """Lets every adapter around a fake-quantized layer act through that layer's weight, before it is rounded."""
+    for adapter in adapter_layers(model).values():
+        base = getattr(adapter, BASE)
+        if isinstance(base, FakeQuantLinear) and hasattr(adapter, "get_delta_weight"):
+            base.weight_change = types.MethodType(_pending_change, adapter)
+            adapter.forward = types.MethodType(_forward_base, adapter)
+
+
+def has_unmerged_adapters(model: nn.Module) -> bool:
+    """Whether an adapter is waiting to be merged into its base layer."""
+    return any(not getattr(adapter, "merged", False) for adapter in adapter_layers(model).values())
+
+
+def _pending_change(adapter: nn.Module) -> Tensor | None:
+    if adapter.disable_adapters or adapter.merged:
+        return None
+    changes = [adapter.get_delta_weight(name) for name in adapter.active_adapters if name in adapter.lora_A]
+    return sum(changes) if changes else None
+
+
+def _forward_base(adapter: nn.Module, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return getattr(adapter, BASE)(input)
+
+
+def _prefixed(adapter: nn.Module) -> list[str]:
+    return [f"{BASE}.{inner}" for inner, _ in getattr(adapter, BASE).named_modules() if inner]

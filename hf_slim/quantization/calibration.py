@@ -1,0 +1,92 @@
+"""Looking at a few batches before training: second-order rounding of the starting weights."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_slim.core.errors import SlimError
+from hf_slim.quantization.gptq import gptq
+from hf_slim.quantization.modules import FakeQuantLinear
+from hf_slim.quantization.transform import fake_quantized_modules
+
+HESSIAN_BYTES = 2**28  # how much all Hessians of one pass may take; more layers need more passes over the batches
+
+
+@torch.no_grad()
+def round_by_gptq_(model: nn.Module, run_batches: Callable[[], Iterable[Any]], observer: str) -> None:
+    """Corrects the weights of every fake-quantized linear layer so that they round as GPTQ has it, in place.
+
+    Each pass over the batches serves as many layers as fit into `HESSIAN_BYTES`, and sees those of earlier passes
+    rounded. Layers of other kinds keep the rounding to nearest.
+
+    Args:
+        model: Prepared, with stored scales.
+        run_batches: Runs the calibration batches through the model, one for each item that it yields.
+    Raises: SlimError: if no batch came, or a layer's inputs are not finite.
+    """
+    layers = {name: layer for name, layer in fake_quantized_modules(model).items() if _can_be_rounded(layer)}
+    bar = tqdm(layers.items(), desc="rounding by GPTQ", unit="layer")
+    waiting = dict(layers)
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    for layer in waiting.values():
+        layer.weight_quantizer.enabled = False
+    while waiting:
+        hessians = _hessians(model, _affordable(waiting), run_batches)
+        for name, hessian in hessians.items():
+            layer = waiting.pop(name)
+            if not torch.isfinite(hessian).all():
+                raise SlimError(f"The inputs of '{name}' are not finite on the calibration batches. Check the model.")
+            corrected, state = gptq(layer.weight.float(), hessian, layer.scheme.weights, observer)
+            layer.weight.copy_(corrected)
+            layer.weight_quantizer.store_(state)
+            layer.weight_quantizer.enabled = True
+            bar.update()
+    bar.close()
+    for module, training in modes.items():
+        module.training = training
+
+
+def _can_be_rounded(layer: nn.Module) -> bool:
+    own_scales = isinstance(layer, FakeQuantLinear) and layer.weight_quantizer.scale is not None
+    return own_scales and bool(layer.weight.numel()) and layer.weight_quantizer.codebook is None
+
+
+def _affordable(layers: dict[str, FakeQuantLinear]) -> dict[str, FakeQuantLinear]:
+    chosen, total = {}, 0
+    for name, layer in layers.items():
+        total += 4 * layer.in_features**2
+        if chosen and total > HESSIAN_BYTES:
+            break
+        chosen[name] = layer
+    return chosen
+
+
+def _hessians(
+    model: nn.Module, layers: dict[str, FakeQuantLinear], run_batches: Callable[[], Iterable[Any]]
+) -> dict[str, Tensor]:
+    found = {name: torch.zeros(2 * (layer.in_features,), device=layer.weight.device) for name, layer in layers.items()}
+
+    def watch(name: str) -> Callable:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+            found[name].addmm_(rows.t(), rows)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        batches = sum(1 for _ in run_batches())
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not batches:
+        raise SlimError("GPTQ needs calibration batches, and the training data gave none. Check the dataset.")
+    if dist.is_available() and dist.is_initialized():  # every rank must round alike
+        for hessian in found.values():
+            dist.all_reduce(hessian)
+    return found

@@ -1,0 +1,208 @@
+"""Grids: the values that a tensor may take, and how it is cut into slices that share a scale."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_slim.core.config import SlimConfig
+from hf_slim.core.errors import SlimError
+from hf_slim.core.registry import Registry
+
+GRANULARITIES = ("tensor", "channel", "group", "token")
+ROUNDINGS = ("nearest", "floor")
+TINY = torch.finfo(torch.float32).tiny  # the least scale: a slice of zeros has codes of zero, and not NaN
+
+
+class GridKind:
+    """What one family of grids does with values that are divided by their scale and shifted by their zero point.
+
+    Attributes:
+        bits: What `Grid.bits` may be; the first is the default.
+        holds_zero: Whether zero is always on the grid, so that masked weights stay masked.
+        ignores_zeros: Whether scales are the same, bit for bit, with and without the zeros among the values.
+        learns_codebook: Whether the grid's values are trained with the weights.
+    """
+
+    bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
+    holds_zero = True
+    ignores_zeros = True
+    learns_codebook = False
+
+    def observe(self, values: Tensor, dims: tuple[int, ...], grid: "Grid") -> tuple[Tensor, Tensor | None]:
+        """Scale and zero point (None: 0) that cover `values`, reduced over `dims`, which stay as size 1; float32."""
+        raise NotImplementedError
+
+    def snap_(self, scaled: Tensor, grid: "Grid", codebook: Tensor | None) -> Tensor:
+        """The nearest value on the grid for each one in `scaled`, float32; may reuse its memory."""
+        return self.decode(self.encode(scaled, grid, codebook), grid, codebook)
+
+    def encode(self, scaled: Tensor, grid: "Grid", codebook: Tensor | None) -> Tensor:
+        """Codes of `scaled`, uint8, each below 2**bits."""
+        raise NotImplementedError
+
+    def decode(self, codes: Tensor, grid: "Grid", codebook: Tensor | None) -> Tensor:
+        """The values on the grid, float32, that uint8 codes stand for: what `snap_` gives, bit for bit."""
+        raise NotImplementedError
+
+    def limits(self, grid: "Grid") -> tuple[float, float]:
+        """The least and the greatest value on the grid, before scale and zero point."""
+        raise NotImplementedError
+
+    def storage_bits(self, grid: "Grid") -> float:
+        """Bits that one code takes on disk."""
+        return grid.bits
+
+
+GRIDS: Registry[GridKind] = Registry("grid")
+
+
+@dataclass(frozen=True)
+class Grid(SlimConfig):
+    """A set of values; a tensor on it is stored as codes with a scale (and zero point, codebook) for each slice.
+
+    Integer grids are affine, `code = floor(x * Q + B)` with Q = 1 / scale and B the zero point, or rounded to nearest.
+    """
+
+    kind: str = field(default="int", metadata={"help": "Family of the grid: int, ternary, nf4, fp4, fp8, codebook."})
+    bits: int | None = field(default=None, metadata={"help": "Bits per value; None: what the kind has."})
+    granularity: str = field(
+        default="channel", metadata={"help": "What shares a scale: tensor, channel, group; token for activations."}
+    )
+    group_size: int | None = field(default=None, metadata={"help": "Input features per group, with granularity group."})
+    symmetric: bool = field(default=True, metadata={"help": "Whether the zero point is 0; integer grids only."})
+    signed: bool = field(default=True, metadata={"help": "Codes from -2**(bits-1), or from 0; integer grids only."})
+    rounding: str = field(default="nearest", metadata={"help": "nearest (half to even) or floor; integer grids only."})
+    scale: float | None = field(default=None, metadata={"help": "A given step width, 1/Q; None: estimated."})
+    zero_point: float | None = field(default=None, metadata={"help": "A given zero point, B; None: estimated."})
+    codebook_channels: int | None = field(
+        default=None, metadata={"help": "Output channels that share a learned codebook; None: all."}
+    )
+
+    def __post_init__(self) -> None:
+        allowed = GRIDS[self.kind].bits
+        object.__setattr__(self, "bits", allowed[0] if self.bits is None else self.bits)
+        if self.bits not in allowed:
+            raise SlimError(f"A grid of kind '{self.kind}' has {_any_of(sorted(allowed))} bits, got {self.bits!r}.")
+        for name, value, choices in (
+            ("granularity", self.granularity, GRANULARITIES),
+            ("rounding", self.rounding, ROUNDINGS),
+        ):
+            if value not in choices:
+                raise SlimError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+        if self.granularity == "group":
+            require_whole("group_size", self.group_size)
+        elif self.group_size is not None:
+            raise SlimError(
+                f"`group_size` {self.group_size} needs granularity 'group', got '{self.granularity}'. Drop one of them."
+            )
+        if self.codebook_channels is not None:
+            require_whole("codebook_channels", self.codebook_channels)
+        if self.scale is not None and not (self.scale > 0 and self.scale < float("inf")):
+            raise SlimError(f"`scale` must be positive and finite, got {self.scale}. It is the width of one step, 1/Q.")
+        affine = not self.symmetric or not self.signed or self.rounding == "floor" or self.zero_point is not None
+        if affine and self.kind != "int":
+            raise SlimError(
+                f"Zero points, unsigned codes and `rounding: floor` belong to integer grids, not to '{self.kind}'."
+            )
+        if self.zero_point is not None and (self.scale is None or self.symmetric):
+            raise SlimError("A given `zero_point` needs a given `scale` and `symmetric: false`.")
+
+    @property
+    def kind_of(self) -> GridKind:
+        """The functions of this family of grids."""
+        return GRIDS[self.kind]
+
+    @property
+    def storage_bits(self) -> float:
+        """Bits that one code takes on disk, scales not counted."""
+        return self.kind_of.storage_bits(self)
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """How scales are stored; they are rounded before they are used, so that training sees the stored ones.
+
+        Groups of few bits have many scales: bfloat16 halves them, and is what int4 kernels take. With more bits its
+        rounding (2**-9 of the range) would show.
+        """
+        few_bits = self.kind == "int" and self.granularity == "group" and self.bits <= 4
+        return torch.bfloat16 if few_bits else torch.float32
+
+    def groups(self, in_features: int) -> int:
+        """Groups per output channel; the last one may be short in a pruned layer."""
+        return -(-in_features // self.group_size) if self.group_size else 1
+
+    def with_groups(self, group_size: int) -> "Grid":
+        """The same grid with a scale for each `group_size` input features."""
+        return dataclasses.replace(self, granularity="group", group_size=group_size)
+
+    def bits_per_value(self, in_features: int) -> float:
+        """Bits per value with its share of scales (and zero points), for rows of `in_features`."""
+        if self.granularity == "tensor":
+            return self.storage_bits
+        slice_size = self.group_size or max(in_features, 1)
+        return self.storage_bits + self.scale_dtype.itemsize * 8 * (1 if self.symmetric else 2) / slice_size
+
+
+@dataclass(frozen=True)
+class GridState:
+    """What a grid needs to know about one tensor; scales and zero points broadcast over its grouped form.
+
+    Attributes:
+        scale: float32, positive: the width of one step.
+        zero_point: float32, or None for 0; a value is `(grid value - zero_point) * scale`.
+        codebook: float32 `(n_codebooks, 2**bits)`, ascending, or None where the grid brings its own values.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None = None
+    codebook: Tensor | None = None
+
+
+def observed(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
+    """The state that covers every value (the min-max observer), or the one that the grid itself gives.
+
+    Args:
+        values: float32; the slices that share a scale run along `dims`.
+    """
+    if grid.scale is not None:
+        scale = values.new_tensor(grid.scale, dtype=torch.float32)
+        return GridState(scale, None if grid.zero_point is None else torch.full_like(scale, grid.zero_point))
+    return GridState(*grid.kind_of.observe(values, dims, grid))
+
+
+def snapped(values: Tensor, grid: Grid, state: GridState) -> Tensor:
+    """`values` (float32) moved to the nearest values of the grid, float32."""
+    result = grid.kind_of.snap_(_scaled(values, state), grid, state.codebook)
+    if state.zero_point is not None:
+        result = result.sub_(state.zero_point)
+    return result.mul_(state.scale)
+
+
+def encoded(values: Tensor, grid: Grid, state: GridState) -> Tensor:
+    """Codes of `values`, uint8, same shape."""
+    return grid.kind_of.encode(_scaled(values, state), grid, state.codebook)
+
+
+def decoded(codes: Tensor, grid: Grid, state: GridState) -> Tensor:
+    """The values, float32, that uint8 codes stand for; `snapped` bit for bit."""
+    result = grid.kind_of.decode(codes, grid, state.codebook)
+    if state.zero_point is not None:
+        result = result.sub_(state.zero_point)
+    return result.mul_(state.scale)
+
+
+def _scaled(values: Tensor, state: GridState) -> Tensor:
+    scaled = values * state.scale.reciprocal()  # x * Q rather than x / scale: as bitsandbytes and torchao round
+    return scaled if state.zero_point is None else scaled.add_(state.zero_point)
+
+
+def require_whole(name: str, value: object) -> None:
+    """Raises SlimError unless `value` is a positive whole number."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+
+
+def _any_of(numbers: list[int]) -> str:
+    return " or ".join(map(str, numbers)) if len(numbers) < 3 else f"{numbers[0]} to {numbers[-1]}"

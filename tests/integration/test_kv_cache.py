@@ -1,0 +1,86 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hf_slim import DistillationCallback, QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
+from hf_slim.core.modules import plain_copy
+from hf_slim.integration.kv_cache import QuantizedLayer
+from tests import tiny
+
+GENERATE = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+
+
+def decoder(family="llama", bits="int8"):
+    return prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16", kv_cache=bits))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mixtral"])
+@pytest.mark.parametrize("bits", ["int8", "int4"])
+def test_decoding_with_the_cache_sees_what_training_saw(family, bits):
+    model = decoder(family, bits)
+    ids = tiny.tokens()
+    trained = tiny.logits(model, ids)  # all tokens at once, rounding keys and values on the way
+    with torch.no_grad():
+        first = model(input_ids=ids[:, :5], use_cache=True)
+        second = model(input_ids=ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
+    torch.testing.assert_close(torch.cat((first.logits, second.logits), 1), trained, rtol=1e-4, atol=1e-5)
+    assert all(isinstance(layer, QuantizedLayer) for layer in second.past_key_values.layers)
+    without = tiny.logits(prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16")), ids)
+    assert not torch.equal(trained, without)
+
+
+@pytest.mark.parametrize(("bits", "share"), [("int8", (8 + 4) / 32), ("int4", (4 + 4) / 32)])
+def test_the_cache_really_is_smaller(bits, share):
+    model = decoder(bits=bits)
+    with torch.no_grad():
+        cache = model(input_ids=tiny.tokens(), use_cache=True).past_key_values
+    stored = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+    floats = 2 * 3 * 4 * 3 * 12 * 8 * 4  # keys and values, layers, batch, heads, tokens, head size, bytes
+    assert stored == floats * share
+
+
+@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
+def test_generate_works_as_ever(how, tmp_path):
+    model = convert(decoder())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = tiny.tokens(2, 6)
+    expected = model.generate(ids, **GENERATE, **how)
+    assert torch.equal(loaded.generate(ids, **GENERATE, **how), expected)
+    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+
+
+def test_training_rounds_and_gradients_pass(tmp_path):
+    model = tiny.llama()
+    tiny.trainer(model, tmp_path, [QuantizationCallback({"scheme": "w8a8", "kv_cache": "int4"})]).train()
+    model.save_pretrained(tmp_path / "small")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert torch.equal(tiny.logits(loaded), tiny.logits(model))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_the_teacher_keeps_its_cache_in_float(order, tmp_path):
+    callbacks = [DistillationCallback({"teacher": "self"}), QuantizationCallback({"kv_cache": "int4"})]
+    untouched = tiny.logits(tiny.llama())
+    model = tiny.llama()
+    tiny.trainer(model, tmp_path, [callbacks[index] for index in order])
+    assert torch.equal(tiny.logits(plain_copy(model)), untouched)
+
+
+@pytest.mark.parametrize(
+    ("family", "says"), [("bert", "has no such cache"), ("t5", "has no such cache"), ("vit", "has no such cache")]
+)
+def test_a_model_without_such_a_cache_is_refused(family, says):
+    with pytest.raises(SlimError, match=says):
+        prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16", kv_cache="int8"))
+
+
+def test_another_kind_of_cache_is_refused():
+    with pytest.raises(SlimError, match="fresh DynamicCache; got StaticCache"):
+        decoder().generate(tiny.tokens(2, 6), cache_implementation="static", **GENERATE)
+
+
+def test_gradient_checkpointing_is_refused(tmp_path):
+    callback = QuantizationCallback({"kv_cache": "int8"})
+    with pytest.raises(SlimError, match="Gradient checkpointing takes the key-value cache away"):
+        tiny.trainer(tiny.llama(), tmp_path, [callback], gradient_checkpointing=True).train()
