@@ -132,9 +132,10 @@ def convert(model: nn.Module) -> nn.Module:
 
     The function does not change: the converted model gives the logits of the prepared one, to float rounding.
 
-    Returns: the same model, ready for `save_pretrained`.
+    Returns: the same model, ready for `save_pretrained`; of one in an adapter wrapper, the model inside, merged.
     Raises: SlimError: if nothing is prepared.
     """
+    model = unwrapped(model)
     record = record_of(model)
     if not record.configs:
         raise SlimError(

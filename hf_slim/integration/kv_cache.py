@@ -123,6 +123,7 @@ class _UseQuantizedCache:
 def _check_decoder(model: nn.Module, decoder: nn.Module) -> None:
     config = getattr(model, "config", None)
     takes_cache = "past_key_values" in inspect.signature(decoder.forward).parameters
+    takes_cache &= any(getattr(module, "is_causal", False) for module in model.modules())  # BERT takes one in vain
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if config is None or not takes_cache or config.is_encoder_decoder or types != {"full_attention"}:
         raise SlimError(

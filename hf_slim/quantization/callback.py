@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, is_prepared, prepare, unwrapped
-from hf_slim.quantization.adapters import has_unmerged_adapters
+from hf_slim.quantization.adapters import adapter_layers
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.quantizer import quantizers
@@ -80,10 +80,10 @@ class QuantizationCallback(TrainerCallback):
     ) -> None:
         if not is_prepared(model):  # another technique's callback may have finished the run already
             return
-        if has_unmerged_adapters(unwrapped(model)):
+        if adapter_layers(unwrapped(model)):
             logger.warning(
                 "The adapters are trained for the merged, quantized model. To get it: "
-                "`small = hf_slim.convert(trainer.model.merge_and_unload())`, then `small.save_pretrained(...)`."
+                "`small = hf_slim.convert(trainer.model)`, then `small.save_pretrained(...)`."
             )
             return
         convert(model)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.quantization.grid import TINY, Grid, GridState, observed, snapped
+from hf_slim.quantization.grid import TINY, Grid, GridState, in_grid_units, observed, snapped
 
+CHUNK = 2**16  # weights that are worked on at a time
 # What one value adds to the gradient of its scale: (its place in units of the grid, where it went, not clipped) -> share
 ScaleGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 SCALE_GRADIENTS: Registry[ScaleGradient] = Registry("scale gradient")
@@ -20,13 +21,13 @@ SCALE_GRADIENTS: Registry[ScaleGradient] = Registry("scale gradient")
 @SCALE_GRADIENTS.register("lsq")
 def lsq(place: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
     """Rounding counts as well as clipping. Source: Esser et al. 2020, LSQ, arXiv:1902.08153, eq. 3."""
-    return torch.where(inside, on_grid - place, on_grid)
+    return on_grid - place * inside  # products with a mask are several times faster than `torch.where`
 
 
 @SCALE_GRADIENTS.register("pact")
 def pact(place: Tensor, on_grid: Tensor, inside: Tensor) -> Tensor:
     """Only clipped values move the range. Source: Choi et al. 2018, PACT, arXiv:1805.06085, eq. 3."""
-    return on_grid.masked_fill(inside, 0)
+    return on_grid * ~inside
 
 
 def grouped(weight: Tensor, grid: Grid) -> Tensor:
@@ -65,8 +66,16 @@ class _FollowScale(torch.autograd.Function):
     # A function of its own rather than `w + (q - w).detach()`: no extra copies, nothing saved for backward.
     @staticmethod
     def forward(ctx, weight: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
-        values = grouped(weight, grid)
-        return ungrouped(snapped(values, grid, observed(values, grid, slice_dims(grid))), weight.shape[1], dtype)
+        if grid.kind_of.in_place:
+            values = grouped(weight, grid)
+            return ungrouped(snapped(values, grid, observed(values, grid, slice_dims(grid))), weight.shape[1], dtype)
+        whole = observed_weight(weight, grid) if grid.granularity == "tensor" else None
+        on_grid = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        for rows in _row_chunks(weight, 1):
+            values = grouped(weight[rows], grid)
+            state = whole or observed(values, grid, slice_dims(grid))
+            on_grid[rows] = ungrouped(snapped(values, grid, state), weight.shape[1], dtype)
+        return on_grid
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -84,32 +93,45 @@ class _StoredScale(torch.autograd.Function):
         state = _stored_state(scale, offset, zero_point, codebook, grid)
         ctx.save_for_backward(weight, scale, offset, zero_point, codebook)  # parameters all: no memory of its own
         ctx.grid, ctx.rule, ctx.features = grid, rule, features
-        return ungrouped(snapped(grouped(weight, grid), grid, state), weight.shape[1], dtype)
+        on_grid = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+        for rows in _row_chunks(weight, _books(codebook)):
+            values = grouped(weight[rows], grid)
+            part = _of_rows(state, rows, len(weight))
+            on_grid[rows] = ungrouped(snapped(values, grid, part), weight.shape[1], dtype)
+        return on_grid
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale, offset, zero_point, codebook = ctx.saved_tensors
-        grid = ctx.grid
+        grid, wanted = ctx.grid, ctx.needs_input_grad
         state = _stored_state(scale, offset, zero_point, codebook, grid)
-        gradient = grouped(gradient, grid)
-        place = grouped(weight, grid) * state.scale.reciprocal()  # the weight in units of the grid
-        if state.zero_point is not None:
-            place += state.zero_point
-        inside, on_grid = _inside_and_snapped(place, grid, state)
-        # LSQ, sec. 2.2; PACT has none
-        size = 1 / math.sqrt(ctx.features * grid.kind_of.limits(grid)[1]) if ctx.rule == "lsq" else 1
-        gradients: list[Tensor | None] = [None] * 9
-        if ctx.needs_input_grad[0]:
-            gradients[0] = ungrouped(gradient * inside, weight.shape[1], weight.dtype)
-        if ctx.needs_input_grad[1]:
-            shares = SCALE_GRADIENTS[ctx.rule](place, on_grid, inside)
-            sign = torch.where(scale < 0, -1.0, 1.0)  # a negative scale counts by its magnitude
-            gradients[1] = _summed(gradient * shares, scale) * sign * size
-        if offset is not None and ctx.needs_input_grad[2]:
-            gradients[2] = _summed(gradient * ~inside, scale) * size
-        if codebook is not None and ctx.needs_input_grad[4]:
-            gradients[4] = _codebook_gradient(gradient * state.scale, place, grid, codebook)
-        return tuple(gradients)
+        to_weight = torch.empty_like(weight) if wanted[0] else None
+        to_scale = torch.zeros_like(scale) if wanted[1] else None
+        to_offset = torch.zeros_like(scale) if wanted[2] else None
+        to_codebook = torch.zeros_like(codebook) if wanted[4] else None
+        for rows in _row_chunks(weight, _books(codebook)):
+            part, upstream = _of_rows(state, rows, len(weight)), grouped(gradient[rows], grid)
+            place = in_grid_units(grouped(weight[rows], grid), part)
+            inside = place.clamp(*grid.kind_of.limits(grid)) == place
+            if wanted[0]:
+                to_weight[rows] = ungrouped(upstream * inside, weight.shape[1], weight.dtype)
+            if wanted[4]:
+                _add_codebook_gradient_(_rows(to_codebook, rows, len(weight)), upstream, place, grid, part)
+            if wanted[1]:
+                on_grid = grid.kind_of.snap_(place.clone(), grid, part.codebook)
+                shares = SCALE_GRADIENTS[ctx.rule](place, on_grid, inside)
+                _add_(to_scale, upstream * shares, rows)
+            if wanted[2]:
+                _add_(to_offset, upstream * ~inside, rows)
+        if ctx.rule == "lsq":  # sec. 2.2; PACT scales nothing
+            for found in (to_scale, to_offset):
+                if found is not None:
+                    found /= math.sqrt(ctx.features * grid.kind_of.limits(grid)[1])
+        if wanted[1]:
+            to_scale *= torch.where(scale < 0, -1.0, 1.0)  # a negative scale counts by its magnitude
+        if wanted[4]:  # entries were sorted on the way in
+            to_codebook = torch.zeros_like(codebook).scatter_(1, codebook.argsort(dim=-1), to_codebook)
+        return to_weight, to_scale, to_offset, None, to_codebook, None, None, None, None
 
 
 def fake_quantize_weight(
@@ -201,21 +223,42 @@ def _stored_state(
     return state if zero_point is None else GridState(state.scale, zero_point, state.codebook)
 
 
-def _inside_and_snapped(place: Tensor, grid: Grid, state: GridState) -> tuple[Tensor, Tensor]:
-    low, high = grid.kind_of.limits(grid)
-    inside = (place >= low) & (place <= high)
-    return inside, grid.kind_of.snap_(place.clone(), grid, state.codebook)
+def _row_chunks(weight: Tensor, books: int) -> list[slice]:
+    """Slices of rows whose temporaries stay in the processor's cache, whole codebooks together; all rows on a GPU."""
+    rows, columns = weight.shape
+    step = max(1, CHUNK // max(columns, 1)) if weight.device.type == "cpu" else rows
+    if books > 1:
+        per_book = rows // books
+        step = max(per_book, step // per_book * per_book)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _summed(gradient: Tensor, like: Tensor) -> Tensor:
-    """The gradient of a broadcast: summed over the values that share an entry of `like`."""
-    dims = tuple(dim for dim in range(gradient.dim()) if like.shape[dim] == 1)
-    return gradient.sum(dims, keepdim=True)
+def _books(codebook: Tensor | None) -> int:
+    return 1 if codebook is None else len(codebook)
 
 
-def _codebook_gradient(gradient: Tensor, place: Tensor, grid: Grid, codebook: Tensor) -> Tensor:
+def _rows(values: Tensor | None, rows: slice, n_rows: int) -> Tensor | None:
+    """The part of per-row values (or of one for several rows, as codebooks are) that belongs to `rows`."""
+    if values is None or len(values) == 1:
+        return values
+    share = n_rows // len(values)
+    return values[rows.start // share : -(-rows.stop // share)]
+
+
+def _of_rows(state: GridState, rows: slice, n_rows: int) -> GridState:
+    parts = (_rows(value, rows, n_rows) for value in (state.scale, state.zero_point, state.codebook))
+    return GridState(*parts)
+
+
+def _add_(total: Tensor, gradient: Tensor, rows: slice) -> None:
+    """Adds the gradient of a broadcast: summed over the values that share a scale."""
+    if len(total) == 1 and total.numel() == 1:
+        total += gradient.sum()
+    else:
+        (total[rows] if len(total) > 1 else total).add_(gradient.sum(-1, keepdim=True))
+
+
+def _add_codebook_gradient_(total: Tensor, gradient: Tensor, place: Tensor, grid: Grid, state: GridState) -> None:
     """Deep Compression, eq. 3: the sum over the values that use an entry, each times its scale."""
-    ascending, order = codebook.sort(dim=-1)
-    codes = grid.kind_of.encode(place, grid, ascending).reshape(len(codebook), -1).long()
-    summed = torch.zeros_like(ascending).scatter_add_(1, codes, gradient.reshape(len(codebook), -1))
-    return torch.zeros_like(summed).scatter_(1, order, summed)
+    codes = grid.kind_of.encode(place, grid, state.codebook).reshape(len(total), -1).long()
+    total.scatter_add_(1, codes, (gradient * state.scale).reshape(len(total), -1))

@@ -22,12 +22,14 @@ class GridKind:
         bits: What `Grid.bits` may be; the first is the default.
         holds_zero: Whether zero is always on the grid, so that masked weights stay masked.
         ignores_zeros: Whether scales are the same, bit for bit, with and without the zeros among the values.
+        in_place: Whether `snap_` needs no memory of its own; the others are given small pieces of a weight.
         learns_codebook: Whether the grid's values are trained with the weights.
     """
 
     bits: tuple[int, ...] = (8, 7, 6, 5, 4, 3, 2)
     holds_zero = True
     ignores_zeros = True
+    in_place = False
     learns_codebook = False
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: "Grid") -> tuple[Tensor, Tensor | None]:
@@ -174,26 +176,28 @@ def observed(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridS
 
 def snapped(values: Tensor, grid: Grid, state: GridState) -> Tensor:
     """`values` (float32) moved to the nearest values of the grid, float32."""
-    result = grid.kind_of.snap_(_scaled(values, state), grid, state.codebook)
-    if state.zero_point is not None:
-        result = result.sub_(state.zero_point)
-    return result.mul_(state.scale)
+    return restored(grid.kind_of.snap_(in_grid_units(values, state), grid, state.codebook), state)
 
 
 def encoded(values: Tensor, grid: Grid, state: GridState) -> Tensor:
     """Codes of `values`, uint8, same shape."""
-    return grid.kind_of.encode(_scaled(values, state), grid, state.codebook)
+    return grid.kind_of.encode(in_grid_units(values, state), grid, state.codebook)
 
 
 def decoded(codes: Tensor, grid: Grid, state: GridState) -> Tensor:
     """The values, float32, that uint8 codes stand for; `snapped` bit for bit."""
-    result = grid.kind_of.decode(codes, grid, state.codebook)
+    return restored(grid.kind_of.decode(codes, grid, state.codebook), state)
+
+
+def restored(in_units: Tensor, state: GridState) -> Tensor:
+    """Values on the grid, given in its units, shifted and scaled back; in place."""
     if state.zero_point is not None:
-        result = result.sub_(state.zero_point)
-    return result.mul_(state.scale)
+        in_units = in_units.sub_(state.zero_point)
+    return in_units.mul_(state.scale)
 
 
-def _scaled(values: Tensor, state: GridState) -> Tensor:
+def in_grid_units(values: Tensor, state: GridState) -> Tensor:
+    """`values` divided by their scale, and shifted by their zero point."""
     scaled = values * state.scale.reciprocal()  # x * Q rather than x / scale: as bitsandbytes and torchao round
     return scaled if state.zero_point is None else scaled.add_(state.zero_point)
 

@@ -70,8 +70,8 @@ def _int8_run(layer: "PackedLinear", input: Tensor) -> Tensor:
     else:
         scale = _input_state(layer).scale.view(1, 1)
         codes = encoded(rows.float(), grid, GridState(scale)).view(torch.int8)
-    product = torch._int_mm(codes, _signed_codes(layer).t()).float()
-    product.mul_(scale).mul_(layer.weight_scale.view(1, -1))
+    product = torch.mul(torch._int_mm(codes, _signed_codes(layer).t()), scale)
+    product.mul_(layer.weight_scale.view(1, -1))
     if layer.bias is not None:
         product.add_(layer.bias)
     return product.to(input.dtype).view(*input.shape[:-1], layer.out_features)

@@ -1,9 +1,10 @@
 """Families of layers that can be put on a grid: what their matrices are, and their training-time and packed forms."""
 
 import dataclasses
+import functools
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hf_slim.quantization.modules import (
@@ -39,6 +40,10 @@ class LayerFamily:
         """`{parameter name: (rows, columns)}` of every matrix; columns are what a product sums over."""
         return {"weight": tuple(module.weight.shape)}
 
+    def floats(self, module: nn.Module, name: str) -> Tensor:
+        """The values of a weight, in whatever form the module keeps them."""
+        return getattr(module, name)
+
     def fitting(self, scheme: Scheme) -> Scheme:
         """The part of a scheme that these layers can follow."""
         return scheme
@@ -62,6 +67,29 @@ class LinearFamily(LayerFamily):
 
     def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
         return FakeQuantLinear(module, scheme, training)
+
+    def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
+        return _empty_linear(module, module.in_features, module.out_features, scheme)
+
+
+class BitsAndBytesFamily(LayerFamily):
+    """The 4-bit layers of bitsandbytes that lie under QLoRA adapters: read as floats, never trained themselves."""
+
+    def matches(self, module: nn.Module) -> bool:
+        return type(module).__name__ == "Linear4bit" and hasattr(module.weight, "quant_state")
+
+    def shapes(self, module: nn.Module) -> Shapes:
+        return {"weight": (module.out_features, module.in_features)}
+
+    def floats(self, module: nn.Module, name: str) -> Tensor:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(module.weight.data, module.weight.quant_state)
+
+    def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
+        layer = FakeQuantLinear(module, scheme, training)
+        layer.read_weight = functools.partial(self.floats, module, "weight")
+        return layer
 
     def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
         return _empty_linear(module, module.in_features, module.out_features, scheme)
@@ -137,7 +165,7 @@ class ExpertsFamily(LayerFamily):
 
 
 FAMILIES: list[LayerFamily] = [
-    LinearFamily(), EmbeddingFamily(), TransposedLinearFamily(), ConvolutionFamily(), ExpertsFamily(),
+    LinearFamily(), BitsAndBytesFamily(), EmbeddingFamily(), TransposedLinearFamily(), ConvolutionFamily(), ExpertsFamily(),
 ]  # fmt: skip
 
 

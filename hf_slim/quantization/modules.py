@@ -49,6 +49,7 @@ class FakeQuantLinear(nn.Linear):
     Attributes:
         kept_columns: The columns that pruning will leave, or None; pruning keeps this up to date.
         weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
+        read_weight: Gives the float weight where `weight` itself is stored in another way, as by bitsandbytes; or None.
     """
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
@@ -56,15 +57,20 @@ class FakeQuantLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.kept_columns: Tensor | None = getattr(linear, "kept_columns", None)
         self.weight_change: Callable[[], Tensor | None] | None = None
-        add_quantizers_(self, scheme, {"weight": tuple(linear.weight.shape)}, training, (-1,))
+        self.read_weight: Callable[[], Tensor] | None = None
+        add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
 
     def forward(self, input: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        weight = self.weight
-        if self.weight_change is not None and (change := self.weight_change()) is not None:
-            weight = weight + change
-        return F.linear(input, self.weight_quantizer(weight, self.kept_columns, _autocast_dtype(input)), self.bias)
+        weight = self.weight_quantizer(self.merged_weight(), self.kept_columns, _autocast_dtype(input))
+        return F.linear(input, weight, self.bias)
+
+    def merged_weight(self) -> Tensor:
+        """The weight that is rounded: the master, and what an adapter will add to it."""
+        weight = self.weight if self.read_weight is None else self.read_weight()
+        change = None if self.weight_change is None else self.weight_change()
+        return weight if change is None else weight + change.to(weight.dtype)
 
     def plain(self) -> nn.Linear:
         """The ordinary layer with the same parameters."""
@@ -74,7 +80,7 @@ class FakeQuantLinear(nn.Linear):
 
     def matrices(self) -> dict[str, Tensor]:
         """Every weight on a grid by name, as `(rows, columns)`."""
-        return {"weight": self.weight}
+        return {"weight": self.merged_weight()}
 
     def keep_rows_(self, kept: Tensor) -> None:
         """Called by removal after rows were cut out of the weight."""

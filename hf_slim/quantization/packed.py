@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.quantization.fake_quant import grouped, ungrouped
-from hf_slim.quantization.grid import Grid, GridState, decoded, encoded
+from hf_slim.quantization.grid import Grid, GridState, decoded, encoded, restored
 from hf_slim.quantization.kernels import choose_kernel, quantized_input
 from hf_slim.quantization.modules import embedding_arguments, from_matrix, with_class
-from hf_slim.quantization.packing import pack_codes, packed_bytes, unpack_codes
+from hf_slim.quantization.packing import every_code, look_up_bytes, pack_codes, packed_bytes, unpack_codes
 from hf_slim.quantization.quantizer import InputQuantizer
 from hf_slim.quantization.scheme import Scheme
 
@@ -176,9 +176,16 @@ def stored_state(layer: nn.Module, name: str, grid: Grid) -> GridState:
 
 def unpacked(layer: nn.Module, name: str, columns: int, dtype: torch.dtype) -> Tensor:
     """The float values of a packed layer's weight `name`: `(rows, columns)`."""
-    grid = layer.scheme.weights
-    codes = unpack_codes(layer._parameters[name], grid.storage_bits, grid.group_size or columns)
-    return ungrouped(decoded(codes, grid, stored_state(layer, name, grid)), columns, dtype)
+    grid, packed = layer.scheme.weights, layer._parameters[name]
+    state, size = stored_state(layer, name, grid), grid.group_size or columns
+    if grid.storage_bits in (2, 4) and _books(state) == 1:  # from bytes to values at once
+        table = grid.kind_of.decode(every_code(grid.bits, packed.device), grid, state.codebook)
+        return ungrouped(restored(look_up_bytes(packed, table)[..., :size], state), columns, dtype)
+    return ungrouped(decoded(unpack_codes(packed, grid.storage_bits, size), grid, state), columns, dtype)
+
+
+def _books(state: GridState) -> int:
+    return 1 if state.codebook is None else len(state.codebook)
 
 
 def empty_packed_embedding(embedding: nn.Embedding, scheme: Scheme) -> PackedEmbedding:

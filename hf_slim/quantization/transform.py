@@ -1,11 +1,11 @@
 """From ordinary layers to fake-quantized ones, and from those to packed ones."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, is_prepared, record_of, register_technique
 from hf_slim.core.modules import require_finite, set_module_, tied_modules
-from hf_slim.quantization.adapters import has_unmerged_adapters, simulate_merged_
+from hf_slim.quantization.adapters import merge_adapters_, simulate_merged_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers import family_of, packed_form
 from hf_slim.quantization.modules import Training
@@ -24,8 +24,9 @@ def check_quantization(model: nn.Module, config: QuantizationConfig) -> None:
         for name in planned_schemes(model, config):
             layer = model.get_submodule(name)
             for weight in family_of(layer).shapes(layer):
-                _require_floats(f"{name}.{weight}", getattr(layer, weight))
-                require_finite(name, getattr(layer, weight))
+                floats = family_of(layer).floats(layer, weight)
+                _require_floats(f"{name}.{weight}", floats)
+                require_finite(name, floats)
 
 
 def prepare_quantization(model: nn.Module, config: QuantizationConfig) -> None:
@@ -57,11 +58,7 @@ def observe_weights_(model: nn.Module, observer: str) -> None:
 
 def pack_layers_(model: nn.Module) -> None:
     """Replaces every fake-quantized layer by its packed form; tied layers share one set of codes and scales."""
-    if has_unmerged_adapters(model):
-        raise SlimError(
-            "Adapters are still beside their base layers. Merge them first: "
-            "`convert(trainer.model.merge_and_unload())`; the merged weights are the ones that training saw."
-        )
+    merge_adapters_(model)
     tied = tied_modules(model)
     for name, layer in fake_quantized_modules(model).items():
         for matrix in layer.matrices().values():
@@ -106,7 +103,7 @@ def planned_schemes(model: nn.Module, config: QuantizationConfig) -> dict[str, S
     return {plan.name: plan.scheme for plan in plan_quantization(model, config) if plan.scheme}
 
 
-def _require_floats(name: str, weight: nn.Parameter) -> None:
+def _require_floats(name: str, weight: Tensor) -> None:
     if not weight.is_floating_point():
         raise SlimError(
             f"'{name}' holds {weight.dtype}, and only floating-point weights can be quantized. Load the model in "

@@ -5,13 +5,14 @@ from transformers import AutoModelForCausalLM
 from hf_slim import DistillationCallback, QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.modules import plain_copy
 from hf_slim.integration.kv_cache import QuantizedLayer
+from hf_slim.quantization.fake_quant import fake_quantize_tokens
 from tests import tiny
 
 GENERATE = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
 
 
 def decoder(family="llama", bits="int8"):
-    return prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16", kv_cache=bits))
+    return prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16", kv_cache=bits)).eval()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "mixtral"])
@@ -19,14 +20,26 @@ def decoder(family="llama", bits="int8"):
 def test_decoding_with_the_cache_sees_what_training_saw(family, bits):
     model = decoder(family, bits)
     ids = tiny.tokens()
-    trained = tiny.logits(model, ids)  # all tokens at once, rounding keys and values on the way
+    with torch.enable_grad():
+        trained = model(input_ids=ids, use_cache=False).logits  # rounding keys and values on the way
     with torch.no_grad():
-        first = model(input_ids=ids[:, :5], use_cache=True)
-        second = model(input_ids=ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
-    torch.testing.assert_close(torch.cat((first.logits, second.logits), 1), trained, rtol=1e-4, atol=1e-5)
+        first = model(input_ids=ids, use_cache=True)
+        second = model(input_ids=ids[:, :1], past_key_values=first.past_key_values, use_cache=True)
+    assert torch.equal(first.logits, trained)
     assert all(isinstance(layer, QuantizedLayer) for layer in second.past_key_values.layers)
+    assert second.past_key_values.get_seq_length() == ids.shape[1] + 1
     without = tiny.logits(prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16")), ids)
     assert not torch.equal(trained, without)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_layer_gives_back_what_training_rounds_to(bits):
+    layer, states = QuantizedLayer(bits), torch.randn(2, 3, 7, 10)
+    for start, end in ((0, 4), (4, 5), (5, 7)):
+        keys, values = layer.update(states[:, :, start:end], -states[:, :, start:end])
+    rounded = fake_quantize_tokens(states, layer.grid)
+    assert torch.equal(keys, rounded)
+    assert torch.equal(values, fake_quantize_tokens(-states, layer.grid))
 
 
 @pytest.mark.parametrize(("bits", "share"), [("int8", (8 + 4) / 32), ("int4", (4 + 4) / 32)])
