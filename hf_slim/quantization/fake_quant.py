@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.quantization.grid import TINY, Grid, GridState, in_grid_units, observed, snapped
+from hf_slim.quantization.grid import TINY, Grid, GridState, as_stored, in_grid_units, observed, snapped
 
 CHUNK = 2**16  # weights that are worked on at a time
 # What one value adds to the gradient of its scale: (its place in units of the grid, where it went, not clipped) -> share
@@ -55,8 +55,8 @@ def observed_weight(weight: Tensor, grid: Grid) -> GridState:
 
 def learned_state(scale: Tensor, offset: Tensor | None, codebook: Tensor | None, grid: Grid) -> GridState:
     """Parameters as the grid will store them: a scale that training turned negative counts by its magnitude."""
-    scale = scale.detach().abs().to(grid.scale_dtype).float().clamp_min_(TINY)
-    zero_point = None if offset is None else -(offset.detach() / scale).to(grid.scale_dtype).float()
+    scale = as_stored(scale.detach().abs(), grid).clamp_min(TINY)
+    zero_point = None if offset is None else as_stored(-offset.detach() / scale, grid)
     return GridState(scale, zero_point, None if codebook is None else codebook.detach().sort(dim=-1).values)
 
 

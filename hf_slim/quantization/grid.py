@@ -196,6 +196,15 @@ def restored(in_units: Tensor, state: GridState) -> Tensor:
     return in_units.mul_(state.scale)
 
 
+def as_stored(values: Tensor, grid: Grid) -> Tensor:
+    """Scales or zero points (float32) rounded as their storage will hold them, in float32."""
+    if grid.scale_dtype == torch.float32:
+        return values
+    # to bfloat16 by hand, half to even: compilers drop casts there and back as if they changed nothing
+    bits = values.contiguous().view(torch.int32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
+
+
 def in_grid_units(values: Tensor, state: GridState) -> Tensor:
     """`values` divided by their scale, and shifted by their zero point."""
     scaled = values * state.scale.reciprocal()  # x * Q rather than x / scale: as bitsandbytes and torchao round

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from hf_slim.quantization.packed import PackedLinear
 
 INT4_GROUPS = (32, 64, 128, 256)  # what torch's int4 kernel takes
+# without AVX-512 torch multiplies integers one by one
+HAS_FAST_INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 FEW_TOKENS = 8  # above this a float copy of the weights, made once per call, is faster than kernels made for decoding
 
 
@@ -41,7 +43,10 @@ KERNELS: list[Kernel] = []  # in the order of preference
 
 def choose_kernel(layer: "PackedLinear", input: Tensor) -> Kernel:
     """The first kernel that fits."""
-    return next(kernel for kernel in KERNELS if kernel.fits(layer, input))
+    for kernel in KERNELS:  # a loop, which torch.compile can follow
+        if kernel.fits(layer, input):
+            return kernel
+    raise AssertionError("the float copy fits every layer")
 
 
 def quantized_input(layer: torch.nn.Module, input: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
@@ -87,15 +92,19 @@ def _int4_fits(layer: "PackedLinear", input: Tensor) -> bool:
 
 def _int4_run(layer: "PackedLinear", input: Tensor) -> Tensor:
     """torch's int4 kernel: bfloat16 activations and scales (which is how scales of groups are stored), float32 sums."""
-    grid = layer.scheme.weights
     if layer.kernel_cache is None:
-        codes = _signed_codes(layer).view(layer.out_features, -1).int() + 8
-        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
-        scales = layer.weight_scale.t().unsqueeze(-1).bfloat16()
-        layer.kernel_cache = packed, torch.cat((scales, torch.zeros_like(scales)), dim=-1).contiguous()
-    rows = input.reshape(-1, input.shape[-1])
-    product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, layer.kernel_cache[0], grid.group_size, layer.kernel_cache[1])
-    return _finished(product, layer, input)
+        _arrange_for_int4_(layer)
+    rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
+    group_size = layer.scheme.weights.group_size
+    return _finished(torch.ops.aten._weight_int4pack_mm_for_cpu(rows, codes, group_size, scales), layer, input)
+
+
+@torch.compiler.disable
+def _arrange_for_int4_(layer: "PackedLinear") -> None:
+    """Codes and scales in the order that the kernel reads; kept beside the stored ones from the first call on."""
+    codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_signed_codes(layer).contiguous().int() + 8, 1)
+    scales = layer.weight_scale.t().unsqueeze(-1).bfloat16()
+    layer.kernel_cache = codes, torch.cat((scales, torch.zeros_like(scales)), dim=-1).contiguous()
 
 
 def _int8_weights_fits(layer: "PackedLinear", input: Tensor) -> bool:
@@ -107,9 +116,15 @@ def _int8_weights_fits(layer: "PackedLinear", input: Tensor) -> bool:
 
 def _int8_weights_run(layer: "PackedLinear", input: Tensor) -> Tensor:
     """torch's int8 weight-only kernel: bfloat16 activations and scales, float32 sums."""
-    rows = input.reshape(-1, input.shape[-1])
-    scale = layer.weight_scale.view(-1).bfloat16()
-    return _finished(torch.ops.aten._weight_int8pack_mm(rows, layer.weight.squeeze(1), scale), layer, input)
+    if layer.kernel_cache is None:
+        _arrange_for_int8_weights_(layer)
+    rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
+    return _finished(torch.ops.aten._weight_int8pack_mm(rows, codes, scales), layer, input)
+
+
+@torch.compiler.disable
+def _arrange_for_int8_weights_(layer: "PackedLinear") -> None:
+    layer.kernel_cache = layer.weight.squeeze(1), layer.weight_scale.view(-1).bfloat16()  # the codes are shared
 
 
 def _dequantize_run(layer: "PackedLinear", input: Tensor) -> Tensor:
@@ -130,8 +145,7 @@ def _is_plain(grid: Grid) -> bool:
 
 
 def _is_fast_cpu(input: Tensor) -> bool:
-    # without AVX-512 torch multiplies integers one by one
-    return input.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return input.device.type == "cpu" and HAS_FAST_INTEGERS
 
 
 def _needs_gradient(input: Tensor) -> bool:

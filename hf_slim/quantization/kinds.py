@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hf_slim.quantization.grid import GRIDS, TINY, Grid, GridKind
+from hf_slim.quantization.grid import GRIDS, TINY, Grid, GridKind, as_stored
 
 # A value that lies on the grid can come out of `x * Q + B` a rounding error below it (at most 2**-15 for
 # codes below 256); `floor` would then drop a whole step, and quantizing twice would differ from quantizing once.
@@ -199,6 +199,8 @@ def nearest_entries(scaled: Tensor, codebook: Tensor) -> Tensor:
     scaled = scaled.contiguous()
     books, entries = codebook.shape
     thresholds = (codebook[:, 1:] + codebook[:, :-1]) / 2
+    if torch.compiler.is_compiling():  # which cannot follow a loop whose length lies in a tensor
+        return torch.searchsorted(thresholds, scaled.reshape(books, -1), out_int32=True).view(scaled.shape)
     edges = _cells(thresholds)
     every_cell = torch.arange(CELLS + 1, dtype=torch.int32, device=scaled.device).expand(books, -1).contiguous()
     table = torch.searchsorted(edges, every_cell, out_int32=True).view(-1)
@@ -221,7 +223,7 @@ def _cells(values: Tensor) -> Tensor:
 
 def _stored(scale: Tensor, grid: Grid) -> Tensor:
     """The scale as its storage will hold it, positive."""
-    return scale.to(grid.scale_dtype).float().clamp_min_(TINY)
+    return as_stored(scale, grid).clamp_min(TINY)
 
 
 GRIDS.register("int")(IntegerGrid())

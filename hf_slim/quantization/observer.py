@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.quantization.grid import TINY, Grid, GridState, observed, snapped
+from hf_slim.quantization.grid import TINY, Grid, GridState, as_stored, observed, snapped
 
 Observer = Callable[[Tensor, Grid, tuple[int, ...]], GridState]
 OBSERVERS: Registry[Observer] = Registry("observer")
@@ -45,7 +45,7 @@ def mse(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
         return widest
     best, least = widest.scale, torch.full_like(widest.scale, torch.inf)
     for ratio in MSE_RATIOS:
-        scale = (widest.scale * ratio).to(grid.scale_dtype).float().clamp_min_(TINY)
+        scale = as_stored(widest.scale * ratio, grid).clamp_min(TINY)
         moved = snapped(values, grid, GridState(scale, widest.zero_point, widest.codebook))
         error = moved.sub_(values).square_().sum(dims, keepdim=True)
         best = torch.where(error < least, scale, best)
