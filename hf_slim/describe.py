@@ -13,6 +13,7 @@ from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_coun
 from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
 from hf_slim.pruning.architectures import find_group_sets
 from hf_slim.pruning.mask import final_counts
+from hf_slim.quantization.layers import family_of
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import is_packed, quantized_layers
@@ -64,15 +65,11 @@ def describe_model(model: nn.Module) -> str:
         f"  {'layer':<44} {'shape':>14}  {'grid':<10} {'computes by':<11} {'bytes':>12}",
     ]
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            rows, columns = _logical_shape(module)
+        if name in schemes or family_of(module) is not None:
             stored = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
             size = "tied" if name in tied else f"{stored:,}"
-            grid = str(schemes.get(name, str(module.weight.dtype).removeprefix("torch.")))
-            kernel = "lookup" if isinstance(module, nn.Embedding) else "float"
-            if hasattr(module, "kernel"):
-                kernel = module.kernel(torch.empty(1, columns))
-            lines.append(f"  {name:<44} {f'{rows} x {columns}':>14}  {grid:<10} {kernel:<11} {size:>12}")
+            grid = str(schemes.get(name, str(model.dtype).removeprefix("torch.")))
+            lines.append(f"  {name:<44} {_shape(module):>14}  {grid:<10} {_kernel(module, model):<11} {size:>12}")
     return "\n".join([*lines, "", *_group_lines(model)])
 
 
@@ -94,10 +91,25 @@ def _group_lines(model: nn.Module) -> list[str]:
     return lines
 
 
-def _logical_shape(module: nn.Linear | nn.Embedding) -> tuple[int, int]:
+def _shape(module: nn.Module) -> str:
+    """The sizes of a layer's weights as they are computed with, packed or not."""
     if isinstance(module, nn.Embedding):
-        return module.num_embeddings, module.embedding_dim
-    return module.out_features, module.in_features
+        shapes = [(module.num_embeddings, module.embedding_dim)]
+    elif isinstance(module, nn.Linear):
+        shapes = [(module.out_features, module.in_features)]
+    else:
+        names = getattr(module, "float_shapes", None) or family_of(module).shapes(module)
+        shapes = [getattr(module, name).shape for name in names]
+    return ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+
+
+def _kernel(module: nn.Module, model: nn.Module) -> str:
+    """How a layer computes while decoding, in the dtype that the model was loaded in."""
+    if isinstance(module, nn.Embedding):
+        return "lookup"
+    if not hasattr(module, "kernel"):
+        return "float"
+    return module.kernel(torch.empty(1, getattr(module, "in_features", 1), dtype=model.dtype))
 
 
 Removal = tuple[float, int, tuple[str, ...]]  # groups that go on average, parameters per group, layers that lose them
@@ -126,10 +138,10 @@ def _schemes(model: nn.Module, recipe: Recipe) -> dict[str, Scheme | str]:
 def _bytes(model: nn.Module, schemes: dict[str, Scheme | str], removed: list[Removal]) -> float:
     total, seen = 0.0, set()
     for name, module in model.named_modules():
-        for parameter_name, parameter in module.named_parameters(recurse=False):
+        for parameter in module.parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                quantized = parameter_name == "weight" and isinstance(schemes.get(name), Scheme)
+                quantized = parameter.dim() > 1 and isinstance(schemes.get(name), Scheme)
                 total += _stored_bytes(parameter, schemes[name]) if quantized else 4 * parameter.numel()
     for groups, size, layers in removed:
         scheme = schemes.get(layers[0])
@@ -150,8 +162,8 @@ def _layer_lines(
             losses.setdefault(layer, []).append(groups)
     lines = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            shape = " x ".join(map(str, module.weight.shape))
+        if name in schemes or isinstance(module, nn.Linear | nn.Embedding):
+            shape = " x ".join(map(str, next(module.parameters(recurse=False)).shape))
             fate: list[Any] = [f"loses {groups:g} groups" for groups in losses.get(name, [])]
             scheme = schemes.get(name)
             fate += [str(scheme)] if isinstance(scheme, Scheme) else [f"float ({scheme})"] if scheme else ["float"]

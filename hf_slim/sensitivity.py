@@ -52,7 +52,7 @@ def quantization_section(chosen: dict[str, str]) -> dict[str, Any]:
 
 
 def summary(found: list[LayerSensitivity], chosen: dict[str, str], budget_bits: float) -> dict[str, Any]:
-    """Measures and choice as plain data, with the bits spent and the harm expected, for each uniform scheme as well."""
+    """Measures and choice as plain data, with bits spent and harm expected, for each uniform scheme as well."""
     total = sum(layer.weights for layer in found)
 
     def mix(pick: dict[str, str]) -> dict[str, float]:

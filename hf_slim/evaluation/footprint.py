@@ -1,10 +1,15 @@
 """How much a model takes: bytes on disk and in memory, parameters and multiply-adds."""
 
+import math
 import resource
 import sys
 from pathlib import Path
 
+import torch
 from torch import nn
+
+from hf_slim.core.modules import linear_shapes
+from hf_slim.quantization.transform import is_packed
 
 METADATA = ("report.json", "report.md", "report.png", "README.md")
 
@@ -27,14 +32,14 @@ def parameter_count(model: nn.Module) -> int:
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                packed = name == "weight" and hasattr(module, "weight_scale")
-                total += _logical_size(module) if packed else parameter.numel()
+                packed = is_packed(module) and parameter.dtype == torch.int8
+                total += _logical_size(module, name) if packed else parameter.numel()
     return total
 
 
 def multiply_adds_per_token(model: nn.Module) -> int:
     """Multiply-adds of all linear layers for one token, output head included; attention scores are not counted."""
-    return sum(module.in_features * module.out_features for module in model.modules() if isinstance(module, nn.Linear))
+    return sum(math.prod(shape) for shape in linear_shapes(model).values())
 
 
 def peak_rss_bytes() -> int:
@@ -47,7 +52,9 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _logical_size(module: nn.Module) -> int:
+def _logical_size(module: nn.Module, name: str) -> int:
+    if hasattr(module, "float_shapes"):
+        return math.prod(module.float_shapes[name])
     if isinstance(module, nn.Embedding):
         return module.num_embeddings * module.embedding_dim
     return module.in_features * module.out_features

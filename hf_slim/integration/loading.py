@@ -29,9 +29,7 @@ def load_model(spec: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True, **arguments)
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, **arguments
-        )
+        model, found = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **arguments)
     except Exception as error:  # from_pretrained raises many kinds, all of them about the checkpoint
         raise _not_loadable(spec, error) from error
     if found["missing_keys"]:  # transformers would fill them with random values and only warn

@@ -101,7 +101,9 @@ def _run(model: nn.Module, batches: list[dict[str, Any]], args: TrainingArgument
     device = next(model.parameters()).device
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
     for batch in batches:
-        inputs = {k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "num_items_in_batch"}
+        inputs = {
+            k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "num_items_in_batch"
+        }
         with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
             model(**inputs)
         yield

@@ -17,7 +17,7 @@ KV_CACHE = (None, "int8", "int4")
 
 @dataclass(frozen=True)
 class QuantizationConfig(SlimConfig):
-    """Which grids the layers train on. By default scales follow the weights: the largest of a slice is representable."""
+    """Which grids the layers train on. By default scales follow the weights: the largest is representable."""
 
     scheme: str | dict[str, Any] | Scheme = field(
         default="w8a8",
@@ -38,9 +38,7 @@ class QuantizationConfig(SlimConfig):
         default=(),
         metadata={"help": "Patterns of layer names to leave in float, such as '*.lm_head' or 'classifier*'."},
     )
-    observer: str = field(
-        default="minmax", metadata={"help": f"How weight scales are found: {', '.join(OBSERVERS)}."}
-    )
+    observer: str = field(default="minmax", metadata={"help": f"How weight scales are found: {', '.join(OBSERVERS)}."})
     learn: str | None = field(
         default=None, metadata={"help": "Train the weights' scales: lsq, or lsq+ (zero points too)."}
     )

@@ -13,7 +13,7 @@ from hf_slim.core.registry import Registry
 from hf_slim.quantization.grid import TINY, Grid, GridState, as_stored, in_grid_units, observed, snapped
 
 CHUNK = 2**16  # weights that are worked on at a time
-# What one value adds to the gradient of its scale: (its place in units of the grid, where it went, not clipped) -> share
+# What a value adds to the gradient of its scale: (its place in units of the grid, where it went, not clipped) -> share
 ScaleGradient = Callable[[Tensor, Tensor, Tensor], Tensor]
 SCALE_GRADIENTS: Registry[ScaleGradient] = Registry("scale gradient")
 

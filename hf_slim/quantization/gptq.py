@@ -1,4 +1,4 @@
-"""GPTQ: starting weights rounded so that each rounding error is made good by the weights that are still to be rounded."""
+"""GPTQ: starting weights rounded so that each error is made good by the weights that are still to be rounded."""
 
 import torch
 from torch import Tensor

@@ -72,7 +72,9 @@ class Grid(SlimConfig):
     granularity: str = field(
         default="channel", metadata={"help": "What shares a scale: tensor, channel, group; token for activations."}
     )
-    group_size: int | None = field(default=None, metadata={"help": "Input features per group, with granularity group."})
+    group_size: int | None = field(
+        default=None, metadata={"help": "Input features per group, with granularity group."}
+    )
     symmetric: bool = field(default=True, metadata={"help": "Whether the zero point is 0; integer grids only."})
     signed: bool = field(default=True, metadata={"help": "Codes from -2**(bits-1), or from 0; integer grids only."})
     rounding: str = field(default="nearest", metadata={"help": "nearest (half to even) or floor; integer grids only."})
@@ -97,12 +99,14 @@ class Grid(SlimConfig):
             require_whole("group_size", self.group_size)
         elif self.group_size is not None:
             raise SlimError(
-                f"`group_size` {self.group_size} needs granularity 'group', got '{self.granularity}'. Drop one of them."
+                f"`group_size` {self.group_size} needs granularity 'group', got '{self.granularity}'. Drop one."
             )
         if self.codebook_channels is not None:
             require_whole("codebook_channels", self.codebook_channels)
         if self.scale is not None and not (self.scale > 0 and self.scale < float("inf")):
-            raise SlimError(f"`scale` must be positive and finite, got {self.scale}. It is the width of one step, 1/Q.")
+            raise SlimError(
+                f"`scale` must be positive and finite, got {self.scale}. It is the width of one step, 1/Q."
+            )
         affine = not self.symmetric or not self.signed or self.rounding == "floor" or self.zero_point is not None
         if affine and self.kind != "int":
             raise SlimError(

@@ -1,4 +1,4 @@
-"""How packed linear layers compute: fast paths, chosen by device, dtype and shape, and the float copy that always works.
+"""How packed linear layers compute: fast paths by device, dtype and shape, and the float copy that always works.
 
 A kernel is one registered function; each agrees with the dequantized layer within the rounding that it states.
 """
@@ -91,7 +91,7 @@ def _int4_fits(layer: "PackedLinear", input: Tensor) -> bool:
 
 
 def _int4_run(layer: "PackedLinear", input: Tensor) -> Tensor:
-    """torch's int4 kernel: bfloat16 activations and scales (which is how scales of groups are stored), float32 sums."""
+    """torch's int4 kernel: bfloat16 activations and scales (as scales of groups are stored), float32 sums."""
     if layer.kernel_cache is None:
         _arrange_for_int4_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache

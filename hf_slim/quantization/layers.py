@@ -109,7 +109,7 @@ class EmbeddingFamily(LayerFamily):
 
 
 class TransposedLinearFamily(LayerFamily):
-    """GPT-2's `Conv1D`: a linear layer that stores its weight as `(in, out)`. Packed it is an ordinary linear layer."""
+    """GPT-2's `Conv1D`, a linear layer that stores its weight as `(in, out)`; packed it is an ordinary linear one."""
 
     transposed = True
 
@@ -145,8 +145,10 @@ class ConvolutionFamily(LayerFamily):
 
 
 class ExpertsFamily(LayerFamily):
-    """Mixture-of-experts weights in stacked matrices `(experts, out, in)`. Their activations stay in floating point:
-    the inner ones never leave the module."""
+    """Mixture-of-experts weights in stacked matrices `(experts, out, in)`.
+
+    Their activations stay in floating point: the inner ones never leave the module.
+    """
 
     def matches(self, module: nn.Module) -> bool:
         return bool(self._stacked(module)) and not getattr(module, "is_transposed", False)
@@ -165,7 +167,8 @@ class ExpertsFamily(LayerFamily):
 
 
 FAMILIES: list[LayerFamily] = [
-    LinearFamily(), BitsAndBytesFamily(), EmbeddingFamily(), TransposedLinearFamily(), ConvolutionFamily(), ExpertsFamily(),
+    LinearFamily(), BitsAndBytesFamily(), EmbeddingFamily(), TransposedLinearFamily(), ConvolutionFamily(),
+    ExpertsFamily(),
 ]  # fmt: skip
 
 

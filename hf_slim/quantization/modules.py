@@ -1,4 +1,4 @@
-"""Fake-quantized layers: the forward sees the weights and activations of the packed form; masters stay as they were."""
+"""Fake-quantized layers: the forward sees weights and activations of the packed form; masters stay as they were."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_slim.quantization.grid import GridState
 from hf_slim.quantization.quantizer import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
 
@@ -49,7 +48,7 @@ class FakeQuantLinear(nn.Linear):
     Attributes:
         kept_columns: The columns that pruning will leave, or None; pruning keeps this up to date.
         weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
-        read_weight: Gives the float weight where `weight` itself is stored in another way, as by bitsandbytes; or None.
+        read_weight: Gives the float weight where `weight` is stored in another way, as by bitsandbytes; or None.
     """
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
@@ -91,7 +90,7 @@ class FakeQuantLinear(nn.Linear):
 
 
 class FakeQuantEmbedding(nn.Embedding):
-    """An embedding that looks up rows of its packed form; scales lie within a row, so only rows looked up are computed."""
+    """An embedding that looks up rows of its packed form; only those rows are computed, as scales lie within them."""
 
     def __init__(self, embedding: nn.Embedding, scheme: Scheme, training: Training):
         super().__init__(**embedding_arguments(embedding), device="meta")

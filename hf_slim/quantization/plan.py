@@ -64,9 +64,7 @@ class _Planner:
             _check_embedding(name, scheme.weights)
         return LayerPlan(name, scheme)
 
-    def _scheme_or_reason(
-        self, name: str, module: nn.Module, family: LayerFamily | None
-    ) -> tuple[Scheme | None, str]:
+    def _scheme_or_reason(self, name: str, module: nn.Module, family: LayerFamily | None) -> tuple[Scheme | None, str]:
         ignored = next((pattern for pattern in self.config.ignore if fnmatchcase(name, pattern)), None)
         if name in self.adapters:
             return None, "part of an adapter"

@@ -153,7 +153,9 @@ class InputQuantizer(_Quantizer):
         self.dims, self.learn, self.calibration_batches = dims, learn, calibration_batches
         self.static = grid.granularity == "tensor" and grid.scale is None
         if self.static:
-            self.register_buffer("range", torch.zeros(2, dtype=torch.float32, device=device))  # least and greatest input so far
+            self.register_buffer(
+                "range", torch.zeros(2, dtype=torch.float32, device=device)
+            )  # least and greatest input so far
             self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64, device=device))
             if learn:
                 self.scale = nn.Parameter(torch.ones(1, 1, 1, dtype=torch.float32, device=device))

@@ -35,8 +35,8 @@ class Scheme(SlimConfig):
             return
         if self.activations.granularity not in ("token", "tensor"):
             raise SlimError(
-                f"Activations need granularity 'token' or 'tensor', got '{self.activations.granularity}': their scales "
-                "cannot differ along the features that a matrix product sums over."
+                f"Activations need granularity 'token' or 'tensor', got '{self.activations.granularity}': their "
+                "scales cannot differ along the features that a matrix product sums over."
             )
         if self.activations.kind not in ("int", "fp8"):
             raise SlimError(f"Activations may lie on an int or fp8 grid, got '{self.activations.kind}'.")

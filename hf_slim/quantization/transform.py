@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import Technique, claim, is_prepared, record_of, register_technique
+from hf_slim.core.lifecycle import Technique, claim, is_prepared, register_technique
 from hf_slim.core.modules import require_finite, set_module_, tied_modules
 from hf_slim.quantization.adapters import merge_adapters_, simulate_merged_
 from hf_slim.quantization.config import QuantizationConfig

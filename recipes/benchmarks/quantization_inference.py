@@ -1,7 +1,7 @@
 """Inference of packed models, batch 1, against the float32 model: SmolLM2-135M, all sides in one process, medians.
 
-    python recipes/benchmarks/quantization_inference.py              # four minutes on 2 cores
-    python recipes/benchmarks/quantization_inference.py --compile    # decoding under torch.compile as well; needs g++
+python recipes/benchmarks/quantization_inference.py              # four minutes on 2 cores
+python recipes/benchmarks/quantization_inference.py --compile    # decoding under torch.compile as well; needs g++
 """
 
 import argparse
@@ -31,7 +31,9 @@ SIDES = {
 }
 
 
-def packed(base: PreTrainedModel, config: QuantizationConfig | None, dtype: torch.dtype) -> tuple[PreTrainedModel, int]:
+def packed(
+    base: PreTrainedModel, config: QuantizationConfig | None, dtype: torch.dtype
+) -> tuple[PreTrainedModel, int]:
     """The model as `from_pretrained` gives it back, and its bytes on disk."""
     model = copy.deepcopy(base)
     if config is not None:
@@ -41,7 +43,9 @@ def packed(base: PreTrainedModel, config: QuantizationConfig | None, dtype: torc
         return load_model(folder, dtype), disk_bytes(folder)
 
 
-def compiled_decoder(model: PreTrainedModel, prompt: torch.Tensor, n_tokens: int, compiled: bool) -> Callable[[], None]:
+def compiled_decoder(
+    model: PreTrainedModel, prompt: torch.Tensor, n_tokens: int, compiled: bool
+) -> Callable[[], None]:
     """Greedy decoding with a static cache, `n_tokens` a call, each call from the same prompt."""
     forward = torch.compile(model.forward, dynamic=False) if compiled else model.forward
     length = prompt.shape[1] + n_tokens + 1

@@ -5,8 +5,8 @@ SmolLM2-135M, weights only, symmetric groups of 64, the same data, steps, seed a
     python recipes/benchmarks/quantization_quality.py                    # needs torchao; about an hour on 2 cores
     python recipes/benchmarks/quantization_quality.py --steps 20 --grids w3a16
 
-gap = perplexity of the fine-tuned float model rounded to nearest - its perplexity unrounded; recovered = the share of it
-that training on the grid saves. Finished rows are kept in `--results`, so that an interrupted run goes on.
+gap = perplexity of the fine-tuned float model rounded to nearest - its perplexity unrounded; recovered = the share of
+it that training on the grid saves. Finished rows are kept in `--results`, so that an interrupted run goes on.
 """
 
 import argparse
@@ -83,7 +83,7 @@ class Bench:
         return found
 
     def _ours(self, grid: str, taught: bool) -> float:
-        callbacks = _teacher(taught) + [_KeepPrepared(QuantizationConfig(grid, **OURS))]
+        callbacks = [*_teacher(taught), _KeepPrepared(QuantizationConfig(grid, **OURS))]
         return self.perplexity(self.trained(load_model(MODEL), callbacks))
 
     def _torchao(self, grid: str, taught: bool) -> float:

@@ -1,9 +1,9 @@
-"""A small convolutional network, trained and quantized: every nn.Module can be made small, not only Transformers models.
+"""A small convolutional network, trained and quantized: every nn.Module can be made small, not only Transformers'.
 
 Scikit-learn's digits, scaled to 3 x 30 x 30 pixels in [-1, 1]. Weights on the affine grid y = floor(x * Q + B) with
 Q = 127.5 and B = 127 for the whole tensor, trained through the rounding, then packed, saved and loaded back.
 
-    python recipes/general/simple_net.py            # about two minutes on 2 cores; needs scikit-learn
+    python recipes/general/simple_net.py            # half a minute; needs scikit-learn
 """
 
 import argparse
@@ -104,7 +104,9 @@ def main() -> None:
     print(f"\naccuracy before        {before:.1%}   {n_bytes / 1e6:.1f} MB in float32")
     print(f"rounded, not trained   {untrained:.1%}")
     print(f"trained on the grid    {after:.1%}   {(options.output / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
-    print(f"loaded back            {accuracy(loaded, held_out):.1%}   {'bit for bit the same' if same else 'DIFFERENT'}")
+    print(
+        f"loaded back            {accuracy(loaded, held_out):.1%}   {'bit for bit the same' if same else 'DIFFERENT'}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_slim import QuantizationCallback, QuantizationConfig, convert, prepare

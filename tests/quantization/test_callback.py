@@ -24,12 +24,16 @@ class Watch(QuantizationCallback):
 LEARNED = {
     "lsq": QuantizationConfig("w4a16-g16", learn="lsq", observer="mse"),
     "lsq+": QuantizationConfig("w4a16", learn="lsq+"),
-    "lsq, static activations": QuantizationConfig("w8a8-static", learn="lsq", learn_activations="lsq", calibration_batches=2),
+    "lsq, static activations": QuantizationConfig(
+        "w8a8-static", learn="lsq", learn_activations="lsq", calibration_batches=2
+    ),
     "lsq+, static activations": QuantizationConfig("w8a8-static", learn_activations="lsq+", calibration_batches=2),
     "pact": QuantizationConfig("w8a8-static", learn_activations="pact", calibration_batches=2),
     "codebook": QuantizationConfig("codebook3"),
     "gptq": QuantizationConfig("w3a16", initialize="gptq", calibration_batches=2),
-    "gptq, lsq": QuantizationConfig("w3a16-g16", initialize="gptq", learn="lsq", observer="mse", calibration_batches=2),
+    "gptq, lsq": QuantizationConfig(
+        "w3a16-g16", initialize="gptq", learn="lsq", observer="mse", calibration_batches=2
+    ),
     "frozen": QuantizationConfig("w4a16", freeze=0.5),
 }
 
@@ -59,7 +63,9 @@ def test_every_learned_parameter_moves_and_none_decays(name, tmp_path):
     before = {n: p.detach().clone() for n, p in model.named_parameters() if "quantizer" in n}
     assert before
     trainer.create_optimizer()
-    undecayed = {id(p) for group in trainer.optimizer.param_groups if not group["weight_decay"] for p in group["params"]}
+    undecayed = {
+        id(p) for group in trainer.optimizer.param_groups if not group["weight_decay"] for p in group["params"]
+    }
     assert all(id(p) in undecayed for n, p in model.named_parameters() if "quantizer" in n)
     last = {}
     quantizer_state = lambda model: {n: p.detach().clone() for n, p in model.named_parameters() if "quantizer" in n}  # noqa: E731
@@ -117,7 +123,9 @@ def test_gptq_without_data_is_refused(tmp_path):
 
 def test_static_scales_without_data_are_refused_by_name():
     model = prepare(tiny.llama(), QuantizationConfig("w8a8-static"))
-    with pytest.raises(SlimError, match=r"'model\.layers\.0\.self_attn\.q_proj': Static activation scales have seen no data"):
+    with pytest.raises(
+        SlimError, match=r"'model\.layers\.0\.self_attn\.q_proj': Static activation scales have seen no data"
+    ):
         convert(model)
 
 
@@ -139,7 +147,12 @@ def test_masters_start_where_gptq_put_them_and_scales_fit():
 def test_checkpointing_and_autocast_train(scheme, tmp_path):
     model = tiny.llama()
     trainer = tiny.trainer(
-        model, tmp_path, [QuantizationCallback({"scheme": scheme})], bf16=True, gradient_checkpointing=True, max_steps=2
+        model,
+        tmp_path,
+        [QuantizationCallback({"scheme": scheme})],
+        bf16=True,
+        gradient_checkpointing=True,
+        max_steps=2,
     )
     assert isinstance(trainer, Trainer)
     assert trainer.train().training_loss > 0

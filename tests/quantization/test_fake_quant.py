@@ -50,7 +50,9 @@ def lsq_reference(w, s, beta, upstream, low, high):
     inside = (place >= low) & (place <= high)
     size = 1 / math.sqrt(w.shape[1] * high)
     grad_w = upstream * inside
-    grad_s = (upstream * torch.where(inside, place.round() - place, place.clamp(low, high))).sum(1, keepdim=True) * size
+    grad_s = (upstream * torch.where(inside, place.round() - place, place.clamp(low, high))).sum(
+        1, keepdim=True
+    ) * size
     grad_beta = (upstream * ~inside).sum(1, keepdim=True) * size
     return place.clamp(low, high).round() * s + beta, grad_w, grad_s, grad_beta
 
@@ -64,7 +66,9 @@ def test_learned_scales_have_the_gradients_of_the_paper(bits, with_offset):
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     expected = lsq_reference(master, scale, offset, upstream, low, high)
     w, s, b = (value.clone().requires_grad_() for value in (master, scale.view(8, 1, 1), offset.view(8, 1, 1)))
-    on_grid = fake_quantize_weight(w, Grid(bits=bits, symmetric=not with_offset), scale=s, offset=b if with_offset else None)
+    on_grid = fake_quantize_weight(
+        w, Grid(bits=bits, symmetric=not with_offset), scale=s, offset=b if with_offset else None
+    )
     (on_grid * upstream).sum().backward()
     clipped = (expected[1] == 0).double().mean()
     assert 0 < clipped < 1
@@ -76,7 +80,7 @@ def test_learned_scales_have_the_gradients_of_the_paper(bits, with_offset):
 
 
 def test_the_lsq_gradient_is_the_slope_of_the_smooth_surrogate():
-    """Finite differences in the scale, with the rounding offsets held fixed as the straight-through estimator has them."""
+    """Finite differences in the scale, with rounding offsets held fixed as the straight-through estimator does."""
     master, step = weight(1, 64).double(), 0.3
     place = (master / step).clamp(-8, 7)
     offsets = place.round() - place

@@ -56,7 +56,9 @@ def test_no_value_of_the_grid_is_nearer(seed, grid, size):
     n_codes = 3 if grid.kind == "ternary" else 2**grid.bits
     codes = torch.arange(n_codes, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *slices.shape).contiguous()
     every = torch.stack([decoded(code, grid, state) for code in codes]).double()
-    every = every[:127] if grid.kind == "fp8" else every.nan_to_num(torch.inf)  # fp8: NaN codes; signs are tested below
+    every = (
+        every[:127] if grid.kind == "fp8" else every.nan_to_num(torch.inf)
+    )  # fp8: NaN codes; signs are tested below
     target = slices.double().abs() if grid.kind == "fp8" else slices.double()
     chosen = snapped(slices, grid, state).double()
     distance = (every - target).abs().amin(0)
@@ -101,7 +103,8 @@ def test_zero_stays_zero_and_a_slice_of_zeros_is_no_nan(grid):
     slices = grouped(data, grid)
     on_grid = snapped(slices, grid, observed(slices, grid, slice_dims(grid))).flatten(1)
     assert torch.isfinite(on_grid).all()
-    assert not on_grid[2].any() and not on_grid[:, 5].any()
+    assert not on_grid[2].any()
+    assert not on_grid[:, 5].any()
 
 
 @pytest.mark.parametrize("grid", KINDS, ids=str)
@@ -109,7 +112,9 @@ def test_the_mse_observer_never_rounds_worse_than_minmax(grid):
     slices = grouped(values(), grid)
     errors = {}
     for observer in ("minmax", "mse"):
-        state = OBSERVERS[observer](slices, grid, slice_dims(grid)) if grid.kind != "codebook" else state_for(slices, grid)
+        state = (
+            OBSERVERS[observer](slices, grid, slice_dims(grid)) if grid.kind != "codebook" else state_for(slices, grid)
+        )
         errors[observer] = (snapped(slices, grid, state) - slices).square().sum()
     assert errors["mse"] <= errors["minmax"] * 1.0001
 

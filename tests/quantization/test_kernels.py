@@ -38,7 +38,9 @@ def packed_layer(scheme, dtype, bias=True):
 
 @pytest.mark.parametrize(("scheme", "dtype", "n_tokens", "kernel", "tolerance"), CASES)
 @torch.no_grad()
-def test_a_kernel_agrees_with_the_float_copy_within_its_rounding(scheme, dtype, n_tokens, kernel, tolerance, monkeypatch):
+def test_a_kernel_agrees_with_the_float_copy_within_its_rounding(
+    scheme, dtype, n_tokens, kernel, tolerance, monkeypatch
+):
     layer = packed_layer(scheme, dtype)
     activations = torch.randn(n_tokens, 128).to(dtype)
     assert layer.kernel(activations) == kernel

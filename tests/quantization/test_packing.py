@@ -6,7 +6,9 @@ from hf_slim.quantization.packing import TRIT_BITS, pack_codes, packed_bytes, un
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, TRIT_BITS]), st.integers(1, 70), st.integers(1, 3), st.integers(0, 10**6))
+@given(
+    st.sampled_from([1, 2, 3, 4, 5, 6, 7, 8, TRIT_BITS]), st.integers(1, 70), st.integers(1, 3), st.integers(0, 10**6)
+)
 def test_unpacking_undoes_packing_for_every_width_and_size(bits, size, rows, seed):
     highest = 3 if bits == TRIT_BITS else 2**bits
     codes = torch.randint(0, highest, (rows, 2, size), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)

@@ -3,7 +3,16 @@ import pytest
 from hf_slim import Grid, QuantizationConfig, Scheme, SlimError
 from hf_slim.quantization.scheme import SCHEMES
 
-NAMES = [*SCHEMES, "w4a16-g64", "w3a16-g32-asym", "w8a8-tensor-static", "w5a16-g16", "nf4-g32", "codebook3-g64", "w8a8-floor"]
+NAMES = [
+    *SCHEMES,
+    "w4a16-g64",
+    "w3a16-g32-asym",
+    "w8a8-tensor-static",
+    "w5a16-g16",
+    "nf4-g32",
+    "codebook3-g64",
+    "w8a8-floor",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -45,7 +54,10 @@ def test_a_name_that_means_nothing_is_refused(text):
         ({"overrides": ["w4a16"]}, "must map patterns to schemes"),
         ({"start": 1.0}, "must be in"),
         ({"kv_cache": "int2"}, "Unknown `kv_cache`"),
-        ({"scheme": {"weights": {"bits": 4}, "activations": {"bits": 8, "granularity": "channel"}}}, "'token' or 'tensor'"),
+        (
+            {"scheme": {"weights": {"bits": 4}, "activations": {"bits": 8, "granularity": "channel"}}},
+            "'token' or 'tensor'",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(settings, says):

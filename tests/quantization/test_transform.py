@@ -18,9 +18,12 @@ from hf_slim.quantization.scheme import SCHEMES
 from hf_slim.quantization.transform import quantized_layers
 from tests import tiny
 
-GIVEN = Scheme(Grid(granularity="tensor", symmetric=False, signed=False, rounding="floor", scale=1 / 127.5, zero_point=127))
+GIVEN = Scheme(
+    Grid(granularity="tensor", symmetric=False, signed=False, rounding="floor", scale=1 / 127.5, zero_point=127)
+)
 # groups of 16 divide every tiny model; every named scheme is here, with the options that change storage
-SCHEME_CASES = {name: QuantizationConfig(name, group_size=16 if name in ("nf4", "fp4") else None) for name in SCHEMES} | {
+NAMED = {name: QuantizationConfig(name, group_size=16 if name in ("nf4", "fp4") else None) for name in SCHEMES}
+SCHEME_CASES = NAMED | {
     "groups, tied embeddings": QuantizationConfig("w4a16-g16", embeddings="w8a16"),
     "tied embeddings": QuantizationConfig("w8a8", embeddings="w8a8"),
     "nf4 embeddings": QuantizationConfig("w8a16", embeddings="nf4-g16"),
