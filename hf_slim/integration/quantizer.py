@@ -49,6 +49,11 @@ class HfSlimConfig(QuantizationConfigMixin):
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
+        if mode == "packed" and version.startswith("0.1.") and any("-g" in str(s) for s in (layers or {}).values()):
+            raise SlimError(
+                f"This checkpoint was packed by hf_slim {version}, which stored the scales of groups in float32; they "
+                "are bfloat16 now. Pack it again from its training checkpoint, or install hf_slim 0.1."
+            )
         self.quant_method = quant_method
         self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
         self.techniques, self.version = techniques or {}, version

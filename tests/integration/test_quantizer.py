@@ -6,7 +6,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, pipeline
 
 from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
-from hf_slim.integration.quantizer import register
+from hf_slim.integration.quantizer import HfSlimConfig, register
 from hf_slim.quantization.modules import FakeQuantLinear
 from tests import tiny
 
@@ -115,6 +115,12 @@ def test_an_unknown_mode_names_the_version(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SlimError, match="Install a newer hf_slim"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_groups_that_an_older_version_packed_are_refused():
+    with pytest.raises(SlimError, match="Pack it again"):
+        HfSlimConfig("packed", layers={"a": "w4a16-g32"}, version="0.1.0")
+    assert HfSlimConfig("packed", layers={"a": "w8a8"}, version="0.1.0").mode == "packed"
 
 
 def test_registering_twice_is_harmless():
