@@ -33,9 +33,12 @@ def test_measuring_leaves_the_model_as_it_was_and_finds_coarse_grids_worse():
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert not quantized_layers(model)
     assert len(found) == 21  # every linear layer; the tied head has no scheme of its own
-    for layer in found:
-        harm = {choice.scheme: choice.divergence for choice in layer.choices}
-        assert harm["w2a16-g16"] > harm["w8a16"] > -1e-6
+    # queries and keys of a random model hardly matter: one by one their harm is float rounding, in sum it is not
+    assert all(choice.divergence > -1e-6 for layer in found for choice in layer.choices)
+    harm = {
+        scheme: sum(c.divergence for layer in found for c in layer.choices if c.scheme == scheme) for scheme in SCHEMES
+    }
+    assert harm["w2a16-g16"] > 10 * harm["w4a16-g16"] > 100 * harm["w8a16"] > 0
 
 
 def test_the_harm_of_one_layer_is_that_of_a_model_with_only_this_layer_quantized():
