@@ -11,8 +11,9 @@ from hf_slim.distillation.teacher import check_teacher
 from hf_slim.evaluation.data import load_texts, text_blocks
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
-from hf_slim.pruning.architectures import find_group_sets
-from hf_slim.pruning.mask import final_counts
+from hf_slim.pruning.selection import expected_losses
+from hf_slim.pruning.structure import understand
+from hf_slim.pruning.transform import plan_pruning
 from hf_slim.quantization.layers import family_of
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
@@ -74,21 +75,19 @@ def describe_model(model: nn.Module) -> str:
 
 
 def _group_lines(model: nn.Module) -> list[str]:
-    try:
-        found = find_group_sets(model)
-    except SlimError as error:
-        return [f"  groups: {error}"]
-    if not found:
-        return ["  no prunable groups were recognised"]
     if any(is_packed(module) for module in model.modules()):
         return ["  groups: this model is packed; prune before quantizing"]
+    try:
+        found, reasons = understand(model)
+    except SlimError as error:
+        return [f"  groups: {error}"]
     total = parameter_count(model)
-    lines = [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"]
+    lines = [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"] if found else []
     for group_set in found:
         size = group_set.parameters_per_group(model)
         share = size * group_set.count / total
         lines.append(f"  {group_set.name:<44} {group_set.count:>7} {size:>16,} {share:>14.1%}")
-    return lines
+    return lines + [f"  not prunable: {reason}" for reason in reasons] or ["  no prunable groups were found"]
 
 
 def _shape(module: nn.Module) -> str:
@@ -118,15 +117,12 @@ Removal = tuple[float, int, tuple[str, ...]]  # groups that go on average, param
 def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
     if recipe.pruning is None:
         return []
-    found = find_group_sets(model)
-    removals = []
-    for kind, target in final_counts(found, recipe.pruning).items():
-        sets = [group_set for group_set in found if group_set.kind == kind]
-        for group_set in sets:
-            share = target[group_set.name] if isinstance(target, dict) else target / len(sets)
-            layers = tuple(part.module for part in group_set.slices)
-            removals.append((share, group_set.parameters_per_group(model), layers))
-    return removals
+    plan = plan_pruning(model, recipe.pruning)
+    losses = expected_losses(plan)
+    return [
+        (losses[found.name], found.parameters_per_group(model), tuple(dict.fromkeys(part.module for part in found.slices)))
+        for found in plan.group_sets
+    ]
 
 
 def _schemes(model: nn.Module, recipe: Recipe) -> dict[str, Scheme | str]:

@@ -6,6 +6,7 @@ that a callback can finish a run in which other techniques take part without kno
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -38,12 +39,16 @@ class Record:
     Attributes:
         configs: Technique name -> config, for what is prepared and not yet converted.
         removed: Group set name -> indices of the groups that are masked and wait for removal.
+        plan: What pruning found in the model and is going to remove, found once.
+        sizes: Fields of the model's config that would say what was removed, with their new values.
         techniques: Technique name -> config, for everything that was ever applied; goes into config.json.
         before_convert: What a callback still has to settle before the model is converted, by whichever callback.
     """
 
     configs: dict[str, SlimConfig] = field(default_factory=dict)
     removed: dict[str, list[int]] = field(default_factory=dict)
+    plan: Any = None
+    sizes: dict[str, int] = field(default_factory=dict)
     techniques: dict[str, dict] = field(default_factory=dict)
     before_convert: list[Callable[[], None]] = field(default_factory=list)
 

@@ -48,15 +48,6 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def resize_linear_(linear: nn.Linear, out_features: int, in_features: int) -> None:
-    """Gives a linear layer other sizes with uninitialised weights, before a checkpoint fills them."""
-    place = {"device": linear.weight.device, "dtype": linear.weight.dtype}
-    linear.weight = nn.Parameter(torch.empty(out_features, in_features, **place), linear.weight.requires_grad)
-    if linear.bias is not None:
-        linear.bias = nn.Parameter(torch.empty(out_features, **place), linear.bias.requires_grad)
-    linear.out_features, linear.in_features = out_features, in_features
-
-
 def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
     """`{name: [out_features, in_features]}` of every linear layer, packed or not, GPT-2's `Conv1D` included."""
     shapes = {}
@@ -69,14 +60,31 @@ def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
 
 
 def counts(model: nn.Module) -> dict[tuple[str, str], int]:
-    """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value."""
-    return {
-        (name, attribute): value
-        for name, module in model.named_modules()
-        if not isinstance(module, nn.Linear)
-        for attribute, value in vars(module).items()
-        if type(value) is int and not attribute.startswith("_")
-    }
+    """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value.
+
+    Those of a config that the module holds are called "config.x".
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            found |= {(name, attribute): value for attribute, value in _numbers(vars(module))}
+        config = vars(module).get("config")
+        if config is not None:
+            found |= {(name, f"config.{attribute}"): value for attribute, value in _numbers(vars(config))}
+    return found
+
+
+def set_count_(module: nn.Module, attribute: str, value: int) -> None:
+    """Sets one of `counts`; a field of a config in a copy for this module alone."""
+    target: object = module
+    if attribute.startswith("config."):
+        module.config = target = copy.copy(module.config)
+        attribute = attribute.removeprefix("config.")
+    setattr(target, attribute, value)
+
+
+def _numbers(values: dict[str, object]) -> list[tuple[str, int]]:
+    return [(name, value) for name, value in values.items() if type(value) is int and not name.startswith("_")]
 
 
 def resolve(model: nn.Module, name: str) -> str | None:

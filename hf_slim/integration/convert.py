@@ -11,10 +11,10 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
-from hf_slim.core.modules import counts, linear_shapes
+from hf_slim.core.modules import counts
 from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.shapes import logical_shapes
 from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
-from hf_slim.pruning.architectures import find_group_sets
 from hf_slim.quantization.adapters import adapter_layers
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
@@ -51,8 +51,8 @@ def describe_converted(model: nn.Module) -> None:
 def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int]]]:
     """Where the modules differ from what the model's config alone would build: (shapes, attributes)."""
     skeleton = _skeleton(model, model.config)
-    expected = linear_shapes(skeleton)
-    shapes = {path: shape for path, shape in linear_shapes(model).items() if expected.get(path) != shape}
+    expected = logical_shapes(skeleton)
+    shapes = {path: shape for path, shape in logical_shapes(model).items() if expected.get(path, shape) != shape}
     plain = counts(skeleton)
     attributes: dict[str, dict[str, int]] = {}
     for (path, attribute), value in counts(model).items():
@@ -80,35 +80,27 @@ def _write_config(model: nn.Module, mode: str) -> None:
 
 def _shrink_plain_config(model: nn.Module) -> None:
     """Puts smaller sizes into the config's own fields, where the config then builds exactly this model."""
-    if not differences(model)[0]:
+    sizes = record_of(model).sizes
+    if not sizes or not differences(model)[0]:
         return
     config = copy.deepcopy(model.config)
-    for name, size in _common_sizes(model).items():
-        if hasattr(config, name):
-            setattr(config, name, size)
+    head_sizes = {value for (_, name), value in counts(model).items() if name == "head_dim"}
+    if len(head_sizes) == 1 and hasattr(config, "head_dim"):
+        sizes = sizes | {"head_dim": head_sizes.pop()}  # otherwise it would follow from the number of heads
+    for name, size in sizes.items():
+        setattr(config, name, size)
     try:
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return
-    if linear_shapes(skeleton) == linear_shapes(model) and counts(skeleton) == counts(model):
+    if logical_shapes(skeleton) == logical_shapes(model) and _same_counts(skeleton, model):
         model.config.__dict__.update(config.__dict__)
 
 
-def _common_sizes(model: nn.Module) -> dict[str, int]:
-    """Config fields with the sizes of the layers, as far as all layers agree on them."""
-    found = find_group_sets(model)
-    neurons = {group_set.count for group_set in found if group_set.kind == "ffn"}
-    heads = {
-        (group_set.count, *(part.width for part in group_set.slices[:2]))  # groups, query and key rows of a group
-        for group_set in found
-        if group_set.kind == "kv_heads"
-    }
-    sizes = {"intermediate_size": neurons.pop()} if len(neurons) == 1 else {}
-    if len(heads) == 1:
-        groups, query_rows, head_size = heads.pop()
-        query_heads = groups * query_rows // head_size
-        sizes |= {"num_key_value_heads": groups, "num_attention_heads": query_heads, "head_dim": head_size}
-    return sizes
+def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
+    """Whether modules of both know the same sizes; the configs they share are what is being written."""
+    expected = counts(skeleton)
+    return all(expected.get(key) == value for key, value in counts(model).items() if not key[1].startswith("config."))
 
 
 register_finish(describe_prepared, describe_converted)

@@ -10,8 +10,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim, record_of
-from hf_slim.core.modules import resize_linear_, resolve
+from hf_slim.core.modules import resolve
 from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.shapes import resize_, set_attribute_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.packed import mark_filled_
 from hf_slim.quantization.scheme import Scheme
@@ -26,7 +27,7 @@ class HfSlimConfig(QuantizationConfigMixin):
 
     Args:
         mode: "pruned": only smaller; "qat": float masters with a fake-quantized forward; "packed": integer weights.
-        shapes: Linear layers whose size differs from what the model's config says: path -> [out, in].
+        shapes: Tensors whose shape differs from what the model's config says: path -> shape.
         attributes: Head counts that differ: path -> {attribute: value}.
         layers: Quantized layers: path -> scheme, by name ("w4a16-g32") or in full.
         techniques: The configs that made this model, by technique.
@@ -67,13 +68,11 @@ class HfSlimQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
         record_of(model).techniques = dict(config.techniques)
-        for path, (out_features, in_features) in config.shapes.items():
-            if found := resolve(model, path):
-                resize_linear_(model.get_submodule(found), out_features, in_features)
+        for path, shape in config.shapes.items():
+            resize_(model, path, shape)
         for path, values in config.attributes.items():
-            if found := resolve(model, path):
-                for attribute, value in values.items():
-                    setattr(model.get_submodule(found), attribute, value)
+            for attribute, value in values.items():
+                set_attribute_(model, path, attribute, value)
         schemes = {resolve(model, path): Scheme.of(scheme) for path, scheme in config.layers.items()}
         schemes.pop(None, None)
         if config.mode == "qat":

@@ -12,9 +12,10 @@ from transformers.trainer_callback import ExportableState
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, is_prepared, record_of
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import score_groups
-from hf_slim.pruning.mask import Removed, choose_removed, zero_groups_
+from hf_slim.pruning.mask import zero_groups_
+from hf_slim.pruning.removal import Removed
+from hf_slim.pruning.selection import Plan, choose_removed
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
@@ -35,12 +36,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.config = PruningConfig.of(config or {})
         self.removed: Removed = {}
         self.scores: dict[str, Tensor] = {}
-        self.group_sets: list[GroupSet] = []
+        self.plan: Plan | None = None
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        self.group_sets = claim_for_pruning(model, self.config)
+        self.plan = claim_for_pruning(model, self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
@@ -57,10 +58,10 @@ class PruningCallback(TrainerCallback, ExportableState):
             raise SlimError(
                 "Two PruningCallbacks in one Trainer restore each other's state. Use one, with both kinds."
             )
-        self.group_sets = claim_for_pruning(model, self.config)
+        self.plan = claim_for_pruning(model, self.config)
         self.removed = saved["attributes"]["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
-        mask_groups_(model, self.group_sets, self.removed)
+        self._mask(model)
 
         def settle() -> None:  # whichever technique's callback converts the model when training ends
             self._settle(args, state, model)
@@ -72,21 +73,28 @@ class PruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         if (state.global_step / state.max_steps) >= self.config.stop:
             return
-        for name, score in score_groups(model, self.group_sets, self.config.criterion).items():
+        for name, score in score_groups(model, self.plan.group_sets, self.config.criterion).items():
             past = self.scores.get(name)
-            self.scores[name] = score if past is None else past.to(score.device).lerp(score, 1 - SCORE_MEMORY)
+            if past is not None:
+                past = past.to(score.device)
+                score[self.removed.get(name, [])] = past[self.removed.get(name, [])]  # what was zeroed has no say
+                score = past.lerp(score, 1 - SCORE_MEMORY)
+            self.scores[name] = score
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        progress = (state.global_step + 1) / state.max_steps
-        if self.scores:
-            removed = choose_removed(self.group_sets, self.scores, self.removed, self.config, progress)
+        step = state.global_step + 1
+        progress = step / state.max_steps
+        due = step % self.config.every == 0 or progress >= self.config.stop
+        if self.scores and due:
+            removed = choose_removed(self.plan, self.scores, self.removed, self.config, progress)
             if removed != self.removed:
                 self.removed = removed
-                mask_groups_(model, self.group_sets, removed)
+                self._mask(model)
                 return
-        zero_groups_(model, self.group_sets, self.removed)  # momentum has just moved the zeros
+        # momentum has just moved the zeros
+        zero_groups_(model, self.plan.group_sets, self.removed, readers_only=self.config.regrow)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
@@ -108,11 +116,14 @@ class PruningCallback(TrainerCallback, ExportableState):
         if args.load_best_model_at_end and state.best_model_checkpoint:
             saved = json.loads(Path(state.best_model_checkpoint, "trainer_state.json").read_text())
             self.removed = saved["stateful_callbacks"][type(self).__name__]["attributes"]["removed"]
-            mask_groups_(model, self.group_sets, self.removed)
+        mask_groups_(model, self.plan.group_sets, self.removed)
         self._warn_if_short()
 
+    def _mask(self, model: nn.Module) -> None:
+        mask_groups_(model, self.plan.group_sets, self.removed, readers_only=self.config.regrow)
+
     def _warn_if_short(self) -> None:
-        due = choose_removed(self.group_sets, self.scores, self.removed, self.config, 1.0) if self.scores else {}
+        due = choose_removed(self.plan, self.scores, self.removed, self.config, 1.0) if self.scores else {}
         missing = sum(map(len, due.values())) - sum(map(len, self.removed.values()))
         if missing or not self.scores:
             logger.warning(

@@ -7,20 +7,32 @@ from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.importance import CRITERIA
 
-KINDS = ("ffn", "kv_heads")
+KINDS = ("ffn", "kv_heads", "heads", "channels")
+MEASURES = ("parameters", "macs")
 
 
 @dataclass(frozen=True)
 class PruningConfig(SlimConfig):
     """How much structure to remove, and when. Progress is the share of optimizer steps done, in [0, 1].
 
-    Kinds of structure: `ffn` are the neurons of the feed-forward layers; `kv_heads` are key-value heads together with
-    the query heads that read them (in multi-head attention: simply the heads).
+    Kinds of structure: `ffn` are the neurons of feed-forward layers and fused experts; `kv_heads` are key-value heads
+    together with the query heads that read them; `heads` are query heads, the same number from every key-value head
+    (in multi-head attention both are simply the heads); `channels` are those between convolutions.
     """
 
-    sparsity: dict[str, float] | float = field(
-        default_factory=lambda: {"ffn": 0.5},
-        metadata={"help": "Share of groups removed at the end, in [0, 1), per kind; one number means every kind."},
+    sparsity: dict[str, float] | float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of groups removed at the end, in [0, 1), per kind; one number: of ffn and kv_heads. None "
+            "without a target: {ffn: 0.5}."
+        },
+    )
+    target: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of `sparsity`: share of the parameters or macs of the layers (embeddings and head not "
+            "counted) that stays, such as {parameters: 0.6}; spent on ffn and kv_heads where it costs least."
+        },
     )
     uniform: dict[str, bool] | bool = field(
         default=True,
@@ -32,33 +44,79 @@ class PruningConfig(SlimConfig):
     schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
     start: float = field(default=0.05, metadata={"help": "Progress before which nothing is removed, in [0, 1]."})
     stop: float = field(default=0.5, metadata={"help": "Progress after which nothing is removed, in (0, 1]."})
+    every: int = field(default=1, metadata={"help": "Optimizer steps between two removals."})
+    regrow: bool = field(
+        default=False, metadata={"help": "Whether groups may come back before `stop` when others matter less by then."}
+    )
+    round_to: dict[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "What is left per layer becomes a multiple of this, per kind, as fast kernels like it."},
+    )
+    floor: float = field(default=0.0, metadata={"help": "Share of its groups that every layer keeps, in [0, 1)."})
+    ignore: list[str] = field(
+        default_factory=list, metadata={"help": "Patterns of layer names that keep their groups, such as '*.0.*'."}
+    )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sparsity", _per_kind("sparsity", self.sparsity, default=0.0))
+        self._check_amounts()
         object.__setattr__(self, "uniform", _per_kind("uniform", self.uniform, default=True))
-        for kind, share in self.sparsity.items():
-            require_share(f"sparsity.{kind}", share, upper_open=True)
         for kind, value in self.uniform.items():
             if not isinstance(value, bool):
                 raise SlimError(f"`uniform.{kind}` must be true or false, got {value!r}.")
-        if not any(self.sparsity.values()):
-            raise SlimError(
-                f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
-            )
         CRITERIA[self.criterion]
         SCHEDULES[self.schedule]
         require_share("start", self.start)
         require_share("stop", self.stop)
+        require_share("floor", self.floor, upper_open=True)
         if not self.start <= self.stop or not self.stop:
             raise SlimError(
                 f"`start` must not lie behind `stop`, and `stop` not at 0: got {self.start} and {self.stop}."
             )
+        for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+        for kind in self.round_to:
+            _require_kind("round_to", kind)
+
+    def _check_amounts(self) -> None:
+        if self.target is not None:
+            if self.sparsity is not None:
+                raise SlimError("`sparsity` and `target` both say how much goes. Set one of them.")
+            if len(self.target) != 1 or not set(self.target) <= set(MEASURES):
+                raise SlimError(f"`target` must name one of {', '.join(MEASURES)}, got {self.target!r}.")
+            share = next(iter(self.target.values()))
+            require_share("target", share, upper_open=True)
+            if not share:
+                raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
+            object.__setattr__(self, "sparsity", dict.fromkeys(KINDS, 0.0))
+            return
+        default = {"ffn": 0.5} if self.sparsity is None else self.sparsity
+        if not isinstance(default, dict):
+            default = {"ffn": default, "kv_heads": default}
+        object.__setattr__(self, "sparsity", _per_kind("sparsity", default, default=0.0))
+        for kind, share in self.sparsity.items():
+            require_share(f"sparsity.{kind}", share, upper_open=True)
+        if not any(self.sparsity.values()):
+            raise SlimError(
+                f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
+            )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of structure that lose groups."""
+        if self.target is not None:
+            return ("ffn", "kv_heads")
+        return tuple(kind for kind, share in self.sparsity.items() if share)
 
 
 def _per_kind(name: str, value: object, default: object) -> dict:
     if not isinstance(value, dict):
         return dict.fromkeys(KINDS, value)
     for kind in value:
-        if kind not in KINDS:
-            raise SlimError(f"`{name}` has no kind '{kind}'. {nearest(str(kind), KINDS)}")
+        _require_kind(name, kind)
     return {kind: value.get(kind, default) for kind in KINDS}
+
+
+def _require_kind(name: str, kind: object) -> None:
+    if kind not in KINDS:
+        raise SlimError(f"`{name}` has no kind '{kind}'. {nearest(str(kind), KINDS)}")

@@ -1,7 +1,8 @@
-"""Groups: slices of several weights that must go together, found in a model."""
+"""Groups: slices of several tensors that must go together."""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
@@ -9,79 +10,113 @@ from hf_slim.core.errors import SlimError
 
 @dataclass(frozen=True)
 class Slice:
-    """The part that one dimension of one layer plays in a group set.
+    """The part that one dimension of one tensor plays in a group set.
 
     Attributes:
-        module: Path of the linear layer.
-        dim: 0 for output rows (with their bias), 1 for input columns.
-        width: Consecutive rows or columns that belong to one group.
+        tensor: Path of a parameter or buffer: "model.layers.0.mlp.up_proj.weight".
+        dim: Along which the groups lie.
+        width: Consecutive places that belong to one group.
+        offset: Where the first group starts.
+        reads: Whether these are columns that read the group, not rows that write it.
+        period: How many groups lie side by side before others come between; None: all of them.
+        stride: Places from one such run of groups to the next.
     """
 
-    module: str
+    tensor: str
     dim: int
     width: int
+    offset: int = 0
+    reads: bool = False
+    period: int | None = None
+    stride: int = 0
+
+    @property
+    def module(self) -> str:
+        """Path of the layer that holds the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+    def places(self, groups: list[int] | range | Tensor) -> Tensor:
+        """Indices along `dim` that belong to `groups`: `(len(groups), width)`."""
+        groups = torch.as_tensor(groups, dtype=torch.long)
+        starts = groups * self.width
+        if self.period:
+            starts = groups // self.period * self.stride + groups % self.period * self.width
+        return (starts + self.offset).unsqueeze(1) + torch.arange(self.width)
 
 
 @dataclass(frozen=True)
 class GroupSet:
-    """All prunable groups of one kind in one layer; group `i` owns rows or columns `[i * width, (i + 1) * width)`.
+    """All groups of one kind that layers with a common structure share.
 
     Attributes:
-        name: Path of the layer and the kind, unique in the model: "model.layers.0.mlp/ffn".
-        kind: "ffn" or "kv_heads".
+        name: Path of the part of the model and the kind, unique in the model: "model.layers.0.mlp/ffn".
+        kind: One of `KINDS` in `pruning/config.py`.
         count: How many groups there are.
-        slices: Every weight that takes part; the consumer, whose columns read the group, comes last.
-        attributes: (module path, attribute, value per group) of sizes that modules keep and that shrink too.
+        slices: Every tensor that takes part; what reads the groups comes last.
+        attributes: (module path, attribute) of sizes that modules keep; they shrink in proportion. An attribute
+            "config.x" is the field x of a config that the module gets for itself.
+        config_fields: Fields of the model's config that shrink alike, if all layers do.
+        balance: Groups in a row of which the same number must go everywhere; None: any may go.
+        multiple: What is left must be a multiple of this.
     """
 
     name: str
     kind: str
     count: int
     slices: tuple[Slice, ...]
-    attributes: tuple[tuple[str, str, int], ...] = ()
+    attributes: tuple[tuple[str, str], ...] = ()
+    config_fields: tuple[str, ...] = ()
+    balance: int | None = None
+    multiple: int = 1
 
     def parameters_per_group(self, model: nn.Module) -> int:
         """Weights and biases that one group takes with it."""
-        total = 0
-        for part in self.slices:
-            layer = model.get_submodule(part.module)
-            total += part.width * layer.weight.shape[1 - part.dim]
-            total += part.width if part.dim == 0 and layer.bias is not None else 0
-        return total
+        found = {part.tensor: tensor_of(model, part.tensor) for part in self.slices}
+        return sum(
+            part.width * found[part.tensor].numel() // found[part.tensor].shape[part.dim]
+            for part in self.slices
+            if isinstance(found[part.tensor], nn.Parameter)
+        )
+
+
+def tensor_of(model: nn.Module, path: str) -> Tensor:
+    """The parameter or buffer at a dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(model.get_submodule(module), name)
 
 
 def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """The weights of a group set as blocks `(count, width, other)`, columns transposed to rows.
-
-    All are views: writing to a block writes to the model.
-    """
-    return [_blocks(model.get_submodule(part.module).weight, part, group_set) for part in group_set.slices]
-
-
-def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """The gradients, in the shapes of `weight_blocks`. Raises SlimError if none has arrived."""
-    blocks = []
-    for part in group_set.slices:
-        gradient = model.get_submodule(part.module).weight.grad
-        if gradient is None:
-            raise SlimError(
-                f"No gradient reached '{part.module}.weight', so the importance of its groups is unknown. Unfreeze "
-                "the layer, set the sparsity of its kind to 0, or choose a criterion that needs no gradient: l1 or l2."
-            )
-        blocks.append(_blocks(gradient, part, group_set))
-    return blocks
-
-
-def bias_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """The biases that go with the groups, as views `(count, width)`."""
-    layers = [(model.get_submodule(part.module), part) for part in group_set.slices if part.dim == 0]
+    """The weights and biases of a group set, each as `(count, width, other)`."""
     return [
-        layer.bias.detach().unflatten(0, (group_set.count, part.width))
-        for layer, part in layers
-        if layer.bias is not None
+        _blocks(tensor.detach(), part, group_set.count)
+        for part in group_set.slices
+        if isinstance(tensor := tensor_of(model, part.tensor), nn.Parameter)
     ]
 
 
-def _blocks(tensor: Tensor, part: Slice, group_set: GroupSet) -> Tensor:
-    rows = tensor.detach() if part.dim == 0 else tensor.detach().t()
-    return rows.unflatten(0, (group_set.count, part.width))
+def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
+    """Likewise the gradients.
+
+    Raises: SlimError: if a weight has none.
+    """
+    blocks = []
+    for part in group_set.slices:
+        tensor = tensor_of(model, part.tensor)
+        if not isinstance(tensor, nn.Parameter):
+            continue
+        if tensor.grad is None:
+            raise SlimError(
+                f"No gradient reached '{part.tensor}', so the importance of its groups is unknown. Unfreeze the "
+                "layer, set the sparsity of its kind to 0, or choose a criterion that needs no gradient: l1 or l2."
+            )
+        blocks.append(_blocks(tensor.grad, part, group_set.count))
+    return blocks
+
+
+def _blocks(tensor: Tensor, part: Slice, count: int) -> Tensor:
+    rows = tensor.movedim(part.dim, 0)
+    if part.period:
+        rows = rows.index_select(0, part.places(range(count)).flatten().to(tensor.device))
+    else:
+        rows = rows.narrow(0, part.offset, count * part.width)
+    return rows.unflatten(0, (count, part.width)).flatten(2) if rows.dim() > 1 else rows.view(count, part.width, 1)

@@ -1,52 +1,61 @@
 """Pruning as prepare and convert: mask now, remove later."""
 
+import logging
+from dataclasses import replace
+
 from torch import nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, record_of, register_technique
-from hf_slim.pruning.architectures import find_group_sets
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import CRITERIA, score_groups
-from hf_slim.pruning.mask import Removed, choose_removed, final_counts, mark_kept_columns_, zero_groups_
-from hf_slim.pruning.removal import remove_groups_
+from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
+from hf_slim.pruning.removal import Removed, remove_groups_
+from hf_slim.pruning.selection import Plan, choose_removed, plan_removal
+from hf_slim.pruning.structure import understand
+
+logger = logging.getLogger(__name__)
 
 
-def groups_to_prune(model: nn.Module, config: PruningConfig) -> list[GroupSet]:
+def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     """What `config` can prune in this model; changes nothing.
 
-    Returns: the group sets of the kinds that lose groups.
     Raises: SlimError: if the model has no matching structure or its weights are packed.
     """
-    kinds = {kind for kind, share in config.sparsity.items() if share}
-    group_sets = [group_set for group_set in find_group_sets(model) if group_set.kind in kinds]
-    for group_set in group_sets:
-        for part in group_set.slices:
-            if not model.get_submodule(part.module).weight.is_floating_point():
-                raise SlimError(
-                    f"'{part.module}' holds packed integers, which cannot be pruned. Prune before quantizing."
-                )
-    final_counts(group_sets, config)
-    return group_sets
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
+    found, reasons = understand(model)
+    missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]
+    if missing == ["heads"]:  # multi-head attention: every key-value head has one query head
+        found = [_as_heads(group_set) for group_set in found]
+    elif missing and reasons:
+        raise SlimError(f"No {' or '.join(missing)} can be pruned in this model. {'; '.join(reasons[:3])}.")
+    elif reasons:
+        logger.warning("%d layers are left as they are: %s.", len(reasons), "; ".join(reasons[:3]))
+    return plan_removal(model, found, config)
 
 
-def claim_for_pruning(model: nn.Module, config: PruningConfig) -> list[GroupSet]:
-    """`groups_to_prune`, and a note that the model is going to be pruned; masks nothing."""
-    group_sets = groups_to_prune(model, config)
+def claim_for_pruning(model: nn.Module, config: PruningConfig) -> Plan:
+    """`plan_pruning`, and a note that the model is going to be pruned; masks nothing."""
+    record = record_of(model)
+    plan = plan_pruning(model, config) if record.configs.get("pruning") != config or not record.plan else record.plan
     claim(model, "pruning", config)
-    return group_sets
+    record.plan = plan
+    return plan
 
 
-def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> None:
+def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed, readers_only: bool = False) -> None:
     """Makes `removed` the model's mask: zeroes the groups and notes them for `convert`."""
     record_of(model).removed = removed
-    zero_groups_(model, group_sets, removed)
+    zero_groups_(model, group_sets, removed, readers_only)
     mark_kept_columns_(model, group_sets, removed)
 
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> None:
     """Raises SlimError if `prepare_pruning` cannot work: no such structure, or no gradients where they are needed."""
-    groups_to_prune(model, config)
+    plan_pruning(model, config)
     if CRITERIA[config.criterion].needs_gradient and all(p.grad is None for p in model.parameters()):
         raise SlimError(
             f"Criterion '{config.criterion}' needs gradients and this model holds none. Call `loss.backward()` on "
@@ -56,17 +65,33 @@ def check_pruning(model: nn.Module, config: PruningConfig) -> None:
 
 def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
     """Masks the whole target in one shot: for training loops without a Trainer."""
-    group_sets = claim_for_pruning(model, config)
-    scores = score_groups(model, group_sets, config.criterion)
-    removed = choose_removed(group_sets, scores, record_of(model).removed, config, progress=1.0)
-    mask_groups_(model, group_sets, removed)
+    plan = claim_for_pruning(model, config)
+    scores = score_groups(model, plan.group_sets, config.criterion)
+    removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
+    mask_groups_(model, plan.group_sets, removed)
 
 
 def convert_pruning(model: nn.Module) -> None:
     """Removes what is masked."""
     record = record_of(model)
-    remove_groups_(model, find_group_sets(model), record.removed)
-    record.removed = {}
+    record.sizes = common_sizes(model, record.plan.group_sets, record.removed)
+    remove_groups_(model, record.plan.group_sets, record.removed)
+    record.removed, record.plan = {}, None
+
+
+def common_sizes(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dict[str, int]:
+    """Config fields with the sizes that all layers will have; one on which they disagree is left out."""
+    values: dict[str, set[int]] = {}
+    for group_set in group_sets:
+        left = group_set.count - len(removed.get(group_set.name, ()))
+        for name in group_set.config_fields:
+            now = getattr(model.config, name)
+            values.setdefault(name, set()).add(left if now is None else now * left // group_set.count)
+    return {name: found.pop() for name, found in values.items() if len(found) == 1}
+
+
+def _as_heads(group_set: GroupSet) -> GroupSet:
+    return replace(group_set, kind="heads") if group_set.kind == "kv_heads" else group_set
 
 
 register_technique(Technique("pruning", 10, PruningConfig, check_pruning, prepare_pruning, convert_pruning))

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from hf_slim import QuantizationConfig, prepare
-from hf_slim.core.modules import plain_copy, resize_linear_, resolve, tied_modules
+from hf_slim.core.modules import plain_copy, resolve, tied_modules
 from tests import tiny
 
 
@@ -31,9 +31,3 @@ def test_a_path_resolves_with_and_without_the_base_prefix():
     assert resolve(model.model, "model.layers.0.mlp") == "layers.0.mlp"
     assert resolve(model, "layers.0.mlp") == "model.layers.0.mlp"
     assert resolve(model.model, "lm_head") is None
-
-
-def test_resizing_keeps_device_dtype_and_bias():
-    linear = nn.Linear(4, 6, dtype=torch.bfloat16)
-    resize_linear_(linear, 3, 2)
-    assert linear(torch.zeros(1, 2, dtype=torch.bfloat16)).shape == (1, 3)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.lifecycle import record_of
-from hf_slim.pruning.architectures import find_group_sets
+from hf_slim.pruning.structure import find_group_sets
 from hf_slim.pruning.removal import remove_groups_
 from hf_slim.pruning.transform import mask_groups_
 from tests import tiny

@@ -2,11 +2,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from hf_slim import PruningConfig, SlimError
-from hf_slim.pruning.architectures import find_group_sets
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.mask import choose_removed, final_counts
+from hf_slim.pruning.selection import choose_removed, plan_removal
+from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
 
 
@@ -24,39 +25,40 @@ def random_scores(group_sets, seed=0):
 def test_removal_grows_to_the_target_and_never_goes_back(counts, sparsity, uniform, seed):
     group_sets, config = sets(counts), PruningConfig(sparsity={"ffn": sparsity}, uniform=uniform, start=0.0)
     try:
-        target = final_counts(group_sets, config)["ffn"]
+        plan = plan_removal(nn.Module(), group_sets, config)
     except SlimError as error:
         assert "removes nothing" in str(error)  # noqa: PT017  one of the two outcomes that are allowed
         return
     removed = {}
     for step in range(1, 11):
         scores = random_scores(group_sets, seed + step)
-        grown = choose_removed(group_sets, scores, removed, config, step / 10)
+        grown = choose_removed(plan, scores, removed, config, step / 10)
         assert all(set(removed[name]) <= set(grown[name]) for name in removed)
         assert all(len(grown.get(group_set.name, [])) < group_set.count for group_set in group_sets)
         removed = grown
-    total = sum(map(len, removed.values()))
-    assert total == (sum(target.values()) if isinstance(target, dict) else target)
+    assert sum(map(len, removed.values())) == sum(quota for _, quota in plan.quotas)
 
 
 def test_the_least_important_go_first_and_ties_go_to_the_lower_index():
     group_sets = sets([4, 4])
     scores = {"layer0/ffn": torch.tensor([3.0, 1.0, 1.0, 9.0]), "layer1/ffn": torch.tensor([1.0, 8.0, 8.0, 8.0])}
     config = PruningConfig(sparsity={"ffn": 0.25}, uniform=False)
-    assert choose_removed(group_sets, scores, {}, config, 1.0) == {"layer0/ffn": [1, 2]}
+    plan = plan_removal(nn.Module(), group_sets, config)
+    assert choose_removed(plan, scores, {}, config, 1.0) == {"layer0/ffn": [1, 2]}
 
 
 def test_a_uniform_kind_takes_the_same_number_from_every_layer():
     group_sets = sets([8, 8, 8])
-    removed = choose_removed(group_sets, random_scores(group_sets), {}, PruningConfig(sparsity={"ffn": 0.5}), 1.0)
+    config = PruningConfig(sparsity={"ffn": 0.5})
+    removed = choose_removed(plan_removal(nn.Module(), group_sets, config), random_scores(group_sets), {}, config, 1.0)
     assert [len(indices) for indices in removed.values()] == [4, 4, 4]
 
 
 def test_a_share_too_small_for_one_group_names_the_cure():
     with pytest.raises(SlimError, match=r"kv_heads` 0.1 removes nothing.*uniform: \{kv_heads: false\}"):
-        final_counts(find_group_sets(tiny.llama()), PruningConfig(sparsity={"kv_heads": 0.1}))
+        plan_pruning(tiny.llama(), PruningConfig(sparsity={"kv_heads": 0.1}))
 
 
 def test_a_model_without_the_structure_is_refused():
     with pytest.raises(SlimError, match="no layer of this model was recognised as ffn"):
-        final_counts([], PruningConfig())
+        plan_removal(nn.Module(), [], PruningConfig())

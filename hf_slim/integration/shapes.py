@@ -1,0 +1,61 @@
+"""Shapes of tensors as the model computes with them, and giving a tensor another shape before it is loaded."""
+
+import torch
+from torch import nn
+
+from hf_slim.core.modules import resolve, set_count_
+from hf_slim.pruning.layers import set_sizes_
+from hf_slim.quantization.transform import is_packed
+
+
+def logical_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """`{path: shape}` of every parameter and running statistic; of packed weights, the shape before packing."""
+    shapes = {}
+    for path, module in model.named_modules():
+        packed = _packed_shapes(module) if is_packed(module) else {}
+        tensors = dict(module.named_parameters(recurse=False)) | {
+            name: buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")
+        }
+        if "_quantizer" in path:
+            continue
+        for name, tensor in tensors.items():
+            shapes[".".join(filter(None, (path, name)))] = list(packed.get(name, tensor.shape))
+    return shapes
+
+
+def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
+    """Gives the tensor at `path` another shape, contents left open; a path that this model lacks is passed over.
+
+    hf_slim before 0.3 wrote the path of a linear layer instead, and its weight's shape.
+    """
+    parent, _, name = path.rpartition(".")
+    found = resolve(model, path)
+    if found is not None:
+        layer = model.get_submodule(found)
+        _set_(layer, "weight", shape)
+        if layer.bias is not None:
+            _set_(layer, "bias", shape[:1])
+    elif (found := resolve(model, parent)) is not None:
+        _set_(model.get_submodule(found), name, shape)
+
+
+def set_attribute_(model: nn.Module, path: str, attribute: str, value: int) -> None:
+    """Sets a number that the module at `path` holds about itself, where this model has it."""
+    found = resolve(model, path)
+    if found is not None:
+        set_count_(model.get_submodule(found), attribute, value)
+
+
+def _set_(module: nn.Module, name: str, shape: list[int]) -> None:
+    old = getattr(module, name)
+    new = torch.empty(shape, device=old.device, dtype=old.dtype)
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+    set_sizes_(module)
+
+
+def _packed_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    if hasattr(module, "float_shapes"):
+        return dict(module.float_shapes)
+    if isinstance(module, nn.Embedding):
+        return {"weight": (module.num_embeddings, module.embedding_dim)}
+    return {"weight": (module.out_features, module.in_features)}

@@ -1,0 +1,57 @@
+"""A short made-up input for any model."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+
+TOKENS = 3  # attention needs more than one position to show its keys
+
+PIXELS = ("pixel_values",)
+ANY_SIZE = 64  # of pictures, for models that take every size
+SPECTROGRAMS = ("input_features",)
+
+
+def example_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """Keyword arguments for one forward pass: one example of three tokens, or one picture or sound, of random content.
+
+    Raises: SlimError: if what the model reads cannot be told from it.
+    """
+    config = getattr(model, "config", None)
+    name = getattr(model, "main_input_name", None)
+    if config is None or name is None:
+        raise SlimError(
+            f"{type(model).__name__} does not say what it reads, so its structure cannot be found by running it. Pass "
+            "an example: `find_group_sets(model, inputs={argument: tensor})`, or use PruningCallback in a Trainer."
+        )
+    wanted = set(inspect.signature(model.forward).parameters)
+    if name in PIXELS:
+        size = getattr(config, "image_size", None) or ANY_SIZE
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        return {name: torch.rand(1, _first(config, "num_channels"), height, width)}
+    if name in SPECTROGRAMS:
+        inputs = {name: torch.rand(1, _first(config, "num_mel_bins"), 2 * _first(config, "max_source_positions"))}
+    else:
+        inputs = {"input_ids": _tokens(config)}
+    if getattr(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = _tokens(config)
+    if "use_cache" in wanted:
+        inputs["use_cache"] = False
+    return inputs
+
+
+def _tokens(config: object) -> Tensor:
+    """Token ids that are no padding, which some models look for."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    special = {getattr(text, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    ids = [token for token in range(min(text.vocab_size, 50)) if token not in special][:TOKENS]
+    return torch.tensor([(ids * TOKENS)[:TOKENS]])
+
+
+def _first(config: object, name: str) -> int:
+    value = getattr(config, name, None)
+    if value is None:
+        raise SlimError(f"The config of this model has no `{name}`; pass `inputs` with an example.")
+    return value

@@ -1,0 +1,87 @@
+"""Layers that hold a matrix: which dimension of what plays which part, and the sizes they keep about themselves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One kind of layer with a matrix.
+
+    Attributes:
+        owns: Whether a module is of this kind.
+        out_dim: Dimension of `weight` along which the outputs lie.
+        in_dim: The same for inputs; None: the layer reads no channels.
+        out_sizes: Attributes that hold the number of outputs.
+        in_sizes: Attributes that hold the number of inputs.
+        channels: Dimension of the layer's input and output along which channels lie, counted from the end.
+    """
+
+    owns: Callable[[nn.Module], bool]
+    out_dim: int
+    in_dim: int | None
+    out_sizes: tuple[str, ...]
+    in_sizes: tuple[str, ...]
+    channels: int = -1
+
+    def output_shape(self, module: nn.Module, value: Tensor) -> tuple[int, ...]:
+        """Of what `module` makes of `value`."""
+        out = module.weight.shape[self.out_dim]
+        if self.in_dim is None:
+            return (*value.shape, out)
+        if self.channels == -1:
+            return (*value.shape[:-1], out)
+        return tuple(type(module).forward(module, value.to("meta")).shape)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1
+
+
+MATRICES = (
+    Matrix(lambda module: isinstance(module, nn.Linear), 0, 1, ("out_features",), ("in_features",)),
+    Matrix(lambda module: hasattr(module, "nf") and hasattr(module, "nx"), 1, 0, ("nf",), ("nx",)),  # GPT-2's Conv1D
+    Matrix(lambda module: isinstance(module, nn.Embedding), 1, None, ("embedding_dim",), ()),
+    Matrix(lambda m: _is_convolution(m) and isinstance(m, nn.Conv1d), 0, 1, ("out_channels",), ("in_channels",), -2),
+    Matrix(lambda m: _is_convolution(m) and isinstance(m, nn.Conv2d), 0, 1, ("out_channels",), ("in_channels",), -3),
+    Matrix(lambda m: _is_convolution(m) and isinstance(m, nn.Conv3d), 0, 1, ("out_channels",), ("in_channels",), -4),
+)
+
+
+def matrix_of(module: nn.Module) -> Matrix | None:
+    """How `module` holds its matrix; None if it holds none that can be cut."""
+    if not isinstance(getattr(module, "weight", None), Tensor):
+        return None
+    return next((matrix for matrix in MATRICES if matrix.owns(module)), None)
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether `module` holds the fused weights of many experts: `(n_experts, ..., ...)`."""
+    return sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) >= 2
+
+
+def is_channelwise(module: nn.Module) -> bool:
+    """Whether `module` treats every channel on its own, with parameters of its own for each: `(channels,)`."""
+    return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
+
+
+def set_sizes_(module: nn.Module) -> None:
+    """Writes the sizes of its tensors into the attributes in which a layer keeps them."""
+    matrix = matrix_of(module)
+    if matrix is not None:
+        for name in matrix.out_sizes:
+            setattr(module, name, module.weight.shape[matrix.out_dim])
+        for name in matrix.in_sizes:
+            setattr(module, name, module.weight.shape[matrix.in_dim])
+    elif is_channelwise(module):
+        module.num_features = len(module.running_mean)
+    elif is_experts(module) and hasattr(module, "intermediate_dim"):
+        module.intermediate_dim = module.down_proj.shape[-1]
+
+
+def answer(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Random numbers in the place of what a layer would compute; positive, so that no ReLU is off."""
+    return torch.rand(shape, dtype=torch.float32).add_(0.5).to(dtype if dtype.is_floating_point else torch.float32)

@@ -1,0 +1,157 @@
+"""Sizes that modules keep about themselves, and the proof that a structure was understood.
+
+On a weightless twin a group of every set is removed. The smaller twin must read, channel by channel, what the whole
+one reads when that group is zero.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.pruning.groups import GroupSet, Slice
+from hf_slim.pruning.probe import Probe, Reading, run_cut, weightless_twin
+from hf_slim.pruning.removal import Removed, cut_out_, kept_places
+
+HEAD_COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads", "num_kv_heads", "n_heads", "n_head")
+RATIOS = ("num_key_value_groups",)  # query heads per key-value head: shrinks with the query heads alone
+WIDTHS = ("intermediate_size", "intermediate_dim", "all_head_size", "inner_dim", "split_size")
+CONFIG_WIDTHS = (
+    "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim", "encoder_ffn_dim",
+    "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
+)  # fmt: skip
+AMBIGUOUS_WIDTHS = ("embed_dim", "hidden_size", "dim")  # of the heads together, or of the stream: the twin shows which
+
+
+def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[str]]:
+    """`found` with the attributes that shrink, and why sets were dropped that cannot be removed without harm."""
+    checked, failed = [], []
+    for kind in dict.fromkeys(group_set.kind for group_set in found):
+        alike = [group_set for group_set in found if group_set.kind == kind]
+        together, _ = _first_harmless(twin, probe, alike)
+        if together:
+            checked += together
+            continue
+        for group_set in alike:  # one of them stands out: find it
+            alone, harm = _first_harmless(twin, probe, [group_set])
+            checked += alone
+            if harm:
+                failed.append(f"'{group_set.name}' was not understood: {harm}")
+    order = {group_set.name: index for index, group_set in enumerate(found)}
+    return sorted(checked, key=lambda group_set: order[group_set.name]), failed
+
+
+def _first_harmless(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> tuple[list[GroupSet], str]:
+    harm = ""
+    for ambiguous, configs in ((False, False), (True, False), (False, True), (True, True)):
+        candidates = [
+            replace(
+                group_set,
+                attributes=tuple(_attributes(twin, group_set, ambiguous, configs)),
+                config_fields=tuple(_config_fields(twin, group_set)),
+            )
+            for group_set in sets
+        ]
+        harm = _harm(twin, probe, candidates)
+        if not harm:
+            return candidates, ""
+    return [], harm
+
+
+def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: bool) -> Iterator[tuple[str, str]]:
+    total = _total(group_set)
+    names = WIDTHS + (AMBIGUOUS_WIDTHS if ambiguous else ())
+    for path in dict.fromkeys(part.module.rpartition(".")[0] for part in group_set.slices):
+        owner = twin.get_submodule(path)
+        yield from ((path, name) for name in _shrinking(vars(owner), group_set, total, names))
+        if configs and hasattr(owner, "config"):
+            fields = {name: getattr(owner.config, name, None) for name in (*HEAD_COUNTS, *names)}
+            yield from ((path, f"config.{name}") for name in _shrinking(fields, group_set, total, names))
+
+
+def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
+    """Candidates; whoever writes a config builds a model from it and compares."""
+    if hasattr(twin, "config"):
+        fields = {name: getattr(twin.config, name, None) for name in (*HEAD_COUNTS, *CONFIG_WIDTHS)}
+        yield from _shrinking(fields, group_set, _total(group_set), CONFIG_WIDTHS)
+        if group_set.kind == "ffn" and "n_inner" in vars(twin.config) and twin.config.n_inner is None:
+            yield "n_inner"  # GPT-2's None: four times the width of the stream
+
+
+def _total(group_set: GroupSet) -> int:
+    """Columns that read the whole set."""
+    return max(group_set.count * part.width for part in group_set.slices if part.reads)
+
+
+def _shrinking(values: dict, group_set: GroupSet, total: int, widths: tuple[str, ...]) -> Iterator[str]:
+    for name, value in values.items():
+        if type(value) is not int or not value:
+            continue
+        counts_heads = group_set.kind in ("heads", "kv_heads") and name in HEAD_COUNTS and value % group_set.count == 0
+        is_ratio = group_set.balance is not None and name in RATIOS and value == group_set.balance
+        if counts_heads or is_ratio or (name in widths and value == total):
+            yield name
+
+
+def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
+    """What differs between removing a group of every set and zeroing it; "": nothing."""
+    removed = {group_set.name: _victims(group_set) for group_set in sets}
+    masked, smaller = _answers(probe, sets, removed)
+    whole = run_cut(twin, probe.inputs, masked)
+    small_twin = weightless_twin(twin)
+    cut_out_(small_twin, sets, removed)
+    try:
+        rest = run_cut(small_twin, probe.inputs, smaller)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        return f"without one group its forward pass fails ({str(error).splitlines()[0]})"
+    if [reading.layer for reading in whole.readings] != [reading.layer for reading in rest.readings]:
+        return "without one group other layers run"
+    for before, after in zip(whole.readings, rest.readings, strict=True):
+        expected = _kept_channels(before, sets, removed)
+        if expected.shape != after.value.shape or not torch.allclose(
+            expected.float(), after.value.float(), rtol=1e-3, atol=1e-4
+        ):
+            return f"'{before.layer}' reads something else once a group is removed instead of zeroed"
+    return ""
+
+
+def _victims(group_set: GroupSet) -> list[int]:
+    if group_set.balance:
+        return list(range(1, group_set.count, group_set.balance))
+    start = group_set.count // 2 // group_set.multiple * group_set.multiple
+    return list(range(start, start + group_set.multiple))
+
+
+def _answers(probe: Probe, sets: list[GroupSet], removed: Removed) -> tuple[dict, dict]:
+    """What each layer answers with the groups zero, and without them: layer -> one tensor per call."""
+    masked: dict[str, list[Tensor]] = {}
+    smaller: dict[str, list[Tensor]] = {}
+    for output in probe.outputs:
+        value, dim = output.value.detach(), output.value.dim() + output.dim
+        gone = _gone(sets, removed, output.layer, reads=False)
+        kept = kept_places(output.channels, gone)
+        masked.setdefault(output.layer, []).append(value.index_fill(dim, gone, 0))
+        smaller.setdefault(output.layer, []).append(value.index_select(dim, kept))
+    return masked, smaller
+
+
+def _kept_channels(reading: Reading, sets: list[GroupSet], removed: Removed) -> Tensor:
+    gone = _gone(sets, removed, reading.layer, reads=True)
+    return reading.value.index_select(reading.value.dim() + reading.dim, kept_places(reading.channels, gone))
+
+
+def _gone(sets: list[GroupSet], removed: Removed, layer: str, reads: bool) -> Tensor:
+    """Channels of a layer that go: those it reads, or those it writes."""
+    places = [
+        part.places(removed[group_set.name]).flatten()
+        for group_set in sets
+        for part in group_set.slices
+        if part.tensor == f"{layer}.weight" and (part.reads == reads or _is_both(part, group_set))
+    ]
+    return torch.cat(places) if places else torch.empty(0, dtype=torch.long)
+
+
+def _is_both(part: Slice, group_set: GroupSet) -> bool:
+    """Whether a layer hands each channel on: it reads what it writes."""
+    return any(other.tensor == f"{part.module}.running_mean" for other in group_set.slices)
