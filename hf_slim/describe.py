@@ -82,7 +82,9 @@ def _group_lines(model: nn.Module) -> list[str]:
     except SlimError as error:
         return [f"  groups: {error}"]
     total = parameter_count(model)
-    lines = [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"] if found else []
+    lines = (
+        [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"] if found else []
+    )
     for group_set in found:
         size = group_set.parameters_per_group(model)
         share = size * group_set.count / total
@@ -120,7 +122,11 @@ def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
     plan = plan_pruning(model, recipe.pruning)
     losses = expected_losses(plan)
     return [
-        (losses[found.name], found.parameters_per_group(model), tuple(dict.fromkeys(part.module for part in found.slices)))
+        (
+            losses[found.name],
+            found.parameters_per_group(model),
+            tuple(dict.fromkeys(part.module for part in found.slices)),
+        )
         for found in plan.group_sets
     ]
 

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
-from hf_slim.core.modules import counts
+from hf_slim.core.modules import counts, set_count_
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import logical_shapes
 from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
@@ -85,7 +85,7 @@ def _shrink_plain_config(model: nn.Module) -> None:
         return
     config = copy.deepcopy(model.config)
     head_sizes = {value for (_, name), value in counts(model).items() if name == "head_dim"}
-    if len(head_sizes) == 1 and hasattr(config, "head_dim"):
+    if len(head_sizes) == 1 and not isinstance(getattr(type(config), "head_dim", None), property):
         sizes = sizes | {"head_dim": head_sizes.pop()}  # otherwise it would follow from the number of heads
     for name, size in sizes.items():
         setattr(config, name, size)
@@ -95,6 +95,10 @@ def _shrink_plain_config(model: nn.Module) -> None:
         return
     if logical_shapes(skeleton) == logical_shapes(model) and _same_counts(skeleton, model):
         model.config.__dict__.update(config.__dict__)
+        now = counts(model)
+        for (path, attribute), value in counts(skeleton).items():  # stacks and layers may hold copies of the config
+            if path and attribute.startswith("config.") and now.get((path, attribute), value) != value:
+                set_count_(model.get_submodule(path), attribute, value)
 
 
 def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:

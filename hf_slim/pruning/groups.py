@@ -85,6 +85,17 @@ def tensor_of(model: nn.Module, path: str) -> Tensor:
     return getattr(model.get_submodule(module), name)
 
 
+def common_ancestor(paths: list[str]) -> str:
+    """The path of the module that all the modules or tensors at `paths` lie in."""
+    parts = [path.split(".")[:-1] for path in paths]
+    shared = []
+    for level in zip(*parts, strict=False):
+        if len(set(level)) > 1:
+            break
+        shared.append(level[0])
+    return ".".join(shared)
+
+
 def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
     """The weights and biases of a group set, each as `(count, width, other)`."""
     return [

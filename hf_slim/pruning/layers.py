@@ -60,7 +60,8 @@ def matrix_of(module: nn.Module) -> Matrix | None:
 
 def is_experts(module: nn.Module) -> bool:
     """Whether `module` holds the fused weights of many experts: `(n_experts, ..., ...)`."""
-    return sum(parameter.dim() == 3 for parameter in module.parameters(recurse=False)) >= 2
+    stacks = [len(parameter) for parameter in module.parameters(recurse=False) if parameter.dim() == 3]
+    return len(stacks) >= 2 and stacks[0] > 1 and len(set(stacks)) == 1
 
 
 def is_channelwise(module: nn.Module) -> bool:

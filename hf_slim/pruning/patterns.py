@@ -69,7 +69,11 @@ def find_pattern(probe: Probe, reading: Reading) -> Pattern | None:
     if pattern.per_group > 1 or shared:
         others = blocks[1 if pattern.per_group > 1 else pattern.blocks - 1]
         pattern.own_rows = _runs(blocks[0] - shared - others)
-    if any(start + pattern.count * length > output.channels for output, runs in pattern.rows.items() for start, length in runs):
+    if any(
+        start + pattern.count * length > output.channels
+        for output, runs in pattern.rows.items()
+        for start, length in runs
+    ):
         return _refused(pattern, "the outputs it depends on do not repeat from group to group")
     for index in _sample(pattern.count):
         if _group(blocks, pattern.per_group, index) - shared != _shifted(pattern.rows, index):

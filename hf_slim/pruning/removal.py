@@ -33,14 +33,14 @@ def cut_out_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> 
             for part in group_set.slices:
                 gone.setdefault((part.tensor, part.dim), []).append(part.places(indices).flatten())
             _shrink_attributes_(model, group_set, group_set.count - len(indices))
-    smaller: dict[tuple[int, int], Tensor] = {}  # tied tensors stay tied
+    smaller: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # tied tensors stay tied; the old ones keep their ids
     for (path, dim), places in gone.items():
         tensor = tensor_of(model, path)
         if (id(tensor), dim) not in smaller:
             kept = kept_places(tensor.shape[dim], torch.cat(places)).to(tensor.device)
-            smaller[id(tensor), dim] = _without(tensor, dim, kept)
+            smaller[id(tensor), dim] = tensor, _without(tensor, dim, kept)
             _tell_quantizers_(model, path, dim, kept)
-        _put_(model, path, smaller[id(tensor), dim])
+        _put_(model, path, smaller[id(tensor), dim][1])
 
 
 def kept_places(count: int, gone: Tensor) -> Tensor:

@@ -100,7 +100,9 @@ def group_cost(model: nn.Module, group_set: GroupSet, measure: str) -> float:
     for part in group_set.slices:
         tensor = tensor_of(model, part.tensor)
         if tensor.dim() > 1:
-            total += part.width * tensor.numel() / tensor.shape[part.dim] * _share_used(model.get_submodule(part.module))
+            total += (
+                part.width * tensor.numel() / tensor.shape[part.dim] * _share_used(model.get_submodule(part.module))
+            )
     return total
 
 
@@ -184,7 +186,12 @@ def _nearest_sum(sizes: list[int], wanted: float) -> int:
 
 
 def _take(
-    plan: Plan, sets: list[GroupSet], scores: dict[str, Tensor], chosen: Removed, amount: float, costs: dict[str, float]
+    plan: Plan,
+    sets: list[GroupSet],
+    scores: dict[str, Tensor],
+    chosen: Removed,
+    amount: float,
+    costs: dict[str, float],
 ) -> None:
     """Adds the next steps, cheapest first, until groups worth `amount` are gone."""
     spent = sum(len(chosen.get(group_set.name, ())) * costs[group_set.name] for group_set in sets)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hf_slim.pruning.groups import GroupSet, Slice
+from hf_slim.pruning.groups import GroupSet, Slice, common_ancestor
 from hf_slim.pruning.probe import Probe, Reading, run_cut, weightless_twin
 from hf_slim.pruning.removal import Removed, cut_out_, kept_places
 
@@ -25,7 +25,10 @@ AMBIGUOUS_WIDTHS = ("embed_dim", "hidden_size", "dim")  # of the heads together,
 
 
 def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[str]]:
-    """`found` with the attributes that shrink, and why sets were dropped that cannot be removed without harm."""
+    """`found` with the attributes that shrink, and why sets were dropped that cannot be removed without harm.
+
+    Sets that may only shrink together become one: T5's layers hand a position bias for each head to the next.
+    """
     checked, failed = [], []
     for kind in dict.fromkeys(group_set.kind for group_set in found):
         alike = [group_set for group_set in found if group_set.kind == kind]
@@ -33,13 +36,26 @@ def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[li
         if together:
             checked += together
             continue
-        for group_set in alike:  # one of them stands out: find it
-            alone, harm = _first_harmless(twin, probe, [group_set])
+        dependent = []
+        for group_set in alike:  # some of them stand out: find them
+            alone, _ = _first_harmless(twin, probe, [group_set])
             checked += alone
-            if harm:
-                failed.append(f"'{group_set.name}' was not understood: {harm}")
+            dependent += [group_set] * (not alone)
+        for count in dict.fromkeys(group_set.count for group_set in dependent):
+            members = [group_set for group_set in dependent if group_set.count == count]
+            merged, harm = _first_harmless(twin, probe, [_merged(members)])
+            checked += merged
+            failed += [f"'{group_set.name}' was not understood: {harm}" for group_set in members if harm]
     order = {group_set.name: index for index, group_set in enumerate(found)}
-    return sorted(checked, key=lambda group_set: order[group_set.name]), failed
+    return sorted(checked, key=lambda group_set: order.get(group_set.name, len(order))), failed
+
+
+def _merged(sets: list[GroupSet]) -> GroupSet:
+    if len(sets) == 1:
+        return sets[0]
+    slices = sorted((part for group_set in sets for part in group_set.slices), key=lambda part: part.reads)
+    layer = common_ancestor([group_set.name for group_set in sets])
+    return replace(sets[0], name=f"{layer}/{sets[0].kind}", slices=tuple(slices))
 
 
 def _first_harmless(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> tuple[list[GroupSet], str]:
@@ -57,6 +73,19 @@ def _first_harmless(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> tupl
         if not harm:
             return candidates, ""
     return [], harm
+
+
+def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
+    """What differs between removing groups of every set and zeroing them; "": nothing.
+
+    Equal numbers everywhere would hide that layers depend on each other: every two sets lose different ones once.
+    """
+    for bit in range(max(1, (len(sets) - 1).bit_length())):
+        removed = {group_set.name: _victims(group_set, 1 + (index >> bit & 1)) for index, group_set in enumerate(sets)}
+        harm = _harm_of(twin, probe, sets, removed)
+        if harm:
+            return harm
+    return ""
 
 
 def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: bool) -> Iterator[tuple[str, str]]:
@@ -94,9 +123,7 @@ def _shrinking(values: dict, group_set: GroupSet, total: int, widths: tuple[str,
             yield name
 
 
-def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
-    """What differs between removing a group of every set and zeroing it; "": nothing."""
-    removed = {group_set.name: _victims(group_set) for group_set in sets}
+def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Removed) -> str:
     masked, smaller = _answers(probe, sets, removed)
     whole = run_cut(twin, probe.inputs, masked)
     small_twin = weightless_twin(twin)
@@ -116,11 +143,13 @@ def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
     return ""
 
 
-def _victims(group_set: GroupSet) -> list[int]:
+def _victims(group_set: GroupSet, number: int) -> list[int]:
     if group_set.balance:
-        return list(range(1, group_set.count, group_set.balance))
-    start = group_set.count // 2 // group_set.multiple * group_set.multiple
-    return list(range(start, start + group_set.multiple))
+        number = min(number, group_set.balance - 1)
+        return [first + inner for first in range(0, group_set.count, group_set.balance) for inner in range(number)]
+    number = min(number * group_set.multiple, group_set.count - 1) // group_set.multiple * group_set.multiple
+    start = (group_set.count - number) // 2
+    return list(range(start, start + number))
 
 
 def _answers(probe: Probe, sets: list[GroupSet], removed: Removed) -> tuple[dict, dict]:

@@ -1,13 +1,14 @@
 """The prunable groups of a model, found from the modules themselves and verified on a weightless twin."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.pruning.experts import expert_sets
-from hf_slim.pruning.groups import GroupSet, Slice
+from hf_slim.pruning.groups import GroupSet, Slice, common_ancestor
 from hf_slim.pruning.layers import is_channelwise, matrix_of
 from hf_slim.pruning.patterns import Pattern, Run, find_pattern
 from hf_slim.pruning.probe import Output, run_cut, weightless_twin
@@ -48,7 +49,7 @@ def understand(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> tup
             reasons.append(reason)
     found += expert_sets(model)
     found, failed = with_sizes(twin, probe, found)
-    return _unique(found), reasons + failed
+    return _distinct(found), reasons + failed
 
 
 def _families(patterns: list[Pattern]) -> list[list[Pattern]]:
@@ -84,20 +85,24 @@ def _why_not(family: list[Pattern]) -> str | None:
 
 def _is_stream_like(family: list[Pattern]) -> bool:
     """Whether some layer of the family mixes all channels of what the others read one by one: an un-normed stream."""
-    return any(
-        pattern.reason and any(len(runs) == 1 and runs[0][1] == output.channels for output, runs in pattern.rows.items())
-        for pattern in family
-    ) and len(family) > 1
+    return (
+        any(
+            pattern.reason
+            and any(len(runs) == 1 and runs[0][1] == output.channels for output, runs in pattern.rows.items())
+            for pattern in family
+        )
+        and len(family) > 1
+    )
 
 
 def _group_sets(model: nn.Module, family: list[Pattern]) -> Iterator[GroupSet]:
     consumers = [pattern.reading.layer for pattern in family]
     producers = [output.layer for pattern in family for output in pattern.rows]
-    layer = _common_ancestor([*producers, *consumers])
+    layer = common_ancestor([*producers, *consumers])
     kind = _kind(model, family)
     if kind == "ffn" and not _is_repeated(model, layer):
         return
-    yield GroupSet(f"{layer}/{kind}", kind, family[0].count, tuple(_slices(model, family)))
+    yield GroupSet(f"{layer}/{kind}".strip("/"), kind, family[0].count, tuple(_slices(model, family)))
     if kind == "kv_heads" and family[0].per_group > 1 and all(pattern.own_rows for pattern in family):
         slices = tuple(_query_slices(model, family))
         yield GroupSet(f"{layer}/heads", "heads", family[0].blocks, slices, balance=family[0].per_group)
@@ -170,19 +175,16 @@ def _read(model: nn.Module, layer: str, width: int, seen: set[str]) -> Iterator[
         yield Slice(f"{layer}.weight", matrix_of(module).in_dim, width, reads=True)
 
 
-def _common_ancestor(paths: list[str]) -> str:
-    parts = [path.split(".")[:-1] for path in paths]
-    shared = []
-    for level in zip(*parts, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared.append(level[0])
-    return ".".join(shared)
-
-
-def _unique(found: list[GroupSet]) -> list[GroupSet]:
+def _distinct(found: list[GroupSet]) -> list[GroupSet]:
+    """Sets that lie in the same part of the model take the name of the first layer that reads them."""
     names = [group_set.name for group_set in found]
-    for name in names:
-        if names.count(name) > 1:
-            raise SlimError(f"Two structures of the model are both called '{name}'. Please report this model.")
-    return found
+    return [
+        group_set
+        if names.count(group_set.name) == 1
+        else replace(group_set, name=f"{_reader(group_set)}/{group_set.kind}")
+        for group_set in found
+    ]
+
+
+def _reader(group_set: GroupSet) -> str:
+    return next(part.module for part in group_set.slices if part.reads)

@@ -1,0 +1,111 @@
+"""Tiny random models of every family that pruning promises, and what each of them has to lose."""
+
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.inputs import example_inputs
+from hf_slim.pruning.removal import Removed
+from tests.tiny import with_random_biases
+
+TOKENS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 6}
+GROUPED = TOKENS | SIZES | {"num_key_value_heads": 3}
+ENCODER = {"vocab_size": 96} | SIZES
+GPT = TOKENS | {"n_embd": 48, "n_layer": 2, "n_head": 6}
+MIXTURE = GROUPED | {"num_experts_per_tok": 2}
+FALCON = TOKENS | {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
+T5 = {"vocab_size": 96, "d_model": 48, "d_kv": 8, "num_heads": 6, "d_ff": 64, "num_layers": 2, "dropout_rate": 0.0}
+WHISPER = {
+    "d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 6, "decoder_attention_heads": 6,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "max_source_positions": 10,
+    "max_target_positions": 20, "decoder_start_token_id": 1,
+}  # fmt: skip
+PICTURE = {"image_size": 16, "patch_size": 8}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model class with a tiny config, and how many group sets of each kind it has."""
+
+    model: str
+    config: dict
+    ffn: int = 2
+    kv_heads: int = 2
+    heads: int = 0  # query heads that can go one by one
+    channels: int = 0
+
+    def build(self, seed: int = 0, **changes: object) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        model_class = getattr(transformers, self.model)
+        model = model_class(model_class.config_class(**(self.config | changes)))
+        return with_random_biases(model).eval()
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", GROUPED, heads=2),
+    "mistral": Family("MistralForCausalLM", GROUPED, heads=2),
+    "qwen2": Family("Qwen2ForCausalLM", GROUPED, heads=2),
+    "qwen3": Family("Qwen3ForCausalLM", GROUPED | {"head_dim": 8}, heads=2),
+    "gemma2": Family("Gemma2ForCausalLM", GROUPED | {"head_dim": 8}, heads=2),
+    "gemma3": Family("Gemma3ForCausalLM", GROUPED | {"head_dim": 8}, heads=2),
+    "phi3": Family("Phi3ForCausalLM", GROUPED, heads=2),
+    "gpt2": Family("GPT2LMHeadModel", GPT),
+    "gpt_neox": Family("GPTNeoXForCausalLM", TOKENS | SIZES),
+    "opt": Family("OPTForCausalLM", TOKENS | SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 48}),
+    "falcon": Family("FalconForCausalLM", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 3}, heads=2),
+    "falcon_one_kv_head": Family("FalconForCausalLM", FALCON | {"multi_query": True}, kv_heads=0, heads=2),
+    "bert": Family("BertForSequenceClassification", ENCODER),
+    "roberta": Family("RobertaForSequenceClassification", ENCODER),
+    "distilbert": Family("DistilBertForSequenceClassification", {"vocab_size": 96, "dim": 48, "hidden_dim": 64, "n_layers": 2, "n_heads": 6}),
+    "t5": Family("T5ForConditionalGeneration", T5, ffn=4, kv_heads=3),
+    "t5_gated": Family("T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu"}, ffn=4, kv_heads=3),
+    "vit": Family("ViTForImageClassification", SIZES | PICTURE),
+    "whisper": Family("WhisperForConditionalGeneration", TOKENS | WHISPER, ffn=4, kv_heads=6, channels=1),
+    "mixtral": Family("MixtralForCausalLM", MIXTURE | {"num_local_experts": 4}, heads=2),
+    "qwen2_moe": Family("Qwen2MoeForCausalLM", MIXTURE | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 1}, ffn=4, heads=2),
+    "qwen3_moe": Family("Qwen3MoeForCausalLM", MIXTURE | {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}, heads=2),
+    # what nothing in hf_slim was written for
+    "albert": Family("AlbertForSequenceClassification", ENCODER | {"embedding_size": 24}, ffn=1, kv_heads=1),
+    "bart": Family("BartForConditionalGeneration", TOKENS | {**WHISPER, "max_position_embeddings": 64}, ffn=4, kv_heads=6),
+    "clip": Family("CLIPVisionModel", SIZES | PICTURE),
+    "deberta": Family("DebertaV2ForSequenceClassification", ENCODER),
+    "gptj": Family("GPTJForCausalLM", GPT | {"rotary_dim": 4}),
+    "modernbert": Family("ModernBertForSequenceClassification", TOKENS | SIZES | {"cls_token_id": 1, "sep_token_id": 2}),
+    "smollm3": Family("SmolLM3ForCausalLM", GROUPED, heads=2),
+    "resnet": Family("ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}, ffn=0, kv_heads=0, channels=4),
+}  # fmt: skip
+
+
+def random_groups(group_sets: list[GroupSet], seed: int) -> Removed:
+    """About half of the groups of every set, as its `balance` and `multiple` allow; at least one stays."""
+    generator = torch.Generator().manual_seed(seed)
+    removed = {}
+    for group_set in group_sets:
+        order = torch.rand(group_set.count, generator=generator)
+        if group_set.balance:
+            gone = int(torch.randint(group_set.balance, (), generator=generator))
+            firsts = torch.arange(0, group_set.count, group_set.balance).unsqueeze(1)
+            chosen = order.view(-1, group_set.balance).argsort(1)[:, :gone] + firsts
+        else:
+            steps = int(torch.randint(group_set.count // group_set.multiple, (), generator=generator))
+            chosen = order.argsort()[: steps * group_set.multiple]
+        if chosen.numel():
+            removed[group_set.name] = sorted(chosen.flatten().tolist())
+    return removed
+
+
+def inputs_for(model: PreTrainedModel) -> dict[str, Tensor]:
+    return example_inputs(model)
+
+
+@torch.no_grad()
+def output(model: PreTrainedModel) -> Tensor:
+    """What a model of any family says about one and the same input."""
+    torch.manual_seed(1)
+    made = model.eval()(**inputs_for(model))
+    return made.logits if hasattr(made, "logits") else made[0]

@@ -1,0 +1,83 @@
+"""Every family: its structure is found without a table of names, and what is masked is what is removed."""
+
+import pytest
+import torch
+import transformers
+
+from hf_slim import PruningConfig, convert, prepare
+from hf_slim.pruning.mask import zero_groups_
+from hf_slim.pruning.removal import remove_groups_
+from hf_slim.pruning.structure import find_group_sets, understand
+from tests.families import FAMILIES, output, random_groups
+
+KINDS = ("ffn", "kv_heads", "heads", "channels")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_structure_is_found(name):
+    family = FAMILIES[name]
+    found, reasons = understand(family.build())
+    assert not reasons
+    assert {kind: sum(g.kind == kind for g in found) for kind in KINDS} == {
+        kind: getattr(family, kind) for kind in KINDS
+    }
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kinds", [("ffn", "channels"), ("kv_heads",), ("heads",), KINDS], ids="+".join)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
+    seed = sum(map(ord, name + "".join(kinds)))
+    model = FAMILIES[name].build(seed)
+    if attention not in (model.config._attn_implementation, "eager"):
+        pytest.skip(f"{name} has no {attention} attention")
+    model.set_attn_implementation(attention)
+    group_sets = [group_set for group_set in find_group_sets(model) if group_set.kind in kinds]
+    if not group_sets:
+        pytest.skip(f"{name} has no {', '.join(kinds)}")
+    removed = random_groups(group_sets, seed)
+    before = sum(parameter.numel() for parameter in model.parameters())
+    zero_groups_(model, group_sets, removed)
+    masked = output(model)
+    remove_groups_(model, group_sets, removed)
+    torch.testing.assert_close(output(model), masked, rtol=1e-4, atol=2e-5)
+    assert (sum(parameter.numel() for parameter in model.parameters()) < before) == bool(removed)
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_was_pruned_is_saved_and_loads_back(name, uniform, tmp_path):
+    family = FAMILIES[name]
+    model = family.build()
+    kinds = [kind for kind in ("ffn", "kv_heads", "channels") if getattr(family, kind)]
+    model = convert(prepare(model, PruningConfig(dict.fromkeys(kinds, 0.5), uniform=uniform, criterion="l1")))
+    model.save_pretrained(tmp_path)
+    loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
+    weights, expected = loaded.state_dict(), model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    torch.testing.assert_close(output(loaded), output(model), rtol=1e-5, atol=1e-6)  # alignment of memory shows
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "smollm3", "t5"])
+def test_uniform_heads_and_neurons_give_an_ordinary_checkpoint(name):
+    config = PruningConfig({"ffn": 0.5, "kv_heads": 0.34}, criterion="l1")
+    model = convert(prepare(FAMILIES[name].build(), config))
+    assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt_neox", "opt", "falcon", "bert", "roberta", "distilbert", "vit", "mixtral"]
+)
+def test_uniform_neurons_give_an_ordinary_checkpoint(name):
+    model = convert(prepare(FAMILIES[name].build(), PruningConfig({"ffn": 0.5}, criterion="l1")))
+    assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_finding_the_structure_leaves_the_model_alone(name):
+    model = FAMILIES[name].build()
+    before, attributes = output(model), {path: set(vars(module)) for path, module in model.named_modules()}
+    understand(model)
+    assert torch.equal(output(model), before)
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == attributes
