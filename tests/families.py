@@ -18,10 +18,15 @@ GROUPED = TOKENS | SIZES | {"num_key_value_heads": 3}
 ENCODER = {"vocab_size": 96} | SIZES
 GPT = TOKENS | {"n_embd": 48, "n_layer": 2, "n_head": 6}
 MIXTURE = GROUPED | {"num_experts_per_tok": 2}
+QWEN_MIXTURE = MIXTURE | {"num_experts": 4, "moe_intermediate_size": 32}
+SHARED_EXPERT = {"shared_expert_intermediate_size": 40, "decoder_sparse_step": 1}
+RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+DISTILBERT = {"vocab_size": 96, "dim": 48, "hidden_dim": 64, "n_layers": 2, "n_heads": 6}
 FALCON = TOKENS | {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 6}
 T5 = {"vocab_size": 96, "d_model": 48, "d_kv": 8, "num_heads": 6, "d_ff": 64, "num_layers": 2, "dropout_rate": 0.0}
 WHISPER = {
-    "d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 6, "decoder_attention_heads": 6,
+    "d_model": 48, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 6,
+    "decoder_attention_heads": 6,
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "max_source_positions": 10,
     "max_target_positions": 20, "decoder_start_token_id": 1,
 }  # fmt: skip
@@ -61,23 +66,41 @@ FAMILIES = {
     "falcon_one_kv_head": Family("FalconForCausalLM", FALCON | {"multi_query": True}, kv_heads=0, heads=2),
     "bert": Family("BertForSequenceClassification", ENCODER),
     "roberta": Family("RobertaForSequenceClassification", ENCODER),
-    "distilbert": Family("DistilBertForSequenceClassification", {"vocab_size": 96, "dim": 48, "hidden_dim": 64, "n_layers": 2, "n_heads": 6}),
+    "distilbert": Family(
+        "DistilBertForSequenceClassification",
+        DISTILBERT,
+    ),
     "t5": Family("T5ForConditionalGeneration", T5, ffn=4, kv_heads=3),
     "t5_gated": Family("T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu"}, ffn=4, kv_heads=3),
     "vit": Family("ViTForImageClassification", SIZES | PICTURE),
     "whisper": Family("WhisperForConditionalGeneration", TOKENS | WHISPER, ffn=4, kv_heads=6, channels=1),
     "mixtral": Family("MixtralForCausalLM", MIXTURE | {"num_local_experts": 4}, heads=2),
-    "qwen2_moe": Family("Qwen2MoeForCausalLM", MIXTURE | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 40, "decoder_sparse_step": 1}, ffn=4, heads=2),
-    "qwen3_moe": Family("Qwen3MoeForCausalLM", MIXTURE | {"num_experts": 4, "moe_intermediate_size": 32, "head_dim": 8}, heads=2),
+    "qwen2_moe": Family(
+        "Qwen2MoeForCausalLM",
+        QWEN_MIXTURE | SHARED_EXPERT, ffn=4, heads=2,
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        QWEN_MIXTURE | {"head_dim": 8}, heads=2,
+    ),
     # what nothing in hf_slim was written for
     "albert": Family("AlbertForSequenceClassification", ENCODER | {"embedding_size": 24}, ffn=1, kv_heads=1),
-    "bart": Family("BartForConditionalGeneration", TOKENS | {**WHISPER, "max_position_embeddings": 64}, ffn=4, kv_heads=6),
+    "bart": Family(
+        "BartForConditionalGeneration",
+        TOKENS | {**WHISPER, "max_position_embeddings": 64}, ffn=4, kv_heads=6,
+    ),
     "clip": Family("CLIPVisionModel", SIZES | PICTURE),
     "deberta": Family("DebertaV2ForSequenceClassification", ENCODER),
     "gptj": Family("GPTJForCausalLM", GPT | {"rotary_dim": 4}),
-    "modernbert": Family("ModernBertForSequenceClassification", TOKENS | SIZES | {"cls_token_id": 1, "sep_token_id": 2}),
+    "modernbert": Family(
+        "ModernBertForSequenceClassification",
+        TOKENS | SIZES | {"cls_token_id": 1, "sep_token_id": 2},
+    ),
     "smollm3": Family("SmolLM3ForCausalLM", GROUPED, heads=2),
-    "resnet": Family("ResNetForImageClassification", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}, ffn=0, kv_heads=0, channels=4),
+    "resnet": Family(
+        "ResNetForImageClassification",
+        RESNET, ffn=0, kv_heads=0, channels=4,
+    ),
 }  # fmt: skip
 
 

@@ -101,8 +101,8 @@ def weightless_twin(model: nn.Module) -> nn.Module:
         for parameter in module.parameters(recurse=False):
             stand_in = torch.ones if not is_cut else torch.empty
             place = "meta" if is_cut else "cpu"
-            twin_of = nn.Parameter(stand_in(parameter.shape, dtype=parameter.dtype, device=place), requires_grad=False)
-            memo.setdefault(id(parameter), twin_of)
+            value = stand_in(parameter.shape, dtype=parameter.dtype, device=place)
+            memo.setdefault(id(parameter), nn.Parameter(value, requires_grad=False))
         for buffer in module.buffers(recurse=False):
             memo[id(buffer)] = torch.ones_like(buffer, device="cpu") if buffer.is_meta else buffer.detach().cpu()
     return copy.deepcopy(model, memo).eval()

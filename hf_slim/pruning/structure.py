@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.pruning.experts import expert_sets
 from hf_slim.pruning.groups import GroupSet, Slice, common_ancestor
+from hf_slim.pruning.inputs import example_inputs
 from hf_slim.pruning.layers import is_channelwise, matrix_of
 from hf_slim.pruning.patterns import Pattern, Run, find_pattern
 from hf_slim.pruning.probe import Output, run_cut, weightless_twin
 from hf_slim.pruning.sizes import with_sizes
-from hf_slim.pruning.inputs import example_inputs
 
 
 def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> list[GroupSet]:

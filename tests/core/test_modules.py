@@ -1,5 +1,4 @@
 import torch
-from torch import nn
 
 from hf_slim import QuantizationConfig, prepare
 from hf_slim.core.modules import plain_copy, resolve, tied_modules

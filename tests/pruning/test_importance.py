@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from hf_slim import SlimError
-from hf_slim.pruning.structure import find_group_sets
 from hf_slim.pruning.groups import weight_blocks
 from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.structure import find_group_sets
 from tests import tiny
 
 

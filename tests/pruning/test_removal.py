@@ -3,9 +3,8 @@ import torch
 
 from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.lifecycle import record_of
-from hf_slim.pruning.structure import find_group_sets
 from hf_slim.pruning.removal import remove_groups_
-from hf_slim.pruning.transform import mask_groups_
+from hf_slim.pruning.structure import find_group_sets
 from tests import tiny
 
 BOTH = PruningConfig(sparsity={"ffn": 0.4, "kv_heads": 0.34}, uniform=False, criterion="l2")
