@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
@@ -85,7 +86,18 @@ def _side_by_side(folders: dict[str, str], data: DataConfig, settings: Evaluatio
     blocks = text_blocks(held_out, tokenizer, data, settings.blocks, SEED_OF_HELD_OUT, "reading held-out text")
     named = tqdm(folders.items(), desc="loading", unit="model")
     models = {name: load_model(folder, settings.dtype_of(name)) for name, folder in named}
+    check_vocabularies(models)
     return measure_models(models, tokenizer, blocks, settings)
+
+
+def check_vocabularies(models: dict[str, PreTrainedModel]) -> None:
+    """Raises SlimError if token ids do not mean the same to both models, as after `shrink-vocabulary`."""
+    base, result = (models[name].config.get_text_config().vocab_size for name in ("base", "result"))
+    if base != result:
+        raise SlimError(
+            f"A vocabulary of {base} tokens against one of {result}: perplexities over different tokens do not "
+            "compare. Give as base a model with the vocabulary of the result, such as what `shrink-vocabulary` wrote."
+        )
 
 
 def _peak_memory(folder: str, n_tokens: int, dtype: torch.dtype) -> int:

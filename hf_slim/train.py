@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, default_data_collator
+from transformers import PreTrainedModel, Trainer, default_data_collator
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.report import SCHEMA_VERSION, as_markdown, ratios, write_atomically
@@ -23,6 +22,7 @@ from hf_slim.evaluation.data import load_texts, text_blocks
 from hf_slim.evaluation.picture import draw
 from hf_slim.evaluation.training_speed import callbacks_for
 from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.integration.saving import check_output, publish, save
 from hf_slim.measure import compare, training_step_ms
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
@@ -53,19 +53,6 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
     return report
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raises SlimError if the output folder holds something that this run must not touch."""
-    if output.is_file():
-        raise SlimError(f"`output` '{output}' is a file. Choose a folder that does not exist yet.")
-    if (output / "config.json").exists() and not overwrite:
-        raise SlimError(
-            f"`output` '{output}' already holds a finished model. Choose another folder, or pass --overwrite to "
-            "replace it once the new model is complete."
-        )
-    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").exists():
-        raise SlimError(f"`output` '{output}' is a folder with other files in it. Choose a new or an empty folder.")
-
-
 def _train(recipe: Recipe, scratch: Path, resume: bool) -> tuple[list[dict[str, Any]], list[dict]]:
     """Trains and saves; leaves the untouched base model in `scratch/base`. Returns layers and the Trainer's log."""
     output = Path(recipe.output)
@@ -78,7 +65,7 @@ def _train(recipe: Recipe, scratch: Path, resume: bool) -> tuple[list[dict[str, 
     layers = layer_fates(model, recipe)
     blocks = text_blocks(train_texts, tokenizer, recipe.data, _blocks_needed(args), args.seed, "reading training text")
     checkpoint = last_checkpoint(checkpoints) if resume else None
-    _save(model, tokenizer, scratch / "base")
+    save(model, tokenizer, scratch / "base")
     try:
         trainer = Trainer(
             model, args, train_dataset=blocks, data_collator=default_data_collator,
@@ -142,28 +129,6 @@ def last_checkpoint(folder: Path) -> str:
         f"There is no complete checkpoint in '{folder}' to resume from. Set `training.save_strategy: steps` and "
         "`training.save_steps`, or start without --resume."
     )
-
-
-def publish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
-    """Writes the model beside `output` and moves it into place in one step; an older one stays until then."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for stale in output.parent.glob(f"{output.name}.partial-*"):
-        shutil.rmtree(stale)  # of a run that was killed
-    partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f"{output.name}.partial-"))
-    _save(model, tokenizer, partial)
-    partial.chmod(0o755)
-    replaced = output.with_name(f"{output.name}.replaced")
-    if output.exists():
-        shutil.rmtree(replaced, ignore_errors=True)
-        os.replace(output, replaced)
-    os.replace(partial, output)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    model.config.use_cache = True  # Trainer switches it off for training; who loads the model wants to generate
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def build_report(recipe: Recipe, measured: dict[str, Any], layers: list[dict], log: list[dict]) -> dict[str, Any]:

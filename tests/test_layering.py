@@ -13,7 +13,7 @@ LAYER = {
     "version": 0, "core": 0,
     "quantization": 1, "pruning": 1, "distillation": 1,
     "integration": 2, "export": 2, "evaluation": 2,
-    "recipe": 3, "measure": 4, "describe": 4, "sensitivity": 4, "train": 5, "cli": 6, "__init__": 7,
+    "recipe": 3, "measure": 4, "describe": 4, "sensitivity": 4, "vocabulary": 4, "train": 5, "cli": 6, "__init__": 7,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

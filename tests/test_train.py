@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_slim import SlimError, train
+from hf_slim.integration import saving
 from hf_slim.recipe import load_recipe
 from tests import tiny
 
@@ -73,7 +74,7 @@ def test_a_save_that_is_killed_leaves_the_previous_model(recipe_file, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(train, "_save", half_a_save)
+        broken.setattr(saving, "save", half_a_save)
         with pytest.raises(KeyboardInterrupt):
             train.publish(newer, tiny.tokenizer(), folder)
     assert torch.equal(tiny.logits(AutoModelForCausalLM.from_pretrained(folder)), before)

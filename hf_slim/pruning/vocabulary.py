@@ -1,0 +1,219 @@
+"""Removal of vocabulary rows: embeddings, output heads and every id that configs hold. The tokenizer is next door."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+
+ONE_ID = ("_token_id", "_token_index")  # a number or a list of numbers
+UNWANTED = ("suppress_tokens", "begin_suppress_tokens")  # what is gone needs no suppressing
+NOT_FOLLOWED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
+
+
+def used_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:
+    """How often each token id occurs in sequences of ids."""
+    counts: Counter[int] = Counter()
+    for sequence in sequences:
+        counts.update(sequence)
+    return counts
+
+
+def special_ids(model: nn.Module) -> set[int]:
+    """The token ids that the configs of a model name, such as `eos_token_id`; those it has no row for are left out."""
+    size = _tables(model)[0].num_embeddings
+    return {number for _, _, value in _named_ids(model, size) for number in _as_list(value) if 0 <= number < size}
+
+
+def trim_vocabulary_(model: nn.Module, keep_ids: Iterable[int]) -> dict[int, int]:
+    """Keeps only some rows of the vocabulary; logits of kept tokens stay what they were. Call it before training.
+
+    Ties stay ties. Ids in configs, `vocab_size`, `padding_idx` and biases of the head follow. An id in a config that
+    has no row (GPT-2's 50256 in a model of 96 rows) is left alone.
+
+    Args:
+        model: Has `get_input_embeddings`, and `get_output_embeddings` where it has a head over the vocabulary.
+        keep_ids: Must hold `special_ids(model)`. New ids follow the order of the old ones, without gaps.
+    Returns: `{old id: new id}`.
+    Raises: SlimError: if an id is missing or has no row, or the vocabulary is not one plain table of floats.
+    """
+    tables = _tables(model)
+    size = tables[0].num_embeddings
+    kept = sorted(set(keep_ids))
+    new_ids = {old: new for new, old in enumerate(kept)}
+    heads = _heads(model, size)
+    _check_ids(model, kept, size)
+    _check_plain([*tables, *heads], size)
+    _check_paddings(model, tables, new_ids)
+    _keep_rows_(_row_tensors(model, tables, heads, size), torch.tensor(kept), size)
+    for table in tables:
+        table.num_embeddings = len(kept)
+    for head in heads:
+        head.out_features = len(kept)
+    _renumber_modules_(model, new_ids, size)
+    for config, name, value in list(_named_ids(model, size)):
+        numbers = [new_ids.get(number, number) for number in _as_list(value)]
+        setattr(config, name, numbers if isinstance(value, (list, tuple)) else numbers[0])
+    for config in _configs(model, size):
+        _renumber_config_(config, new_ids, size)
+    return new_ids
+
+
+def _tables(model: nn.Module) -> list[nn.Embedding]:
+    """The token embeddings of a model and of the parts that have their own (an encoder, a decoder), each once."""
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        try:
+            table = module.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            continue
+        if isinstance(table, nn.Embedding):
+            found.setdefault(id(table), table)
+    tables = list(found.values())
+    if not tables:
+        raise SlimError(
+            f"{type(model).__name__} has no table of token embeddings (`get_input_embeddings` gives no nn.Embedding), "
+            "so there is no vocabulary to trim. Merge adapters and trim before quantizing."
+        )
+    sizes = sorted({table.num_embeddings for table in tables})
+    if len(sizes) > 1:
+        raise SlimError(
+            f"{type(model).__name__} has several vocabularies, of {sizes} tokens. Trim its parts one at a time."
+        )
+    return tables
+
+
+def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
+    find = getattr(model, "get_output_embeddings", None)
+    head = find() if find else None
+    if head is None:
+        return []
+    if not isinstance(head, nn.Linear) or head.out_features != size:
+        raise SlimError(
+            f"The output head is {head}, where a plain nn.Linear with {size} rows, one per token, can be trimmed. "
+            "Trim before quantizing or adding adapters."
+        )
+    return [head]
+
+
+def _check_ids(model: nn.Module, kept: list[int], size: int) -> None:
+    if not kept or kept[0] < 0 or kept[-1] >= size:
+        ends = f"from {kept[0]} to {kept[-1]}" if kept else "none at all"
+        raise SlimError(f"`keep_ids` must be ids from 0 to {size - 1}, got {ends}. Does the tokenizer belong to it?")
+    gone = set(range(size)) - set(kept)
+    lost = {name: value for _, name, value in _named_ids(model, size) if gone.intersection(_as_list(value))}
+    if lost:
+        raise SlimError(f"`keep_ids` lacks what the config names: {lost}. Add `special_ids(model)` to it.")
+    for config in _configs(model, size):
+        followed = [name for name in NOT_FOLLOWED if getattr(config, name, None)]
+        if followed:
+            raise SlimError(f"{type(config).__name__} holds token ids in {followed}. Set them to None, then again.")
+
+
+def _check_plain(modules: list[nn.Module], size: int) -> None:
+    for module in modules:
+        tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+        beside = [name for name, tensor in tensors.items() if name not in ("weight", "bias") and len(tensor.shape)]
+        weight = tensors.get("weight")
+        if hasattr(module, "plain") or beside or weight is None or not weight.is_floating_point():
+            raise SlimError(
+                f"{type(module).__name__} of the vocabulary is not a plain table of floats (it also holds {beside}). "
+                "Trim the vocabulary first, then prepare or quantize."
+            )
+
+
+def _check_paddings(model: nn.Module, tables: list[nn.Embedding], new_ids: dict[int, int]) -> None:
+    for name, module in model.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        foreign = isinstance(module, nn.Embedding) and module not in tables
+        if foreign and padding is not None and new_ids.get(padding, padding) != padding:
+            raise SlimError(
+                f"'{name}' counts positions from the id of the padding token, which would move from {padding} to "
+                f"{new_ids[padding]}. Keep all ids below {padding} too."
+            )
+
+
+def _row_tensors(
+    model: nn.Module, tables: list[nn.Embedding], heads: list[nn.Linear], size: int
+) -> list[tuple[dict[str, Any], str, int]]:
+    """Every place that holds a tensor with one slice per token: (dictionary of tensors, name, dimension).
+
+    Beside tables and heads these are biases that lie next to a head (BERT's `predictions.bias`) or on the model
+    (BART's `final_logits_bias`).
+    """
+    found = []
+    holders = [module for module in model.modules() if any(child in heads for child in module.children())]
+    for module in dict.fromkeys([*tables, *heads, *holders, model]):
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or not tensor.dim():
+                    continue
+                if module in tables or module in heads or tensor.numel() == tensor.shape[-1] == size:
+                    found.append((tensors, name, 0 if module in tables or module in heads else -1))
+    return found
+
+
+@torch.no_grad()
+def _keep_rows_(places: list[tuple[dict[str, Any], str, int]], kept: Tensor, size: int) -> None:
+    """Selects in every place; tensors that were one stay one."""
+    smaller: dict[int, Tensor] = {}
+    old = [(tensors, name, dim, tensors[name]) for tensors, name, dim in places]
+    for tensors, name, dim, tensor in old:
+        if id(tensor) not in smaller:
+            rows = tensor.index_select(dim, kept.to(tensor.device))
+            smaller[id(tensor)] = (
+                nn.Parameter(rows, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else rows
+            )
+        tensors[name] = smaller[id(tensor)]
+
+
+def _renumber_modules_(model: nn.Module, new_ids: dict[int, int], size: int) -> None:
+    for module in model.modules():
+        if vars(module).get("vocab_size") == size:
+            module.vocab_size = len(new_ids)
+        if type(vars(module).get("padding_idx")) is int:
+            module.padding_idx = new_ids.get(module.padding_idx, module.padding_idx)
+
+
+def _configs(model: nn.Module, size: int) -> list[Any]:
+    """Every config that speaks of this vocabulary: the model's, those inside it, the parts', and for generation."""
+    found: dict[int, Any] = {}
+
+    def add(config: Any) -> None:
+        if config is not None and id(config) not in found:
+            if getattr(config, "vocab_size", size) == size:
+                found[id(config)] = config
+            for inner in vars(config).values():
+                if hasattr(inner, "to_dict") and hasattr(inner, "__dict__"):
+                    add(inner)
+
+    for module in model.modules():
+        add(getattr(module, "config", None))
+        add(getattr(module, "generation_config", None))
+    return list(found.values())
+
+
+def _named_ids(model: nn.Module, size: int) -> Iterator[tuple[Any, str, Any]]:
+    """(config, name, id or ids) of every token id that a config holds."""
+    for config in _configs(model, size):
+        for name, value in list(vars(config).items()):
+            if name.endswith(ONE_ID) and value is not None and type(value) is not bool:
+                yield config, name, value
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _renumber_config_(config: Any, new_ids: dict[int, int], size: int) -> None:
+    for name in UNWANTED:
+        if getattr(config, name, None):
+            setattr(config, name, [new_ids[number] for number in getattr(config, name) if number in new_ids])
+    if getattr(config, "bad_words_ids", None):
+        words = [word for word in config.bad_words_ids if all(number in new_ids for number in word)]
+        config.bad_words_ids = [[new_ids[number] for number in word] for word in words] or None
+    if hasattr(config, "vocab_size"):
+        config.vocab_size = len(new_ids)
