@@ -12,6 +12,7 @@ from hf_slim.integration import convert as _describe  # noqa: F401  registers wh
 from hf_slim.integration.quantizer import register
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.one_shot import prune
 from hf_slim.quantization.callback import QuantizationCallback
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grid import Grid
@@ -34,4 +35,5 @@ __all__ = [
     "__version__",
     "convert",
     "prepare",
+    "prune",
 ]

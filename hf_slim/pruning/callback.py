@@ -1,21 +1,27 @@
 """Gradual structured pruning as one line in a Trainer."""
 
+import itertools
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared, record_of
+from hf_slim.core.lifecycle import convert, is_prepared, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.importance import score_groups
+from hf_slim.pruning.importance import CRITERIA, score_groups
 from hf_slim.pruning.mask import zero_groups_
+from hf_slim.pruning.one_shot import prune_at_once_
 from hf_slim.pruning.removal import Removed
 from hf_slim.pruning.selection import Plan, choose_removed
+from hf_slim.pruning.statistics import readers, summed_over_ranks_, watched
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
@@ -37,6 +43,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.removed: Removed = {}
         self.scores: dict[str, Tensor] = {}
         self.plan: Plan | None = None
+        self._watching, self._moments = ExitStack(), {}
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
@@ -44,8 +51,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.plan = claim_for_pruning(model, self.config)
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
+        train_dataloader: DataLoader | None = None, **kwargs,
+    ) -> None:  # fmt: skip
         if not is_prepared(model, "pruning"):
             raise SlimError(
                 "The model is not prepared for pruning: either it was converted at the end of an earlier run, or the "
@@ -62,6 +70,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.removed = saved["attributes"]["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
         self._mask(model)
+        if self.config.calibration_batches and state.global_step == 0:
+            self._prune_at_once(model, args, train_dataloader)
+        elif CRITERIA[self.config.criterion].needs_inputs and state.global_step / state.max_steps < self.config.stop:
+            self._watch(model)
 
         def settle() -> None:  # whichever technique's callback converts the model when training ends
             self._settle(args, state, model)
@@ -71,9 +83,13 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        if (state.global_step / state.max_steps) >= self.config.stop:
+        if self.config.calibration_batches or state.global_step / state.max_steps >= self.config.stop:
+            self._watching.close()
             return
-        for name, score in score_groups(model, self.plan.group_sets, self.config.criterion).items():
+        summed_over_ranks_(self._moments)
+        scores = score_groups(model, self.plan.group_sets, self.config.criterion, self._moments)
+        self._moments.clear()
+        for name, score in scores.items():
             past = self.scores.get(name)
             if past is not None:
                 past = past.to(score.device)
@@ -99,6 +115,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
+        self._watching.close()
         if is_prepared(model):  # another technique's callback may have finished the run already
             convert(model)
 
@@ -119,16 +136,47 @@ class PruningCallback(TrainerCallback, ExportableState):
         mask_groups_(model, self.plan.group_sets, self.removed)
         self._warn_if_short()
 
+    def _watch(self, model: nn.Module) -> None:
+        """From now on adds up what flows into the layers that read groups."""
+        inner = unwrapped(model)
+        paths = readers(inner, self.plan.group_sets)
+        self._moments = self._watching.enter_context(watched(inner, paths, only_in_training=True))
+
+    def _prune_at_once(self, model: nn.Module, args: TrainingArguments, train_dataloader: DataLoader | None) -> None:
+        batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        prune_at_once_(
+            model, self.plan, self.config, lambda with_gradient: run_batches(model, batches, args, with_gradient)
+        )
+        for module, training in modes.items():
+            module.training = training
+        self.removed = record_of(model).removed
+
     def _mask(self, model: nn.Module) -> None:
         mask_groups_(model, self.plan.group_sets, self.removed, readers_only=self.config.regrow)
 
     def _warn_if_short(self) -> None:
         due = choose_removed(self.plan, self.scores, self.removed, self.config, 1.0) if self.scores else {}
         missing = sum(map(len, due.values())) - sum(map(len, self.removed.values()))
-        if missing or not self.scores:
+        if missing or not (self.scores or self.config.calibration_batches):
             logger.warning(
                 "Pruning ended short of its target: %s groups fewer were removed than `sparsity` asks for, because "
                 "training stopped early or an earlier checkpoint was best. Train to progress %s, or set "
                 "`load_best_model_at_end=False`.",
                 missing or "all", self.config.stop,
             )  # fmt: skip
+
+
+def run_batches(model: nn.Module, batches: list[dict], args: TrainingArguments, with_gradient: bool) -> Iterator[None]:
+    """Runs `batches` through the model in the precision of the run."""
+    device = next(model.parameters()).device
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    for batch in batches:
+        inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+        inputs.pop("num_items_in_batch", None)
+        with torch.set_grad_enabled(with_gradient), torch.autocast(device.type, dtype, enabled=dtype is not None):
+            made = model(**inputs)
+        if with_gradient:
+            made["loss"].backward()
+        yield

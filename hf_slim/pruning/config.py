@@ -48,6 +48,14 @@ class PruningConfig(SlimConfig):
     regrow: bool = field(
         default=False, metadata={"help": "Whether groups may come back before `stop` when others matter less by then."}
     )
+    calibration_batches: int = field(
+        default=0,
+        metadata={"help": "Batches looked at before the first step, to remove everything then; 0: while training."},
+    )
+    repair: bool = field(
+        default=False,
+        metadata={"help": "Least-squares repair of the layers that read what went; needs `calibration_batches`."},
+    )
     round_to: dict[str, int] = field(
         default_factory=dict,
         metadata={"help": "What is left per layer becomes a multiple of this, per kind, as fast kernels like it."},
@@ -75,6 +83,10 @@ class PruningConfig(SlimConfig):
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+        if not isinstance(self.calibration_batches, int) or self.calibration_batches < 0:
+            raise SlimError(f"`calibration_batches` must be a whole number from 0, got {self.calibration_batches!r}.")
+        if self.repair and not self.calibration_batches:
+            raise SlimError("`repair` looks at what flows through the model: set `calibration_batches`, such as 48.")
         for kind in self.round_to:
             _require_kind("round_to", kind)
 

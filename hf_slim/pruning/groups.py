@@ -105,6 +105,12 @@ def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
     ]
 
 
+def reading_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
+    """Likewise the weights that read the groups alone, one per reading layer."""
+    parts = [part for part in group_set.slices if part.reads]
+    return [_blocks(tensor_of(model, part.tensor).detach(), part, group_set.count) for part in parts]
+
+
 def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
     """Likewise the gradients.
 

@@ -2,10 +2,12 @@ import pytest
 import torch
 
 from hf_slim import SlimError
-from hf_slim.pruning.groups import weight_blocks
 from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.statistics import readers, watched
 from hf_slim.pruning.structure import find_group_sets
 from tests import tiny
+
+FFN = "model.layers.1.mlp/ffn"
 
 
 def with_gradients():
@@ -14,40 +16,105 @@ def with_gradients():
     return model
 
 
-def product(layer):
-    return (layer.weight.double() * layer.weight.grad.double()).abs().detach()
+def scores_of(model, criterion):
+    group_sets = find_group_sets(model)
+    with watched(model, readers(model, group_sets)) as moments:
+        tiny.logits(model)
+    return score_groups(model, group_sets, criterion, moments)
+
+
+def neuron(model, index, of=lambda weight: weight):
+    """Everything that belongs to one neuron of layer 1, in float64."""
+    mlp = model.model.layers[1].mlp
+    gate, up, down = (of(layer.weight).detach().double() for layer in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    return torch.cat([gate[index], up[index], down[:, index]])
+
+
+def inputs_of(model):
+    """What the consumer of layer 1 reads: `(tokens, neurons)`, in float64."""
+    seen = []
+    layer = model.model.layers[1].mlp.down_proj
+    hook = layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].flatten(0, -2).double()))
+    tiny.logits(model)
+    hook.remove()
+    return seen[0]
 
 
 def test_taylor_is_the_papers_sum_over_the_group():
     model = with_gradients()
-    scores = score_groups(model, find_group_sets(model), "taylor")
-    mlp, attention = model.model.layers[1].mlp, model.model.layers[1].self_attn
-    expected = product(mlp.gate_proj).sum(1) + product(mlp.up_proj).sum(1) + product(mlp.down_proj).sum(0)
-    torch.testing.assert_close(scores["model.layers.1.mlp/ffn"].double(), expected, rtol=1e-5, atol=0)
+    scores = scores_of(model, "taylor")
+    products = neuron(model, 5) * neuron(model, 5, lambda weight: weight.grad)
+    torch.testing.assert_close(scores[FFN][5].double(), products.abs().sum(), rtol=1e-5, atol=0)
 
     # key-value head 2 owns query heads 4 and 5, of 8 features each
+    attention = model.model.layers[1].self_attn
     rows = {"q_proj": slice(32, 48), "k_proj": slice(16, 24), "v_proj": slice(16, 24)}
     head = sum(product(getattr(attention, name))[part].sum() for name, part in rows.items())
     head += product(attention.o_proj)[:, 32:48].sum()
     torch.testing.assert_close(scores["model.layers.1.self_attn/kv_heads"][2].double(), head, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("criterion", list(CRITERIA))
-def test_a_group_of_small_weights_matters_least(criterion):
+def product(layer):
+    return (layer.weight.double() * layer.weight.grad.double()).abs().detach()
+
+
+@pytest.mark.parametrize(
+    ("criterion", "formula"),
+    [
+        ("taylor_sum", lambda weight, gradient: (weight * gradient).sum().abs()),
+        ("fisher", lambda weight, gradient: ((weight * gradient) ** 2).sum() / 2),
+        ("movement", lambda weight, gradient: -(weight * gradient).sum()),
+    ],
+)
+def test_criteria_of_gradients_are_their_formulas(criterion, formula):
     model = with_gradients()
-    for weight, dim in ((model.model.layers[0].mlp.up_proj.weight, 0), (model.model.layers[0].mlp.gate_proj.weight, 0),
-                        (model.model.layers[0].mlp.down_proj.weight, 1)):  # fmt: skip
-        weight.data.select(dim, 7).mul_(1e-3)
-    scores = score_groups(model, find_group_sets(model), criterion)
-    assert scores["model.layers.0.mlp/ffn"].argmin() == 7
+    expected = formula(neuron(model, 9), neuron(model, 9, lambda weight: weight.grad))
+    torch.testing.assert_close(scores_of(model, criterion)[FFN][9].double(), expected, rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2"])
-def test_magnitudes_are_on_one_scale_across_layers(criterion):
+@pytest.mark.parametrize(
+    ("criterion", "formula"),
+    [
+        ("activation", lambda x, w: x.abs().mean(0)),
+        ("wanda", lambda x, w: x.norm(dim=0) * w.abs().sum(0)),
+        ("flap", lambda x, w: x.var(0, correction=0) * (w**2).sum(0)),
+    ],
+)
+def test_criteria_of_activations_are_their_formulas(criterion, formula):
+    model = tiny.llama()
+    expected = formula(inputs_of(model), model.model.layers[1].mlp.down_proj.weight.detach().double())
+    found = scores_of(model, criterion)[FFN].double()
+    torch.testing.assert_close(found, expected / expected.mean(), rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "wanda", "flap", "activation", "peak", "random"])
+def test_scores_that_do_not_compare_are_put_on_one_scale(criterion):
     model = tiny.llama()
     model.model.layers[0].mlp.down_proj.weight.data.mul_(100)
-    for score in score_groups(model, find_group_sets(model), criterion).values():
+    for score in scores_of(model, criterion).values():
         torch.testing.assert_close(score.mean(), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in ("random", "movement")])
+def test_a_group_of_small_weights_matters_least(criterion):
+    model = with_gradients()
+    mlp = model.model.layers[1].mlp
+    for weight, dim in ((mlp.up_proj.weight, 0), (mlp.gate_proj.weight, 0), (mlp.down_proj.weight, 1)):
+        weight.data.select(dim, 7).mul_(1e-3)
+    assert scores_of(model, criterion)[FFN].argmin() == 7
+
+
+def test_magnitudes_are_the_norms_of_the_whole_group():
+    model = tiny.llama()
+    for criterion, order in (("l1", 1), ("l2", 2)):
+        norms = torch.stack([neuron(model, index).norm(order) for index in range(64)])
+        torch.testing.assert_close(scores_of(model, criterion)[FFN].double(), norms / norms.mean(), rtol=1e-5, atol=0)
+
+
+def test_random_scores_are_the_same_every_time_and_differ_between_layers():
+    first, second = scores_of(tiny.llama(), "random"), scores_of(tiny.llama(1), "random")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["model.layers.0.mlp/ffn"], first[FFN])
 
 
 def test_a_frozen_layer_is_named():
@@ -58,10 +125,13 @@ def test_a_frozen_layer_is_named():
         score_groups(model, find_group_sets(model), "taylor")
 
 
-def test_magnitudes_are_the_norms_of_the_whole_group():
+def test_activations_that_were_not_seen_are_asked_for():
     model = tiny.llama()
-    mlp = model.model.layers[1].mlp
-    group = torch.cat([mlp.gate_proj.weight[5], mlp.up_proj.weight[5], mlp.down_proj.weight[:, 5]]).double().detach()
-    blocks = weight_blocks(model, next(g for g in find_group_sets(model) if g.name == "model.layers.1.mlp/ffn"))
-    torch.testing.assert_close(CRITERIA["l1"].score(blocks, [])[5].double(), group.norm(1), rtol=1e-5, atol=0)
-    torch.testing.assert_close(CRITERIA["l2"].score(blocks, [])[5].double(), group.norm(2), rtol=1e-5, atol=0)
+    with pytest.raises(SlimError, match=r"No input of .* has been seen.*hf_slim\.prune"):
+        score_groups(model, find_group_sets(model), "wanda")
+
+
+def test_fused_experts_refuse_criteria_that_look_inside():
+    model = tiny.mixtral()
+    with pytest.raises(SlimError, match=r"experts' cannot be seen from outside.*taylor"):
+        readers(model, find_group_sets(model))

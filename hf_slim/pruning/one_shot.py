@@ -1,0 +1,81 @@
+"""The whole target at once, decided on a few batches, and the layers that read what went repaired."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import convert, record_of, unwrapped
+from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.repair import repair_readers_
+from hf_slim.pruning.selection import Plan, choose_removed
+from hf_slim.pruning.statistics import readers, summed_over_ranks_, watched
+from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
+
+# Runs the calibration batches through the model, with gradients or without, one for each item that it yields
+RunBatches = Callable[[bool], Iterable[Any]]
+
+
+def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict[str, Tensor]]) -> nn.Module:
+    """Prunes a model in one shot, in place, without a Trainer: score, sort, remove the least, repair.
+
+    Args:
+        batches: Keyword arguments of forward passes; with `labels` where the criterion needs gradients.
+    Returns: the smaller model, ready for `save_pretrained` or for training.
+    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion.
+    """
+    config, batches = PruningConfig.of(config), list(batches)
+    plan = claim_for_pruning(model, config)
+    was_training = model.training
+    model.eval()
+    prune_at_once_(model, plan, config, lambda with_gradient: _run(model, batches, with_gradient))
+    return convert(model).train(was_training)
+
+
+def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> None:
+    """Masks the whole target and, with `config.repair`, makes up for it in the layers that read it.
+
+    Raises: SlimError: if no batch came.
+    """
+    scores = _scores(model, plan, config, run_batches)
+    removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
+    if config.repair:
+        repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
+    mask_groups_(unwrapped(model), plan.group_sets, removed)
+
+
+def _scores(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> dict[str, Tensor]:
+    """The mean score of every group over the batches."""
+    criterion, inner, total, batches = CRITERIA[config.criterion], unwrapped(model), {}, 0
+    paths = readers(inner, plan.group_sets) if criterion.needs_inputs else []
+    with watched(inner, paths) as moments:
+        for _ in run_batches(criterion.needs_gradient):
+            batches += 1
+            if criterion.needs_gradient:
+                for name, score in score_groups(inner, plan.group_sets, config.criterion).items():
+                    total[name] = total.get(name, 0) + score
+                model.zero_grad(set_to_none=True)
+    if not batches:
+        raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
+    summed_over_ranks_(moments)
+    if not criterion.needs_gradient:
+        return score_groups(inner, plan.group_sets, config.criterion, moments)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
+        for score in total.values():
+            torch.distributed.all_reduce(score)
+    return total
+
+
+def _run(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:
+    for batch in batches:
+        with torch.set_grad_enabled(with_gradient):
+            made = model(**batch)
+        if with_gradient:
+            loss = getattr(made, "loss", None)
+            if loss is None:
+                raise SlimError("This criterion needs a loss, and the model gave none: batches must hold `labels`.")
+            loss.backward()
+        yield

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from hf_slim import PruningCallback, PruningConfig, SlimError, prune
+from hf_slim.pruning.importance import CRITERIA
+from hf_slim.pruning.repair import repair_
+from hf_slim.pruning.statistics import watched
+from tests import tiny
+
+CONFIG = PruningConfig({"ffn": 0.25, "kv_heads": 0.34}, criterion="fisher", calibration_batches=2, repair=True)
+
+
+def batches(count=2):
+    return [{"input_ids": tiny.tokens(seed=seed), "labels": tiny.tokens(seed=seed)} for seed in range(count)]
+
+
+@pytest.mark.parametrize("repair", [True, False])
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_one_shot_gives_a_smaller_model(criterion, repair):
+    config = PruningConfig({"ffn": 0.25}, criterion=criterion, calibration_batches=2, repair=repair)
+    model = prune(tiny.llama(), config, batches())
+    assert all(layer.mlp.up_proj.out_features == 48 for layer in model.model.layers)
+    assert tiny.logits(model).isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_repair_is_the_least_squares_solution(bias):
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(6, 12, generator=generator, dtype=torch.float64)
+    rows = (torch.randn(200, 6, generator=generator, dtype=torch.float64) + 1) @ mixing
+    rows += 0.1 * torch.randn(200, 12, generator=generator, dtype=torch.float64)
+    layer, whole = nn.Linear(12, 5, bias).double(), nn.Linear(12, 5, bias).double()
+    layer.load_state_dict(whole.state_dict())
+    with watched(nn.ModuleDict({"layer": layer}), ["layer"], with_products=True) as moments:
+        layer(rows.float().double())
+    gone = torch.tensor([1, 4, 7])
+    kept = torch.tensor([i for i in range(12) if i not in gone])
+    with torch.no_grad():
+        repair_(layer, gone, moments["layer"], damping=1e-12)
+        inputs = torch.cat([rows[:, kept], torch.ones(200, 1)], 1) if bias else rows[:, kept]
+        best = torch.linalg.lstsq(inputs, whole(rows)).solution
+        torch.testing.assert_close(layer(rows), inputs @ best, rtol=1e-3, atol=1e-3)
+    assert not layer.weight[:, gone].any()
+
+
+def test_repair_brings_the_output_nearer():
+    whole = tiny.logits(tiny.llama())
+    errors = {}
+    for repair in (True, False):
+        config = PruningConfig({"ffn": 0.5}, criterion="wanda", calibration_batches=8, repair=repair)
+        errors[repair] = (tiny.logits(prune(tiny.llama(), config, batches(8))) - whole).norm().item()
+    assert errors[True] < errors[False]
+
+
+def test_without_batches_nothing_is_pruned():
+    model = tiny.llama()
+    with pytest.raises(SlimError, match="needs calibration batches, and none came"):
+        prune(model, CONFIG, [])
+    assert model.model.layers[0].mlp.up_proj.out_features == 64
+
+
+def test_a_criterion_of_gradients_needs_labels():
+    with pytest.raises(SlimError, match="batches must hold `labels`"):
+        prune(tiny.llama(), CONFIG, [{"input_ids": tiny.tokens()}])
+
+
+def test_repair_without_batches_to_look_at_is_refused():
+    with pytest.raises(SlimError, match="calibration_batches"):
+        PruningConfig({"ffn": 0.25}, repair=True)
+
+
+@pytest.mark.parametrize("criterion", ["fisher", "wanda"])
+def test_the_callback_prunes_before_the_first_step_and_resumes_alike(criterion, tmp_path):
+    config = PruningConfig({"ffn": 0.25}, criterion=criterion, calibration_batches=2, repair=True)
+    first_steps = []
+    watch = tiny.EveryStep(
+        lambda model: first_steps.append(int((model.model.layers[0].mlp.up_proj.weight == 0).all(1).sum()))
+    )
+    whole = tiny.trainer(
+        tiny.llama(), tmp_path / "a", [PruningCallback(config), watch], save_strategy="steps", save_steps=4
+    )
+    whole.train()
+    assert first_steps[0] == 16
+    again = tiny.trainer(tiny.llama(), tmp_path / "b", [PruningCallback(config)])
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "criterion", ["wanda", "flap", "activation", "fisher", "movement", "taylor_sum", "peak", "random"]
+)
+def test_every_criterion_prunes_gradually_and_resumes_alike(criterion, tmp_path):
+    config = PruningConfig({"ffn": 0.5}, criterion=criterion, start=0.0, stop=0.9)
+    whole = tiny.trainer(tiny.llama(), tmp_path / "a", [PruningCallback(config)], save_strategy="steps", save_steps=4)
+    whole.train()
+    assert whole.model.model.layers[0].mlp.up_proj.out_features == 32
+    again = tiny.trainer(tiny.llama(), tmp_path / "b", [PruningCallback(config)])
+    again.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-4"))
+    expected = whole.model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in again.model.state_dict().items())
