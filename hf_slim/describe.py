@@ -78,7 +78,7 @@ def _group_lines(model: nn.Module) -> list[str]:
     if any(is_packed(module) for module in model.modules()):
         return ["  groups: this model is packed; prune before quantizing"]
     try:
-        found, reasons = understand(model)
+        found, refusals = understand(model)
     except SlimError as error:
         return [f"  groups: {error}"]
     total = parameter_count(model)
@@ -89,7 +89,7 @@ def _group_lines(model: nn.Module) -> list[str]:
         size = group_set.parameters_per_group(model)
         share = size * group_set.count / total
         lines.append(f"  {group_set.name:<44} {group_set.count:>7} {size:>16,} {share:>14.1%}")
-    return lines + [f"  not prunable: {reason}" for reason in reasons] or ["  no prunable groups were found"]
+    return lines + [f"  not prunable: {refusal.reason}" for refusal in refusals] or ["  no prunable groups were found"]
 
 
 def _shape(module: nn.Module) -> str:

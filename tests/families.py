@@ -30,6 +30,7 @@ WHISPER = {
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "max_source_positions": 10,
     "max_target_positions": 20, "decoder_start_token_id": 1,
 }  # fmt: skip
+GATED = {"feed_forward_proj": "gated-gelu"}
 PICTURE = {"image_size": 16, "patch_size": 8}
 
 
@@ -43,6 +44,7 @@ class Family:
     kv_heads: int = 2
     heads: int = 0  # query heads that can go one by one
     channels: int = 0
+    layers: int = 1  # stacks of which whole layers can go
 
     def build(self, seed: int = 0, **changes: object) -> PreTrainedModel:
         torch.manual_seed(seed)
@@ -64,16 +66,17 @@ FAMILIES = {
     "opt": Family("OPTForCausalLM", TOKENS | SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 48}),
     "falcon": Family("FalconForCausalLM", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 3}, heads=2),
     "falcon_one_kv_head": Family("FalconForCausalLM", FALCON | {"multi_query": True}, kv_heads=0, heads=2),
-    "bert": Family("BertForSequenceClassification", ENCODER),
-    "roberta": Family("RobertaForSequenceClassification", ENCODER),
+    "bert": Family("BertForSequenceClassification", ENCODER, layers=0),
+    "roberta": Family("RobertaForSequenceClassification", ENCODER, layers=0),
     "distilbert": Family(
         "DistilBertForSequenceClassification",
         DISTILBERT,
+        layers=0,
     ),
-    "t5": Family("T5ForConditionalGeneration", T5, ffn=4, kv_heads=3),
-    "t5_gated": Family("T5ForConditionalGeneration", T5 | {"feed_forward_proj": "gated-gelu"}, ffn=4, kv_heads=3),
+    "t5": Family("T5ForConditionalGeneration", T5, ffn=4, kv_heads=3, layers=0),
+    "t5_gated": Family("T5ForConditionalGeneration", T5 | GATED, ffn=4, kv_heads=3, layers=0),
     "vit": Family("ViTForImageClassification", SIZES | PICTURE),
-    "whisper": Family("WhisperForConditionalGeneration", TOKENS | WHISPER, ffn=4, kv_heads=6, channels=1),
+    "whisper": Family("WhisperForConditionalGeneration", TOKENS | WHISPER, ffn=4, kv_heads=6, channels=1, layers=2),
     "mixtral": Family("MixtralForCausalLM", MIXTURE | {"num_local_experts": 4}, heads=2),
     "qwen2_moe": Family(
         "Qwen2MoeForCausalLM",
@@ -84,13 +87,14 @@ FAMILIES = {
         QWEN_MIXTURE | {"head_dim": 8}, heads=2,
     ),
     # what nothing in hf_slim was written for
-    "albert": Family("AlbertForSequenceClassification", ENCODER | {"embedding_size": 24}, ffn=1, kv_heads=1),
+    "albert": Family("AlbertForSequenceClassification", ENCODER | {"embedding_size": 24}, ffn=1, kv_heads=1, layers=0),
     "bart": Family(
         "BartForConditionalGeneration",
         TOKENS | {**WHISPER, "max_position_embeddings": 64}, ffn=4, kv_heads=6,
+        layers=0,
     ),
     "clip": Family("CLIPVisionModel", SIZES | PICTURE),
-    "deberta": Family("DebertaV2ForSequenceClassification", ENCODER),
+    "deberta": Family("DebertaV2ForSequenceClassification", ENCODER, layers=0),
     "gptj": Family("GPTJForCausalLM", GPT | {"rotary_dim": 4}),
     "modernbert": Family(
         "ModernBertForSequenceClassification",
@@ -100,6 +104,7 @@ FAMILIES = {
     "resnet": Family(
         "ResNetForImageClassification",
         RESNET, ffn=0, kv_heads=0, channels=4,
+        layers=0,
     ),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.importance import CRITERIA
 
-KINDS = ("ffn", "kv_heads", "heads", "channels")
+KINDS = ("ffn", "kv_heads", "heads", "channels", "layers")
 MEASURES = ("parameters", "macs")
 
 
@@ -17,7 +17,8 @@ class PruningConfig(SlimConfig):
 
     Kinds of structure: `ffn` are the neurons of feed-forward layers and fused experts; `kv_heads` are key-value heads
     together with the query heads that read them; `heads` are query heads, the same number from every key-value head
-    (in multi-head attention both are simply the heads); `channels` are those between convolutions.
+    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `layers` are
+    whole layers of a stack.
     """
 
     sparsity: dict[str, float] | float | None = field(

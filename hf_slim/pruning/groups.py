@@ -1,11 +1,19 @@
 """Groups: slices of several tensors that must go together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+
+
+class Refusal(NamedTuple):
+    """Why some part of a model cannot be pruned."""
+
+    kind: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,7 @@ class Slice:
         reads: Whether these are columns that read the group, not rows that write it.
         period: How many groups lie side by side before others come between; None: all of them.
         stride: Places from one such run of groups to the next.
+        only: The one group that all these places belong to, where every group has tensors of its own.
     """
 
     tensor: str
@@ -29,6 +38,7 @@ class Slice:
     reads: bool = False
     period: int | None = None
     stride: int = 0
+    only: int | None = None
 
     @property
     def module(self) -> str:
@@ -38,6 +48,8 @@ class Slice:
     def places(self, groups: list[int] | range | Tensor) -> Tensor:
         """Indices along `dim` that belong to `groups`: `(len(groups), width)`."""
         groups = torch.as_tensor(groups, dtype=torch.long)
+        if self.only is not None:
+            groups = groups[groups == self.only] * 0
         starts = groups * self.width
         if self.period:
             starts = groups // self.period * self.stride + groups % self.period * self.width
@@ -58,6 +70,7 @@ class GroupSet:
         config_fields: Fields of the model's config that shrink alike, if all layers do.
         balance: Groups in a row of which the same number must go everywhere; None: any may go.
         multiple: What is left must be a multiple of this.
+        stack: For whole layers: path of the list that they lie in.
     """
 
     name: str
@@ -68,15 +81,29 @@ class GroupSet:
     config_fields: tuple[str, ...] = ()
     balance: int | None = None
     multiple: int = 1
+    stack: str | None = None
 
     def parameters_per_group(self, model: nn.Module) -> int:
-        """Weights and biases that one group takes with it."""
+        """Weights and biases that one group takes with it, on average."""
+        if self.stack:
+            return sum(parameter.numel() for parameter in model.get_submodule(self.stack).parameters()) // self.count
         found = {part.tensor: tensor_of(model, part.tensor) for part in self.slices}
         return sum(
             part.width * found[part.tensor].numel() // found[part.tensor].shape[part.dim]
             for part in self.slices
             if isinstance(found[part.tensor], nn.Parameter)
         )
+
+
+def one_by_one(group_set: GroupSet) -> list[GroupSet]:
+    """A set whose groups have tensors of their own as one set per group; any other set as it is."""
+    if not group_set.stack:
+        return [group_set]
+    own = [
+        tuple(replace(part, only=None) for part in group_set.slices if part.only == index)
+        for index in range(group_set.count)
+    ]
+    return [replace(group_set, name=f"{group_set.name}/{i}", count=1, slices=parts) for i, parts in enumerate(own)]
 
 
 def tensor_of(model: nn.Module, path: str) -> Tensor:

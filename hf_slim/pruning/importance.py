@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
-from hf_slim.pruning.groups import GroupSet, gradient_blocks, reading_blocks, weight_blocks
+from hf_slim.pruning.groups import GroupSet, gradient_blocks, one_by_one, reading_blocks, weight_blocks
 from hf_slim.pruning.statistics import Moments
 
 
@@ -77,10 +77,8 @@ def fisher(evidence: Evidence) -> Tensor:
 
     Source: LeCun et al. 1990, Optimal Brain Damage, eq. 5; Theis et al. 2018, arXiv:1801.05787, eq. 8.
     """
-    squares = (
-        (weight * gradient).square_().sum(dim=(1, 2), dtype=torch.float32) for weight, gradient in _pairs(evidence)
-    )
-    return sum(squares) / 2
+    products = (weight * gradient for weight, gradient in _pairs(evidence))
+    return sum(product.square_().sum(dim=(1, 2), dtype=torch.float32) for product in products) / 2
 
 
 def movement(evidence: Evidence) -> Tensor:
@@ -179,16 +177,27 @@ def score_groups(
     chosen = CRITERIA[criterion]
     scores = {}
     for group_set in group_sets:
-        evidence = Evidence(
-            weights=weight_blocks(model, group_set),
-            gradients=gradient_blocks(model, group_set) if chosen.needs_gradient else [],
-            reading=reading_blocks(model, group_set) if chosen.needs_inputs else [],
-            inputs=_inputs(group_set, moments) if chosen.needs_inputs else [],
-            seed=zlib.crc32(group_set.name.encode()),
-        )
-        score = chosen.score(evidence)
+        if group_set.stack and chosen.needs_inputs:
+            raise SlimError(
+                f"Criterion '{criterion}' looks at what flows through neurons and heads, not through whole layers. "
+                "Choose taylor or fisher for `layers`."
+            )
+        parts = (_evidence(model, part, chosen, moments) for part in one_by_one(group_set))
+        score = torch.cat([chosen.score(evidence) for evidence in parts])
         scores[group_set.name] = score if chosen.comparable else score / score.mean()
     return scores
+
+
+def _evidence(
+    model: nn.Module, group_set: GroupSet, criterion: Criterion, moments: dict[str, Moments] | None
+) -> Evidence:
+    return Evidence(
+        weights=weight_blocks(model, group_set),
+        gradients=gradient_blocks(model, group_set) if criterion.needs_gradient else [],
+        reading=reading_blocks(model, group_set) if criterion.needs_inputs else [],
+        inputs=_inputs(group_set, moments) if criterion.needs_inputs else [],
+        seed=zlib.crc32(group_set.name.encode()),
+    )
 
 
 def _inputs(group_set: GroupSet, moments: dict[str, Moments] | None) -> list[Moments]:

@@ -60,13 +60,23 @@ class Probe:
         inputs: What the model was given.
         outputs: In the order of the forward pass.
         readings: Likewise.
+        result: What the model gave.
         answers: What each layer has to answer, call by call; empty: random numbers.
     """
 
     inputs: dict[str, Tensor]
     outputs: list[Output] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
+    result: Tensor | None = None
     answers: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def shown(self) -> list[Output]:
+        """The outputs that the result depends on with nothing but arithmetic between."""
+        if self.result is None or not self.result.requires_grad:
+            return []
+        leaves = [output.value for output in self.outputs]
+        found = torch.autograd.grad(self.result.sum(), leaves, retain_graph=True, allow_unused=True)
+        return [output for output, gradient in zip(self.outputs, found, strict=True) if gradient is not None]
 
     def depends_on(self, reading: Reading, start: int, length: int = 1) -> Dependence:
         """The channels of outputs, those of the stream left out, that channels of a reading depend on."""
@@ -89,7 +99,8 @@ def run_cut(twin: nn.Module, inputs: dict[str, Tensor], answers: dict[str, list[
     """One forward pass of a weightless twin with every matrix cut."""
     probe = Probe(inputs, answers={name: list(values) for name, values in (answers or {}).items()})
     with torch.enable_grad(), _cut(twin, probe):
-        twin(**inputs)
+        made = twin(**inputs)
+    probe.result = made if isinstance(made, Tensor) else next(iter(made.values() if hasattr(made, "values") else made))
     return probe
 
 
@@ -99,13 +110,20 @@ def weightless_twin(model: nn.Module) -> nn.Module:
     for module in model.modules():
         is_cut = matrix_of(module) is not None or is_experts(module)
         for parameter in module.parameters(recurse=False):
-            stand_in = torch.ones if not is_cut else torch.empty
-            place = "meta" if is_cut else "cpu"
-            value = stand_in(parameter.shape, dtype=parameter.dtype, device=place)
-            memo.setdefault(id(parameter), nn.Parameter(value, requires_grad=False))
+            # norms get weights that differ from channel to channel, so that a second norm is not lost on a first
+            stand_in = (
+                torch.empty_like(parameter, device="meta") if is_cut else answer(parameter.shape, parameter.dtype)
+            )
+            memo.setdefault(id(parameter), nn.Parameter(stand_in, requires_grad=False))
         for buffer in module.buffers(recurse=False):
             memo[id(buffer)] = torch.ones_like(buffer, device="cpu") if buffer.is_meta else buffer.detach().cpu()
     return copy.deepcopy(model, memo).eval()
+
+
+def module_copy(twin: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every tensor, to be changed by putting others in their places."""
+    memo = {id(tensor): tensor for tensor in (*twin.parameters(), *twin.buffers())}
+    return copy.deepcopy(twin, memo)
 
 
 @contextmanager

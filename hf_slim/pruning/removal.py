@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_count_
+from hf_slim.pruning.depth import remove_layers_
 from hf_slim.pruning.groups import GroupSet, tensor_of
 from hf_slim.pruning.layers import set_sizes_
 
@@ -31,7 +32,8 @@ def cut_out_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> 
         indices = removed.get(group_set.name, [])
         if indices:
             for part in group_set.slices:
-                gone.setdefault((part.tensor, part.dim), []).append(part.places(indices).flatten())
+                if part.only is None:
+                    gone.setdefault((part.tensor, part.dim), []).append(part.places(indices).flatten())
             _shrink_attributes_(model, group_set, group_set.count - len(indices))
     smaller: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # tied tensors stay tied; the old ones keep their ids
     for (path, dim), places in gone.items():
@@ -41,6 +43,9 @@ def cut_out_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> 
             smaller[id(tensor), dim] = tensor, _without(tensor, dim, kept)
             _tell_quantizers_(model, path, dim, kept)
         _put_(model, path, smaller[id(tensor), dim][1])
+    for group_set in group_sets:  # last, because the layers behind change their names
+        if group_set.stack and removed.get(group_set.name):
+            remove_layers_(model, group_set, removed[group_set.name])
 
 
 def kept_places(count: int, gone: Tensor) -> Tensor:

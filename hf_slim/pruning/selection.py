@@ -57,8 +57,8 @@ def plan_removal(model: nn.Module, group_sets: list[GroupSet], config: PruningCo
     most = sum(sum(steps[group_set.name]) * costs[group_set.name] for group_set in chosen)
     if (1 - share) * total > most:
         raise SlimError(
-            f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most {most / total:.0%} "
-            "can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. Use a larger target."
+            f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
+            f"{most / total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. Use a larger target."
         )
     return Plan(chosen, steps, [], costs, (1 - share) * total, uniform)
 
@@ -160,8 +160,8 @@ def _quotas(
     sets = [group_set for group_set in group_sets if group_set.kind == kind]
     if not sets:
         raise SlimError(
-            f"`sparsity.{kind}` is {share}, but no layer of this model was recognised as {kind}. Set it to 0; `hf-slim "
-            "inspect` lists what can be pruned, and why other layers cannot."
+            f"`sparsity.{kind}` is {share}, but no layer of this model was recognised as {kind}. Set it to 0; "
+            "`hf-slim inspect` lists what can be pruned, and why other layers cannot."
         )
     if config.uniform[kind]:
         quotas = [([group_set], _nearest_sum(steps[group_set.name], share * group_set.count)) for group_set in sets]

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hf_slim.pruning.groups import GroupSet, Slice, common_ancestor
-from hf_slim.pruning.probe import Probe, Reading, run_cut, weightless_twin
+from hf_slim.pruning.depth import remove_layers_, renamed
+from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
+from hf_slim.pruning.probe import Probe, Reading, module_copy, run_cut
 from hf_slim.pruning.removal import Removed, cut_out_, kept_places
 
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads", "num_kv_heads", "n_heads", "n_head")
@@ -24,7 +25,7 @@ CONFIG_WIDTHS = (
 AMBIGUOUS_WIDTHS = ("embed_dim", "hidden_size", "dim")  # of the heads together, or of the stream: the twin shows which
 
 
-def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[str]]:
+def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[Refusal]]:
     """`found` with the attributes that shrink, and why sets were dropped that cannot be removed without harm.
 
     Sets that may only shrink together become one: T5's layers hand a position bias for each head to the next.
@@ -45,7 +46,8 @@ def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[li
             members = [group_set for group_set in dependent if group_set.count == count]
             merged, harm = _first_harmless(twin, probe, [_merged(members)])
             checked += merged
-            failed += [f"'{group_set.name}' was not understood: {harm}" for group_set in members if harm]
+            reasons = (f"'{group_set.name}' was not understood: {harm}" for group_set in members if harm)
+            failed += [Refusal(kind, reason) for reason in reasons]
     order = {group_set.name: index for index, group_set in enumerate(found)}
     return sorted(checked, key=lambda group_set: order.get(group_set.name, len(order))), failed
 
@@ -126,7 +128,7 @@ def _shrinking(values: dict, group_set: GroupSet, total: int, widths: tuple[str,
 def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Removed) -> str:
     masked, smaller = _answers(probe, sets, removed)
     whole = run_cut(twin, probe.inputs, masked)
-    small_twin = weightless_twin(twin)
+    small_twin = module_copy(twin)
     cut_out_(small_twin, sets, removed)
     try:
         rest = run_cut(small_twin, probe.inputs, smaller)
@@ -135,10 +137,7 @@ def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Remov
     if [reading.layer for reading in whole.readings] != [reading.layer for reading in rest.readings]:
         return "without one group other layers run"
     for before, after in zip(whole.readings, rest.readings, strict=True):
-        expected = _kept_channels(before, sets, removed)
-        if expected.shape != after.value.shape or not torch.allclose(
-            expected.float(), after.value.float(), rtol=1e-3, atol=1e-4
-        ):
+        if not _is_same(_kept_channels(before, sets, removed), after.value):
             return f"'{before.layer}' reads something else once a group is removed instead of zeroed"
     return ""
 
@@ -163,6 +162,35 @@ def _answers(probe: Probe, sets: list[GroupSet], removed: Removed) -> tuple[dict
         masked.setdefault(output.layer, []).append(value.index_fill(dim, gone, 0))
         smaller.setdefault(output.layer, []).append(value.index_select(dim, kept))
     return masked, smaller
+
+
+def depth_harm(twin: nn.Module, probe: Probe, group_set: GroupSet) -> str:
+    """What differs between removing every other layer and zeroing what it writes; "": nothing."""
+    for removed in (list(range(0, group_set.count, 2)), list(range(1, group_set.count, 2))):
+        writers = {part.module for part in group_set.slices if part.only in removed}
+        masked: dict[str, list[Tensor]] = {}
+        smaller: dict[str, list[Tensor]] = {}
+        for output in probe.outputs:
+            value = output.value.detach()
+            masked.setdefault(output.layer, []).append(torch.zeros_like(value) if output.layer in writers else value)
+            if name := renamed(output.layer, group_set, removed):
+                smaller.setdefault(name, []).append(value)
+        whole = run_cut(twin, probe.inputs, masked)
+        small_twin = module_copy(twin)
+        remove_layers_(small_twin, group_set, removed)
+        try:
+            rest = run_cut(small_twin, probe.inputs, smaller)
+        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            return f"without some layers its forward pass fails ({str(error).splitlines()[0]})"
+        before = [reading.value for reading in whole.readings if renamed(reading.layer, group_set, removed)]
+        after = [reading.value for reading in rest.readings]
+        if len(before) != len(after) or not all(map(_is_same, [*before, whole.result], [*after, rest.result])):
+            return "its layers do not only add to a stream: without one the others read something else"
+    return ""
+
+
+def _is_same(before: Tensor, after: Tensor) -> bool:
+    return before.shape == after.shape and torch.allclose(before.float(), after.float(), rtol=1e-3, atol=1e-4)
 
 
 def _kept_channels(reading: Reading, sets: list[GroupSet], removed: Removed) -> Tensor:

@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.pruning.depth import layer_sets
 from hf_slim.pruning.experts import expert_sets
-from hf_slim.pruning.groups import GroupSet, Slice, common_ancestor
+from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.inputs import example_inputs
 from hf_slim.pruning.layers import is_channelwise, matrix_of
 from hf_slim.pruning.patterns import Pattern, Run, find_pattern
 from hf_slim.pruning.probe import Output, run_cut, weightless_twin
-from hf_slim.pruning.sizes import with_sizes
+from hf_slim.pruning.sizes import depth_harm, with_sizes
 
 
 def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> list[GroupSet]:
@@ -20,23 +22,28 @@ def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -
     return understand(model, inputs)[0]
 
 
-def understand(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> tuple[list[GroupSet], list[str]]:
+def understand(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> tuple[list[GroupSet], list[Refusal]]:
     """The prunable group sets, and why other layers have none.
 
     Args:
         model: Any module; may lie on the meta device.
         inputs: Keyword arguments of a forward pass, one short example; None: made up from the model's config.
-    Returns: group sets in the order of the forward pass, and a sentence for every layer that was not understood.
+    Returns: group sets in the order of the forward pass, and a sentence for every part that cannot be pruned.
     Raises: SlimError: if the model cannot be run on such inputs.
     """
+    with torch.random.fork_rng(devices=[]):  # the numbers in the cuts are nobody's business
+        torch.manual_seed(0)
+        return _understand(model, inputs or example_inputs(model))
+
+
+def _understand(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[GroupSet], list[Refusal]]:
     twin = weightless_twin(model)
-    inputs = inputs or example_inputs(model)
     try:
         probe = run_cut(twin, inputs)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise SlimError(
-            f"The structure of {type(model).__name__} was not understood: its layers could not be run one by one on an "
-            f"input of {', '.join(inputs)} ({str(error).splitlines()[0]}). It uses weights in a way of its own."
+            f"The structure of {type(model).__name__} was not understood: its layers could not be run one by one on "
+            f"an input of {', '.join(inputs)} ({str(error).splitlines()[0]}). It uses weights in a way of its own."
         ) from error
     patterns = [pattern for reading in probe.readings if (pattern := find_pattern(probe, reading))]
     found, reasons = [], []
@@ -45,9 +52,15 @@ def understand(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> tup
         if reason is None:
             found += _group_sets(model, family)
         elif reason:
-            reasons.append(reason)
+            reasons.append(Refusal("kv_heads" if family[0].block > 1 else "ffn", reason))
     found += expert_sets(model)
     found, failed = with_sizes(twin, probe, found)
+    for stack in layer_sets(model, probe):
+        harm = depth_harm(twin, probe, stack)
+        if harm:
+            failed.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {harm}"))
+        else:
+            found.append(stack)
     return _distinct(found), reasons + failed
 
 

@@ -26,14 +26,15 @@ def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
-    found, reasons = understand(model)
+    found, refusals = understand(model)
     missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]
     if missing == ["heads"]:  # multi-head attention: every key-value head has one query head
-        found = [_as_heads(group_set) for group_set in found]
-    elif missing and reasons:
-        raise SlimError(f"No {' or '.join(missing)} can be pruned in this model. {'; '.join(reasons[:3])}.")
-    elif reasons:
-        logger.warning("%d layers are left as they are: %s.", len(reasons), "; ".join(reasons[:3]))
+        found, missing = [_as_heads(group_set) for group_set in found], []
+    refused = [refusal.reason for refusal in refusals if refusal.kind in config.kinds]
+    if missing and refused and config.target is None:
+        raise SlimError(f"No {' or '.join(missing)} can be pruned in this model. {'; '.join(refused[:3])}.")
+    if refused:
+        logger.warning("%d layers are left as they are: %s.", len(refused), "; ".join(refused[:3]))
     return plan_removal(model, found, config)
 
 

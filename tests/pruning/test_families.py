@@ -10,21 +10,21 @@ from hf_slim.pruning.removal import remove_groups_
 from hf_slim.pruning.structure import find_group_sets, understand
 from tests.families import FAMILIES, output, random_groups
 
-KINDS = ("ffn", "kv_heads", "heads", "channels")
+KINDS = ("ffn", "kv_heads", "heads", "channels", "layers")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_structure_is_found(name):
     family = FAMILIES[name]
-    found, reasons = understand(family.build())
-    assert not reasons
+    found, refusals = understand(family.build())
+    assert {refusal.kind for refusal in refusals} <= {"layers"}
     assert {kind: sum(g.kind == kind for g in found) for kind in KINDS} == {
         kind: getattr(family, kind) for kind in KINDS
     }
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kinds", [("ffn", "channels"), ("kv_heads",), ("heads",), KINDS], ids="+".join)
+@pytest.mark.parametrize("kinds", [("ffn", "channels"), ("kv_heads",), ("heads",), ("layers",), KINDS], ids="+".join)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
     seed = sum(map(ord, name + "".join(kinds)))
@@ -49,7 +49,7 @@ def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
 def test_what_was_pruned_is_saved_and_loads_back(name, uniform, tmp_path):
     family = FAMILIES[name]
     model = family.build()
-    kinds = [kind for kind in ("ffn", "kv_heads", "channels") if getattr(family, kind)]
+    kinds = [kind for kind in ("ffn", "kv_heads", "channels", "layers") if getattr(family, kind)]
     model = convert(prepare(model, PruningConfig(dict.fromkeys(kinds, 0.5), uniform=uniform, criterion="l1")))
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
@@ -71,6 +71,12 @@ def test_uniform_heads_and_neurons_give_an_ordinary_checkpoint(name):
 )
 def test_uniform_neurons_give_an_ordinary_checkpoint(name):
     model = convert(prepare(FAMILIES[name].build(), PruningConfig({"ffn": 0.5}, criterion="l1")))
+    assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.layers])
+def test_fewer_layers_give_an_ordinary_checkpoint(name):
+    model = convert(prepare(FAMILIES[name].build(), PruningConfig({"layers": 0.5}, criterion="l1")))
     assert getattr(model.config, "quantization_config", None) is None
 
 
