@@ -114,7 +114,7 @@ def peak(evidence: Evidence) -> Tensor:
 
 
 def activation(evidence: Evidence) -> Tensor:
-    """Mean absolute activation of the group. Source: Muralidharan et al. 2024, Minitron, arXiv:2407.14679, sec. 2.2."""
+    """Mean absolute activation. Source: Muralidharan et al. 2024, Minitron, arXiv:2407.14679, sec. 2.2."""
     return sum((moments.absolute / moments.tokens).sum(1) for moments in evidence.inputs)
 
 

@@ -105,7 +105,7 @@ def run_cut(twin: nn.Module, inputs: dict[str, Tensor], answers: dict[str, list[
 
 
 def weightless_twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules, in evaluation mode and on the CPU, with matrices on the meta device: next to no memory."""
+    """A copy of the modules, to evaluate on the CPU, with matrices on the meta device: next to no memory."""
     memo: dict[int, Tensor] = {}
     for module in model.modules():
         is_cut = matrix_of(module) is not None or is_experts(module)

@@ -58,7 +58,8 @@ def plan_removal(model: nn.Module, group_sets: list[GroupSet], config: PruningCo
     if (1 - share) * total > most:
         raise SlimError(
             f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
-            f"{most / total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. Use a larger target."
+            f"{most / total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. "
+            "Use a larger target."
         )
     return Plan(chosen, steps, [], costs, (1 - share) * total, uniform)
 

@@ -51,7 +51,8 @@ def readers(model: nn.Module, group_sets: Iterable[GroupSet]) -> list[str]:
             if matrix_of(model.get_submodule(path)) is None:
                 raise SlimError(
                     f"What flows into '{path}' cannot be seen from outside, so no criterion that looks at "
-                    "activations, and no `repair`, works there. Choose criterion taylor, fisher, l1 or l2, or add it to `ignore`."
+                    "activations, and no `repair`, works there. Choose criterion taylor, fisher, l1 or l2, or add it "
+                    "to `ignore`."
                 )
         found += paths
     return list(dict.fromkeys(found))
