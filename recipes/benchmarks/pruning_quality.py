@@ -46,7 +46,8 @@ class Setup:
         arguments: Of that class.
         signal: What it reads besides weights: "nothing", "gradient", "squared gradient" or "activation".
         across_layers: Whether the neurons of all layers are ranked together; if not, every layer loses as many.
-        query_heads: Share of query heads that goes as well; key-value heads it cannot remove.
+        query_heads: Share of query heads that goes as well, the same number in every layer. Its pruner keeps all
+            key-value heads, and ranks heads across layers only where there are as many of them as query heads.
     """
 
     importance: str
@@ -73,7 +74,7 @@ SETUPS = {
     "Taylor, all layers": Setup("TaylorImportance", {"normalizer": None}, "gradient", across_layers=True),
     "Taylor, and a third of the query heads": Setup("TaylorImportance", signal="gradient", query_heads=1 / 3),
 }
-BEST_SETUP = "Hessian, all layers"
+BEST_SETUP = "Hessian, all layers"  # by `--criteria`
 
 
 class Cells:
@@ -185,8 +186,8 @@ def torch_pruned(setup: Setup, share: float, calibration: torch.Tensor) -> PreTr
     model = load_model(MODEL)
     criterion = getattr(importance, setup.importance)(**setup.arguments)
     _give_signal(model, setup.signal, criterion, calibration)
-    # Tracing needs eager attention, because in the other one Torch-Pruning takes query and key-value heads for the
-    # same number, and no cache, because with one it does not end.
+    # Tracing fails on a cache among the outputs, and finds the heads only in eager attention: in the other one it
+    # takes query and key-value heads for the same number.
     attention, model.config.use_cache = model.config._attn_implementation, False
     model.set_attn_implementation("eager")
     ignored, num_heads = _roles(model, setup)
