@@ -4,11 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from hf_slim import PruningConfig, SlimError
+from hf_slim import PruningCallback, PruningConfig, SlimError, convert, prepare
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.selection import choose_removed, plan_removal
+from hf_slim.pruning.selection import choose_removed, layer_cost, plan_removal
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
+from tests.families import FAMILIES
 
 
 def sets(counts, kind="ffn"):
@@ -62,3 +63,87 @@ def test_a_share_too_small_for_one_group_names_the_cure():
 def test_a_model_without_the_structure_is_refused():
     with pytest.raises(SlimError, match="no layer of this model was recognised as ffn"):
         plan_removal(nn.Module(), [], PruningConfig())
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("measure", ["parameters", "macs"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "t5", "vit"])
+def test_a_target_is_met(family, measure, uniform):
+    model = FAMILIES[family].build()
+    before = layer_cost(model, measure)
+    config = PruningConfig(target={measure: 0.7}, uniform=uniform, criterion="l1")
+    convert(prepare(model, config))
+    left = layer_cost(model, measure) / before
+    assert 0.55 < left <= 0.7  # tiny layers are cut in large steps: a whole head, eight neurons of every expert
+
+
+def test_a_target_that_floors_forbid_says_how_much_can_go():
+    with pytest.raises(SlimError, match=r"asks for 90% of the parameters to go, but at most \d+% can"):
+        plan_pruning(tiny.llama(), PruningConfig(target={"parameters": 0.1}, floor=0.5))
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("uniform", [True, False])
+def test_what_is_left_is_a_multiple_and_above_the_floor(sparsity, uniform):
+    config = PruningConfig({"ffn": sparsity}, uniform=uniform, criterion="l1", round_to={"ffn": 16}, floor=0.25)
+    model = convert(prepare(tiny.llama(intermediate_size=72), config))
+    widths = [layer.mlp.up_proj.out_features for layer in model.model.layers]
+    assert all(width % 16 == 0 and width >= 18 for width in widths)
+
+
+def test_query_heads_go_evenly_from_every_key_value_head():
+    model = tiny.llama(num_attention_heads=12, num_key_value_heads=3)
+    convert(prepare(model, PruningConfig({"heads": 0.5}, criterion="l2")))
+    for layer in model.model.layers:
+        assert layer.self_attn.q_proj.out_features == 6 * 8
+        assert layer.self_attn.k_proj.out_features == 3 * 8
+        assert layer.self_attn.num_key_value_groups == 2
+
+
+def test_heads_of_a_model_without_groups_are_its_heads():
+    model = convert(prepare(tiny.bert(), PruningConfig({"heads": 0.5}, criterion="l1")))
+    assert model.bert.encoder.layer[0].attention.self.query.out_features == 16
+
+
+def test_ignored_layers_keep_all_their_groups():
+    config = PruningConfig({"ffn": 0.5}, criterion="l1", ignore=["*.layers.0.*"])
+    model = convert(prepare(tiny.llama(), config))
+    assert [layer.mlp.up_proj.out_features for layer in model.model.layers] == [64, 32, 32]
+    with pytest.raises(SlimError, match=r"`ignore` '\*\.7\.\*' matches none of the prunable layers, which are: model"):
+        plan_pruning(tiny.llama(), PruningConfig({"ffn": 0.5}, ignore=["*.7.*"]))
+
+
+def test_groups_come_back_only_when_they_may():
+    group_sets = sets([4])
+    for regrow, expected in ((True, [2, 3]), (False, [0, 1])):
+        config = PruningConfig({"ffn": 0.5}, regrow=regrow, start=0.0, stop=0.5)
+        plan = plan_removal(nn.Module(), group_sets, config)
+        removed = choose_removed(plan, {"layer0/ffn": torch.tensor([1.0, 2.0, 3.0, 4.0])}, {}, config, 0.6)
+        assert removed == {"layer0/ffn": [0, 1]}
+        removed = choose_removed(plan, {"layer0/ffn": torch.tensor([4.0, 3.0, 2.0, 1.0])}, removed, config, 0.7)
+        assert removed == {"layer0/ffn": expected}
+
+
+def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
+    config = PruningConfig({"ffn": 0.5}, regrow=True, start=0.0, stop=0.6, every=2)
+    trainer = tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(config)])
+    trainer.train()
+    assert [layer.mlp.up_proj.out_features for layer in trainer.model.model.layers] == [32, 32, 32]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": {"ffn": 0.5}, "target": {"macs": 0.5}}, "Set one of them"),
+        ({"target": {"bytes": 0.5}}, "must name one of parameters, macs"),
+        ({"target": {"macs": 0}}, "would leave nothing"),
+        ({"sparsity": {"neurons": 0.5}}, "has no kind 'neurons'"),
+        ({"round_to": {"ffn": 0}}, "positive whole number"),
+        ({"every": 0}, "`every` must be a positive whole number"),
+        ({"floor": 1.0}, "`floor` must be in"),
+        ({"calibration_batches": -1}, "must be a whole number from 0"),
+    ],
+)
+def test_settings_out_of_range_say_what_is_allowed(settings, message):
+    with pytest.raises(SlimError, match=message):
+        PruningConfig(**settings)
