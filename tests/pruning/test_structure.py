@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 from transformers import Olmo2Config, Olmo2ForCausalLM
 
@@ -40,3 +41,19 @@ def test_layers_that_do_not_connect_are_named():
     model.model.layers[0].mlp.down_proj = nn.Linear(60, 48)
     with pytest.raises(SlimError, match=r"layers\.0\.mlp\.down_proj. has 60 inputs and was given 64"):
         find_group_sets(model)
+
+
+def test_adapters_are_refused_before_anything_is_touched():
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(tiny.llama(), peft.LoraConfig(r=4, target_modules=["up_proj"]))
+    with pytest.raises(SlimError, match="carries LoRA adapters.*merge_and_unload"):
+        plan_pruning(model.get_base_model(), PruningConfig())
+
+
+def test_random_numbers_of_the_user_are_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    model = tiny.llama()
+    torch.manual_seed(5)
+    find_group_sets(model)
+    assert torch.equal(torch.rand(3), expected)
