@@ -28,8 +28,8 @@ def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
             raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
     if any(name.endswith(".lora_A") for name, _ in model.named_modules()):
         raise SlimError(
-            "This model carries LoRA adapters, whose ranks and targets would go with what is pruned. Prune first and add "
-            "adapters to the smaller model, or merge them (`merge_and_unload`) before."
+            "This model carries LoRA adapters, whose ranks and targets would go with what is pruned. Prune first and "
+            "add adapters to the smaller model, or merge them (`merge_and_unload`) before."
         )
     found, refusals = understand(model)
     missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]

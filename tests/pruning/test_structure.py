@@ -46,7 +46,7 @@ def test_layers_that_do_not_connect_are_named():
 def test_adapters_are_refused_before_anything_is_touched():
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(tiny.llama(), peft.LoraConfig(r=4, target_modules=["up_proj"]))
-    with pytest.raises(SlimError, match="carries LoRA adapters.*merge_and_unload"):
+    with pytest.raises(SlimError, match=r"carries LoRA adapters.*merge_and_unload"):
         plan_pruning(model.get_base_model(), PruningConfig())
 
 
