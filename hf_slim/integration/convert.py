@@ -51,8 +51,8 @@ def describe_converted(model: nn.Module) -> None:
 def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int]]]:
     """Where the modules differ from what the model's config alone would build: (shapes, attributes)."""
     skeleton = _skeleton(model, model.config)
-    expected = logical_shapes(skeleton)
-    shapes = {path: shape for path, shape in logical_shapes(model).items() if expected.get(path, shape) != shape}
+    expected, found = logical_shapes(skeleton), logical_shapes(model, skeleton)
+    shapes = {path: shape for path, shape in found.items() if expected.get(path, shape) != shape}
     plain = counts(skeleton)
     attributes: dict[str, dict[str, int]] = {}
     for (path, attribute), value in counts(model).items():
@@ -93,7 +93,7 @@ def _shrink_plain_config(model: nn.Module) -> None:
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return
-    if logical_shapes(skeleton) == logical_shapes(model) and _same_counts(skeleton, model):
+    if logical_shapes(skeleton) == logical_shapes(model, skeleton) and _same_counts(skeleton, model):
         model.config.__dict__.update(config.__dict__)
         now = counts(model)
         for (path, attribute), value in counts(skeleton).items():  # stacks and layers may hold copies of the config

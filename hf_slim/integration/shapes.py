@@ -8,11 +8,18 @@ from hf_slim.pruning.layers import set_sizes_
 from hf_slim.quantization.transform import is_packed
 
 
-def logical_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """`{path: shape}` of every parameter and running statistic; of packed weights, the shape before packing."""
+def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[str, list[int]]:
+    """`{path: shape}` of every parameter and running statistic; of packed weights, the shape before packing.
+
+    Args:
+        skeleton: The same model in float; says which layers hold their weights transposed (GPT-2's Conv1D), which a
+            packed linear layer does not know of itself.
+    """
     shapes = {}
     for path, module in model.named_modules():
         packed = _packed_shapes(module) if is_packed(module) else {}
+        if packed and skeleton is not None and hasattr(skeleton.get_submodule(path), "nf"):
+            packed = {name: tuple(reversed(shape)) for name, shape in packed.items()}
         tensors = dict(module.named_parameters(recurse=False)) | {
             name: buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")
         }

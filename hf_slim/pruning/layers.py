@@ -58,6 +58,12 @@ def matrix_of(module: nn.Module) -> Matrix | None:
     return next((matrix for matrix in MATRICES if matrix.owns(module)), None)
 
 
+def reads_along(module: nn.Module, dim: int) -> bool:
+    """Whether dimension `dim` of the weights of `module` holds what it reads."""
+    matrix = matrix_of(module)
+    return matrix.in_dim == dim if matrix is not None else is_experts(module) and dim == 2
+
+
 def is_experts(module: nn.Module) -> bool:
     """Whether `module` holds the fused weights of many experts: `(n_experts, ..., ...)`."""
     stacks = [len(parameter) for parameter in module.parameters(recurse=False) if parameter.dim() == 3]

@@ -9,7 +9,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_count_
 from hf_slim.pruning.depth import remove_layers_
 from hf_slim.pruning.groups import GroupSet, tensor_of
-from hf_slim.pruning.layers import set_sizes_
+from hf_slim.pruning.layers import reads_along, set_sizes_
 
 Removed = dict[str, list[int]]  # group set name -> indices of its groups
 
@@ -70,6 +70,9 @@ def _put_(model: nn.Module, path: str, tensor: Tensor) -> None:
 def _tell_quantizers_(model: nn.Module, path: str, dim: int, kept: Tensor) -> None:
     module_path, _, name = path.rpartition(".")
     layer = model.get_submodule(module_path)
+    columns = getattr(layer, "columns", None)
+    if columns and name in columns and reads_along(layer, dim):  # how a fake-quantized layer lays its weights out
+        layer.columns = columns | {name: columns[name] * len(kept) // tensor_of(model, path).shape[dim]}
     if name == "weight" and dim == 0 and hasattr(layer, "keep_rows_"):
         layer.keep_rows_(kept)  # a fake-quantized layer may hold a scale for each row
     if hasattr(layer, "kept_columns"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from hf_slim import PruningConfig, convert, prepare
+from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
 from hf_slim.pruning.mask import zero_groups_
 from hf_slim.pruning.removal import remove_groups_
 from hf_slim.pruning.structure import find_group_sets, understand
@@ -72,6 +72,19 @@ def test_uniform_heads_and_neurons_give_an_ordinary_checkpoint(name):
 def test_uniform_neurons_give_an_ordinary_checkpoint(name):
     model = convert(prepare(FAMILIES[name].build(), PruningConfig({"ffn": 0.5}, criterion="l1")))
     assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "mixtral", "phi3"])
+def test_what_was_pruned_and_packed_loads_back(name, uniform, tmp_path):
+    family = FAMILIES[name]
+    quantization = QuantizationConfig("w8a16", embeddings="w8a16")
+    model = prepare(family.build(), PruningConfig({"ffn": 0.5}, uniform=uniform, criterion="l1"), quantization)
+    convert(model).save_pretrained(tmp_path)
+    loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
+    weights, expected = loaded.state_dict(), model.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.layers])

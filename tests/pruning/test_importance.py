@@ -17,7 +17,7 @@ def with_gradients():
 
 
 def scores_of(model, criterion):
-    group_sets = find_group_sets(model)
+    group_sets = [group_set for group_set in find_group_sets(model) if group_set.kind != "layers"]
     with watched(model, readers(model, group_sets)) as moments:
         tiny.logits(model)
     return score_groups(model, group_sets, criterion, moments)
@@ -135,3 +135,18 @@ def test_fused_experts_refuse_criteria_that_look_inside():
     model = tiny.mixtral()
     with pytest.raises(SlimError, match=r"experts' cannot be seen from outside.*taylor"):
         readers(model, find_group_sets(model))
+
+
+def test_whole_layers_are_scored_one_by_one_from_what_they_write():
+    model = with_gradients()
+    score = score_groups(model, find_group_sets(model), "taylor")["model.layers/layers"]
+    layers = ((layer.self_attn.o_proj, layer.mlp.down_proj) for layer in model.model.layers)
+    expected = torch.stack([product(attention).sum() + product(mlp).sum() for attention, mlp in layers])
+    torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=0)
+
+
+def test_whole_layers_refuse_criteria_of_what_flows_through_neurons():
+    model = tiny.llama()
+    stack = [group_set for group_set in find_group_sets(model) if group_set.kind == "layers"]
+    with pytest.raises(SlimError, match="not through whole layers"):
+        score_groups(model, stack, "wanda")
