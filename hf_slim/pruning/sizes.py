@@ -112,7 +112,7 @@ def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
 
 def _total(group_set: GroupSet) -> int:
     """Columns that read the whole set."""
-    return max(group_set.count * part.width for part in group_set.slices if part.reads)
+    return max((group_set.count * part.width for part in group_set.slices if part.reads), default=0)
 
 
 def _shrinking(values: dict, group_set: GroupSet, total: int, widths: tuple[str, ...]) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Remov
     for before, after in zip(whole.readings, rest.readings, strict=True):
         if not _is_same(_kept_channels(before, sets, removed), after.value):
             return f"'{before.layer}' reads something else once a group is removed instead of zeroed"
-    return ""
+    return "" if _is_same(whole.result, rest.result) else "what the model gives back would lose channels"
 
 
 def _victims(group_set: GroupSet, number: int) -> list[int]:

@@ -199,4 +199,4 @@ def _distinct(found: list[GroupSet]) -> list[GroupSet]:
 
 
 def _reader(group_set: GroupSet) -> str:
-    return next(part.module for part in group_set.slices if part.reads)
+    return next((part.module for part in group_set.slices if part.reads), group_set.slices[-1].module)

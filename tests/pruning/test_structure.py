@@ -1,11 +1,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import Olmo2Config, Olmo2ForCausalLM
+from transformers import Olmo2Config, Olmo2ForCausalLM, ResNetConfig, ResNetModel
 
 from hf_slim import PruningConfig, SlimError
 from hf_slim.pruning.groups import tensor_of
-from hf_slim.pruning.structure import find_group_sets
+from hf_slim.pruning.structure import find_group_sets, understand
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
 
@@ -57,3 +57,10 @@ def test_random_numbers_of_the_user_are_left_alone():
     torch.manual_seed(5)
     find_group_sets(model)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_channels_that_the_model_gives_back_stay():
+    model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
+    found, refusals = understand(model)
+    assert sorted(group_set.count for group_set in found if group_set.kind == "channels") == [8, 8, 16]
+    assert any("would lose channels" in refusal.reason for refusal in refusals)
