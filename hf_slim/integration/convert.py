@@ -93,7 +93,12 @@ def _shrink_plain_config(model: nn.Module) -> None:
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return
-    if logical_shapes(skeleton) == logical_shapes(model, skeleton) and _same_counts(skeleton, model):
+    if logical_shapes(skeleton) != logical_shapes(model, skeleton):
+        return
+    for (path, attribute), value in counts(skeleton).items():  # what the model as a whole counts, such as its experts
+        if not path and not attribute.startswith("config."):
+            set_count_(model, attribute, value)
+    if _same_counts(skeleton, model):
         model.config.__dict__.update(config.__dict__)
         now = counts(model)
         for (path, attribute), value in counts(skeleton).items():  # stacks and layers may hold copies of the config
@@ -103,8 +108,10 @@ def _shrink_plain_config(model: nn.Module) -> None:
 
 def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
     """Whether modules of both know the same sizes; the configs they share are what is being written."""
-    expected = counts(skeleton)
-    return all(expected.get(key) == value for key, value in counts(model).items() if not key[1].startswith("config."))
+    kinds = (int, float)  # floats too: Gemma scales its embeddings by the root of their width
+    expected = counts(skeleton, kinds)
+    found = counts(model, kinds).items()
+    return all(expected.get(key) == value for key, value in found if not key[1].startswith("config."))
 
 
 register_finish(describe_prepared, describe_converted)

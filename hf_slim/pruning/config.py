@@ -7,7 +7,9 @@ from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.importance import CRITERIA
 
-KINDS = ("ffn", "kv_heads", "heads", "channels", "layers")
+KINDS = (
+    "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",
+)  # fmt: skip
 MEASURES = ("parameters", "macs")
 
 

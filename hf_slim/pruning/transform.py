@@ -11,6 +11,7 @@ from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import CRITERIA, score_groups
 from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
+from hf_slim.pruning.narrowing import narrow_modules_
 from hf_slim.pruning.removal import Removed, remove_groups_
 from hf_slim.pruning.selection import Plan, choose_removed, plan_removal
 from hf_slim.pruning.structure import understand
@@ -57,6 +58,7 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
     record_of(model).removed = removed
     zero_groups_(model, group_sets, removed, readers_only)
     mark_kept_columns_(model, group_sets, removed)
+    narrow_modules_(model, group_sets, removed)
 
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> None:
@@ -81,6 +83,7 @@ def convert_pruning(model: nn.Module) -> None:
     """Removes what is masked."""
     record = record_of(model)
     record.sizes = common_sizes(model, record.plan.group_sets, record.removed)
+    narrow_modules_(model, record.plan.group_sets, {})
     remove_groups_(model, record.plan.group_sets, record.removed)
     record.removed, record.plan = {}, None
 
