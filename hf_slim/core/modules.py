@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import adapter_layers, adapter_parts
 from hf_slim.core.errors import SlimError
 
 RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
@@ -72,11 +73,11 @@ def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
 def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str, str], int | float]:
     """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value.
 
-    Those of a config that the module holds are called "config.x".
+    Those of a config that the module holds are called "config.x"; adapters are passed over.
     """
-    found = {}
+    found, adapters = {}, {*adapter_layers(model), *adapter_parts(model)}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if not isinstance(module, nn.Linear) and name not in adapters:
             found |= {(name, attribute): value for attribute, value in _numbers(vars(module), kinds)}
         config = vars(module).get("config")
         if config is not None:

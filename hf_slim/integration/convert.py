@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
 from hf_slim.core.modules import counts, set_count_
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
-from hf_slim.quantization.adapters import adapter_layers
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
 
@@ -90,6 +90,7 @@ def _shrink_plain_config(model: nn.Module) -> None:
     for name, size in sizes.items():
         setattr(config, name, size)
     try:
+        config = type(config).from_dict(config.to_dict())  # as it will be read: its class checks all fields together
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return

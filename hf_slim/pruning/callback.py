@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, is_prepared, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
@@ -113,10 +115,15 @@ class PruningCallback(TrainerCallback, ExportableState):
         zero_groups_(model, self.plan.group_sets, self.removed, readers_only=self.config.regrow)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
+        optimizer: Optimizer | None = None, **kwargs,
+    ) -> None:  # fmt: skip
         self._watching.close()
-        if is_prepared(model):  # another technique's callback may have finished the run already
+        if not is_prepared(model):  # another technique's callback may have finished the run already
+            return
+        if not is_prepared(model, "quantization"):
+            convert(model, optimizer)
+        elif not adapter_layers(unwrapped(model)):  # with adapters the quantization callback says how to merge them
             convert(model)
 
     def state(self) -> dict:

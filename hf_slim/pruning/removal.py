@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_slim.core.adapters import BASE
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_count_
 from hf_slim.pruning.depth import remove_layers_
@@ -64,8 +65,9 @@ def _cuts_per_tensor(
 ) -> list[tuple[list[str], dict[int, Tensor]]]:
     """For every tensor that shrinks: the paths it is known by, several where it is tied, and places by dimension."""
     known_as: dict[int, list[str]] = {}
-    for path, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
-        known_as.setdefault(id(tensor), []).append(path)
+    for tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for path, tensor in tensors:
+            known_as.setdefault(id(tensor), []).append(path)
     cuts: dict[int, dict[int, list[Tensor]]] = {}
     for group_set in group_sets:
         indices = removed.get(group_set.name, [])
@@ -93,6 +95,10 @@ def _put_(model: nn.Module, path: str, tensor: Tensor) -> None:
     module = model.get_submodule(module_path)
     setattr(module, name, tensor)
     set_sizes_(module)
+    adapter, _, part = module_path.rpartition(".")
+    if part == BASE and hasattr(module, "in_features"):
+        wrapper = model.get_submodule(adapter)
+        wrapper.in_features, wrapper.out_features = module.in_features, module.out_features
 
 
 def _tell_quantizers_(model: nn.Module, path: str, dim: int, kept: Tensor) -> None:

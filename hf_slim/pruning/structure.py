@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
 from hf_slim.pruning.depth import block_sets, layer_sets
 from hf_slim.pruning.experts import expert_sets
@@ -47,6 +48,8 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Group
             f"an input of {', '.join(inputs)} ({str(error).splitlines()[0]}). It uses weights in a way of its own."
         ) from error
     patterns = [pattern for reading in probe.readings if (pattern := find_pattern(probe, reading))]
+    adapters = adapter_parts(model)
+    patterns = [pattern for pattern in patterns if any(output.layer not in adapters for output in pattern.rows)]
     found, reasons = [], []
     for family in _families(patterns):
         reason = _why_not(family)

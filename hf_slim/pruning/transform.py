@@ -4,6 +4,7 @@ import logging
 from dataclasses import replace
 
 from torch import nn
+from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, record_of, register_technique
@@ -27,11 +28,6 @@ def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
-    if any(name.endswith(".lora_A") for name, _ in model.named_modules()):
-        raise SlimError(
-            "This model carries LoRA adapters, whose ranks and targets would go with what is pruned. Prune first and "
-            "add adapters to the smaller model, or merge them (`merge_and_unload`) before."
-        )
     found, refusals = understand(model)
     missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]
     if missing == ["heads"]:  # multi-head attention: every key-value head has one query head
@@ -79,12 +75,12 @@ def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
     mask_groups_(model, plan.group_sets, removed)
 
 
-def convert_pruning(model: nn.Module) -> None:
-    """Removes what is masked."""
+def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Removes what is masked, from the state of an optimizer too."""
     record = record_of(model)
     record.sizes = common_sizes(model, record.plan.group_sets, record.removed)
     narrow_modules_(model, record.plan.group_sets, {})
-    remove_groups_(model, record.plan.group_sets, record.removed)
+    remove_groups_(model, record.plan.group_sets, record.removed, optimizer)
     record.removed, record.plan = {}, None
 
 
