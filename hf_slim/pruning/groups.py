@@ -71,6 +71,7 @@ class GroupSet:
         balance: Groups in a row of which the same number must go everywhere; None: any may go.
         multiple: What is left must be a multiple of this.
         stack: For whole layers: path of the list that they lie in.
+        pinned: Groups that must stay.
     """
 
     name: str
@@ -82,6 +83,7 @@ class GroupSet:
     balance: int | None = None
     multiple: int = 1
     stack: str | None = None
+    pinned: tuple[int, ...] = ()
 
     def parameters_per_group(self, model: nn.Module) -> int:
         """Weights and biases that one group takes with it, on average."""
@@ -124,18 +126,12 @@ def common_ancestor(paths: list[str]) -> str:
 
 
 def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """The weights and biases of a group set, each as `(count, width, other)`."""
+    """The weights and biases of a group set, each as `(count, width, ...)`."""
     return [
         _blocks(tensor.detach(), part, group_set.count)
         for part in group_set.slices
         if isinstance(tensor := tensor_of(model, part.tensor), nn.Parameter)
     ]
-
-
-def reading_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """Likewise the weights that read the groups alone, one per reading layer."""
-    parts = [part for part in group_set.slices if part.reads]
-    return [_blocks(tensor_of(model, part.tensor).detach(), part, group_set.count) for part in parts]
 
 
 def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
@@ -163,4 +159,4 @@ def _blocks(tensor: Tensor, part: Slice, count: int) -> Tensor:
         rows = rows.index_select(0, part.places(range(count)).flatten().to(tensor.device))
     else:
         rows = rows.narrow(0, part.offset, count * part.width)
-    return rows.unflatten(0, (count, part.width)).flatten(2) if rows.dim() > 1 else rows.view(count, part.width, 1)
+    return rows.unflatten(0, (count, part.width)) if rows.dim() > 1 else rows.view(count, part.width, 1)
