@@ -79,6 +79,7 @@ class _Stepper:
     def step(self) -> None:
         """Forward, backward, clipping, update, and everything that callbacks do in between."""
         trainer, handler = self.trainer, self.trainer.callback_handler
+        handler.on_step_begin(trainer.args, trainer.state, trainer.control)
         items = (self.batch["labels"][..., 1:] != -100).sum()
         trainer.training_step(self.model, dict(self.batch), items)
         trainer.accelerator.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)

@@ -5,12 +5,20 @@ from dataclasses import dataclass, field
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
-from hf_slim.pruning.importance import CRITERIA
+from hf_slim.pruning.criteria import CRITERIA
 
 KINDS = (
     "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",
 )  # fmt: skip
 MEASURES = ("parameters", "macs")
+SPEND_ON = ("ffn", "kv_heads", "channels")
+# no target is spent on both
+APART = {
+    "layers": ("ffn", "kv_heads", "heads", "channels", "experts", "attention_blocks", "ffn_blocks"),
+    "heads": ("kv_heads",),
+    "attention_blocks": ("kv_heads", "heads"),
+    "ffn_blocks": ("ffn",),
+}
 
 
 @dataclass(frozen=True)
@@ -19,8 +27,9 @@ class PruningConfig(SlimConfig):
 
     Kinds of structure: `ffn` are the neurons of feed-forward layers and fused experts; `kv_heads` are key-value heads
     together with the query heads that read them; `heads` are query heads, the same number from every key-value head
-    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `layers` are
-    whole layers of a stack.
+    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `experts` are whole
+    experts of a mixture; `hidden` are channels of the residual stream; `layers` are whole layers of a stack,
+    `attention_blocks` and `ffn_blocks` the attention or the feed-forward part of a layer.
     """
 
     sparsity: dict[str, float] | float | None = field(
@@ -34,8 +43,12 @@ class PruningConfig(SlimConfig):
         default=None,
         metadata={
             "help": "Instead of `sparsity`: share of the parameters or macs of the layers (embeddings and head not "
-            "counted) that stays, such as {parameters: 0.6}; spent on ffn and kv_heads where it costs least."
+            "counted) that stays, such as {parameters: 0.6}; spent on the kinds of `spend_on` where it costs least."
         },
+    )
+    spend_on: list[str] = field(
+        default_factory=lambda: list(SPEND_ON),
+        metadata={"help": f"Kinds that a target is spent on, those that the model has: {', '.join(SPEND_ON)}."},
     )
     uniform: dict[str, bool] | bool = field(
         default=True,
@@ -104,6 +117,7 @@ class PruningConfig(SlimConfig):
             if not share:
                 raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
             object.__setattr__(self, "sparsity", dict.fromkeys(KINDS, 0.0))
+            self._check_spend_on()
             return
         default = {"ffn": 0.5} if self.sparsity is None else self.sparsity
         if not isinstance(default, dict):
@@ -116,11 +130,22 @@ class PruningConfig(SlimConfig):
                 f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
             )
 
+    def _check_spend_on(self) -> None:
+        for kind in self.spend_on:
+            _require_kind("spend_on", kind)
+        for kind, others in APART.items():
+            clash = [other for other in self.spend_on if other in others]
+            if kind in self.spend_on and clash:
+                raise SlimError(
+                    f"`spend_on` names {kind} and {', '.join(clash)}, which are parts of each other: what both save "
+                    "cannot be told apart. Name one of them, and prune the other in a run of its own."
+                )
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of structure that lose groups."""
         if self.target is not None:
-            return ("ffn", "kv_heads")
+            return tuple(self.spend_on)
         return tuple(kind for kind, share in self.sparsity.items() if share)
 
 

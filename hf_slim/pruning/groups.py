@@ -165,14 +165,8 @@ def own_parameters(model: nn.Module, group_set: GroupSet) -> list[tuple[Slice, n
 
 
 def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """The weights and biases of a group set, each as `(count, width, other)`."""
+    """The weights and biases of a group set, each as `(count, width, ...)`."""
     return [_blocks(tensor.detach(), part, group_set.count) for part, tensor in own_parameters(model, group_set)]
-
-
-def reading_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """Likewise the weights that read the groups alone, one per reading layer."""
-    parts = [part for part in group_set.slices if part.reads]
-    return [_blocks(tensor_of(model, part.tensor).detach(), part, group_set.count) for part in parts]
 
 
 def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
@@ -197,4 +191,4 @@ def _blocks(tensor: Tensor, part: Slice, count: int) -> Tensor:
         rows = rows.index_select(0, part.places(range(count)).flatten().to(tensor.device))
     else:
         rows = rows.narrow(0, part.offset, count * part.width)
-    return rows.unflatten(0, (count, part.width)).flatten(2) if rows.dim() > 1 else rows.view(count, part.width, 1)
+    return rows.unflatten(0, (count, part.width)) if rows.dim() > 1 else rows.view(count, part.width, 1)
