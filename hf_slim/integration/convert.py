@@ -90,7 +90,7 @@ def _shrink_plain_config(model: nn.Module) -> None:
     for name, size in sizes.items():
         setattr(config, name, size)
     try:
-        config = type(config).from_dict(config.to_dict())  # as it will be read: its class checks all fields together
+        type(config).from_dict(config.to_dict())  # its class checks all fields together only when it is read
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return

@@ -76,14 +76,14 @@ def _evidence(model: nn.Module, group_set: GroupSet, criterion: Criterion, seen:
         weights=weight_blocks(model, group_set),
         gradients=gradient_blocks(model, group_set) if criterion.needs_gradient else [],
         reads=[part.reads for part, _ in own_parameters(model, group_set)],
-        inputs=_inputs(group_set, seen) if criterion.sums else [],
+        inputs=_inputs(model, group_set, seen) if criterion.sums else [],
         seed=zlib.crc32(group_set.name.encode()),
     )
 
 
-def _inputs(group_set: GroupSet, seen: Seen | None) -> list[Moments]:
+def _inputs(model: nn.Module, group_set: GroupSet, seen: Seen | None) -> list[Moments]:
     found = []
-    for part in group_set.slices:
+    for part, _ in own_parameters(model, group_set):
         if part.reads:
             moments = _seen_at(part.module, seen)
             sums = {name: value for name, value in vars(moments).items() if isinstance(value, Tensor)}

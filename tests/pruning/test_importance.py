@@ -18,7 +18,7 @@ def with_gradients():
 
 
 def scores_of(model, criterion):
-    group_sets = [group_set for group_set in find_group_sets(model) if group_set.kind != "layers"]
+    group_sets = [group_set for group_set in find_group_sets(model) if not group_set.is_depth]
     with observed(model, group_sets, criterion) as seen:
         tiny.logits(model)
     return score_groups(model, group_sets, criterion, seen)

@@ -11,7 +11,7 @@ CONFIG = PruningConfig({"ffn": 0.25, "kv_heads": 0.34, "layers": 0.34}, criterio
 
 def trained(convert_after: int | None, steps: int = 4):
     """A model and its optimizer after some steps; masked, and smaller from one of them on."""
-    model = prepare(tiny.llama(tie_word_embeddings=True), CONFIG).train()
+    model = prepare(tiny.llama(), CONFIG).double().train()  # Adam makes steps of gradients that are mere rounding
     record = record_of(model)
     plan, removed = record.plan, dict(record.removed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -32,7 +32,7 @@ def test_an_optimizer_goes_on_with_the_smaller_model_as_it_would_have_with_the_m
     convert(late)
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in early.parameters()}
     for name, parameter in early.named_parameters():
-        torch.testing.assert_close(parameter, late.get_parameter(name), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(parameter, late.get_parameter(name), rtol=1e-9, atol=1e-12)
 
 
 def test_the_trainer_leaves_an_optimizer_that_fits_the_smaller_model(tmp_path):
