@@ -8,7 +8,7 @@ from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.criteria import CRITERIA
 
 KINDS = ("ffn", "kv_heads", "heads", "channels", "layers")
-MEASURES = ("parameters", "macs")
+MEASURES = ("parameters", "macs", "latency")
 SPEND_ON = ("ffn", "kv_heads", "channels")
 APART = {"layers": ("ffn", "kv_heads", "heads", "channels"), "heads": ("kv_heads",)}  # no target is spent on both
 
@@ -33,8 +33,9 @@ class PruningConfig(SlimConfig):
     target: dict[str, float] | None = field(
         default=None,
         metadata={
-            "help": "Instead of `sparsity`: share of the parameters or macs of the layers (embeddings and head not "
-            "counted) that stays, such as {parameters: 0.6}; spent on the kinds of `spend_on` where it costs least."
+            "help": "Instead of `sparsity`: share of the parameters, macs or latency (measured on the device) of the "
+            "layers, embeddings and head not counted, that stays, such as {parameters: 0.6}; spent on the kinds of "
+            "`spend_on` where it costs least."
         },
     )
     spend_on: list[str] = field(
@@ -131,6 +132,11 @@ class PruningConfig(SlimConfig):
                     f"`spend_on` names {kind} and {', '.join(clash)}, which are parts of each other: what both save "
                     "cannot be told apart. Name one of them, and prune the other in a run of its own."
                 )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the target is a share of measured time."""
+        return bool(self.target) and "latency" in self.target
 
     @property
     def kinds(self) -> tuple[str, ...]:
