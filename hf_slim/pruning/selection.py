@@ -123,7 +123,7 @@ def choose_removed(
     Returns: group set name -> sorted indices; `removed` itself where nothing changes. Ties go to the lower index, so
         that all ranks choose alike.
     """
-    fraction = scheduled(config.schedule, progress, config.start, config.stop)
+    fraction = scheduled(config.schedule, progress, config.start, config.stop, config.rounds)
     chosen = gone = {} if config.regrow and progress < 1 else removed
     for pot in plan.pots:
         amount = pot.amount * fraction if pot.is_target else int(pot.amount * fraction)
