@@ -11,7 +11,7 @@ from hf_slim.distillation.teacher import check_teacher
 from hf_slim.evaluation.data import load_texts, text_blocks
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
-from hf_slim.pruning.selection import expected_losses
+from hf_slim.pruning.selection import Plan, expected_losses
 from hf_slim.pruning.structure import understand
 from hf_slim.pruning.transform import plan_pruning
 from hf_slim.quantization.layers import family_of
@@ -33,7 +33,8 @@ def describe_recipe(recipe: Recipe) -> str:
     if recipe.distillation and recipe.distillation.teacher != "self":
         check_teacher(model, load_skeleton(recipe.distillation.teacher))
     schemes = _schemes(model, recipe)
-    removed = _removed_per_layer(model, recipe)
+    plan = plan_pruning(model, recipe.pruning) if recipe.pruning else None
+    removed = _removed_per_layer(model, plan) if plan else []
     before = sum(parameter.numel() for parameter in model.parameters())
     lost = sum(groups * size for groups, size, _ in removed)
     stored = _bytes(model, schemes, removed)
@@ -46,6 +47,7 @@ def describe_recipe(recipe: Recipe) -> str:
         f"parameters  {before / 1e6:.1f} M -> {(before - lost) / 1e6:.1f} M",
         f"weights     {float32_bytes(model) / 1e6:.1f} MB in float32 -> about {stored / 1e6:.1f} MB",
         f"output      {recipe.output}",
+        *(_timing_lines(plan.timings) if plan and plan.timings else []),
         "",
         *_layer_lines(model, schemes, removed, recipe),
     ]
@@ -116,10 +118,7 @@ def _kernel(module: nn.Module, model: nn.Module) -> str:
 Removal = tuple[float, int, tuple[str, ...]]  # groups that go on average, parameters per group, layers that lose them
 
 
-def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
-    if recipe.pruning is None:
-        return []
-    plan = plan_pruning(model, recipe.pruning)
+def _removed_per_layer(model: nn.Module, plan: Plan) -> list[Removal]:
     losses = expected_losses(plan)
     return [
         (
@@ -129,6 +128,17 @@ def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
         )
         for found in plan.group_sets
     ]
+
+
+def _timing_lines(timings: dict[str, Any]) -> list[str]:
+    """What a target in time goes by."""
+    read = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in timings["inputs"].items())
+    lines = [f"measured    on {timings['device']} in {timings['dtype']}, {read}: layers {timings['total_ms']:.1f} ms"]
+    for curve in timings["curves"]:
+        steps = ", ".join(f"{kept}: {ms:.2f}" for kept, ms in zip(curve["kept"], curve["ms"], strict=True))
+        alike = f" (and {len(curve['group_sets']) - 1} alike)" if len(curve["group_sets"]) > 1 else ""
+        lines.append(f"            {curve['group_sets'][0]}{alike}, ms by what is kept: {steps}")
+    return lines
 
 
 def _schemes(model: nn.Module, recipe: Recipe) -> dict[str, Scheme | str]:

@@ -1,28 +1,18 @@
 """How fast, measured side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-WARM_UPS = 1
+from hf_slim.core import timing
 
 
-def interleaved_ms(candidates: dict[str, Callable[[], None]], repeats: int, title: str) -> dict[str, list[float]]:
-    """Wall-clock milliseconds of each call, `repeats` per candidate, taken in turn after one warm-up each."""
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in tqdm(range(-WARM_UPS, repeats), desc=title, unit="round"):
-        for name, call in candidates.items():
-            _synchronize()
-            start = time.perf_counter()
-            call()
-            _synchronize()
-            if repeat >= 0:
-                samples[name].append((time.perf_counter() - start) * 1000)
-    return samples
+def interleaved_ms(candidates: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:
+    """`core.timing.interleaved_ms` with a progress bar."""
+    return timing.interleaved_ms(candidates, repeats, lambda rounds: tqdm(rounds, desc=title, unit="round"))
 
 
 def spread(samples: list[float]) -> dict[str, float | list[float]]:
@@ -71,8 +61,3 @@ def inference_speed(
         }
         for name in models
     }
-
-
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

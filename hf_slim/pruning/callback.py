@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from transformers.trainer_callback import ExportableState
 
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared, record_of, unwrapped
+from hf_slim.core.lifecycle import claim, convert, is_prepared, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.importance import observed, score_groups
@@ -41,19 +42,24 @@ class PruningCallback(TrainerCallback, ExportableState):
     Attributes:
         removed: Group set name -> indices of the groups that are zero by now.
         scores: Group set name -> running mean of the importance of its groups.
+        timings: What was measured for a target in time, on the device of the first process.
     """
 
     def __init__(self, config: PruningConfig | dict | None = None):
         self.config = PruningConfig.of(config or {})
         self.removed: Removed = {}
         self.scores: dict[str, Tensor] = {}
+        self.timings: dict[str, Any] | None = None
         self.plan: Plan | None = None
         self._watching, self._seen, self._scores_now = ExitStack(), {}, False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        self.plan = claim_for_pruning(unwrapped(model), self.config)
+        if self.config.is_timed:  # measured once training begins, unless the run is resumed and its state has it
+            claim(unwrapped(model), "pruning", self.config)
+        else:
+            self.plan = claim_for_pruning(unwrapped(model), self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
@@ -71,7 +77,8 @@ class PruningCallback(TrainerCallback, ExportableState):
             raise SlimError(
                 "Two PruningCallbacks in one Trainer restore each other's state. Use one, with both kinds."
             )
-        self.plan = claim_for_pruning(unwrapped(model), self.config)
+        self.plan = claim_for_pruning(unwrapped(model), self.config, saved["attributes"].get("timings"))
+        self.timings = self.plan.timings
         self.removed = saved["attributes"]["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
         self._mask(model)
@@ -143,6 +150,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             "args": {"config": self.config.to_dict()},
             "attributes": {
                 "removed": self.removed,
+                "timings": self.timings,
                 "scores": {name: torch.as_tensor(score).tolist() for name, score in self.scores.items()},
             },
         }

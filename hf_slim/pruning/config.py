@@ -10,7 +10,7 @@ from hf_slim.pruning.criteria import CRITERIA
 KINDS = (
     "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",
 )  # fmt: skip
-MEASURES = ("parameters", "macs")
+MEASURES = ("parameters", "macs", "latency")
 SPEND_ON = ("ffn", "kv_heads", "channels")
 # no target is spent on both
 APART = {
@@ -42,8 +42,9 @@ class PruningConfig(SlimConfig):
     target: dict[str, float] | None = field(
         default=None,
         metadata={
-            "help": "Instead of `sparsity`: share of the parameters or macs of the layers (embeddings and head not "
-            "counted) that stays, such as {parameters: 0.6}; spent on the kinds of `spend_on` where it costs least."
+            "help": "Instead of `sparsity`: share of the parameters, macs or latency (measured on the device) of the "
+            "layers, embeddings and head not counted, that stays, such as {parameters: 0.6}; spent on the kinds of "
+            "`spend_on` where it costs least."
         },
     )
     spend_on: list[str] = field(
@@ -60,6 +61,9 @@ class PruningConfig(SlimConfig):
     schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
     start: float = field(default=0.05, metadata={"help": "Progress before which nothing is removed, in [0, 1]."})
     stop: float = field(default=0.5, metadata={"help": "Progress after which nothing is removed, in (0, 1]."})
+    rounds: int = field(
+        default=4, metadata={"help": "How often schedule staged prunes, with training to recover between, from 2."}
+    )
     every: int = field(default=1, metadata={"help": "Optimizer steps between two removals."})
     regrow: bool = field(
         default=False, metadata={"help": "Whether groups may come back before `stop` when others matter less by then."}
@@ -99,6 +103,8 @@ class PruningConfig(SlimConfig):
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+        if not isinstance(self.rounds, int) or self.rounds < 2:
+            raise SlimError(f"`rounds` must be a whole number from 2, got {self.rounds!r}; 1 is schedule one_shot.")
         if not isinstance(self.calibration_batches, int) or self.calibration_batches < 0:
             raise SlimError(f"`calibration_batches` must be a whole number from 0, got {self.calibration_batches!r}.")
         if self.repair and not self.calibration_batches:
@@ -116,7 +122,6 @@ class PruningConfig(SlimConfig):
             require_share("target", share, upper_open=True)
             if not share:
                 raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
-            object.__setattr__(self, "sparsity", dict.fromkeys(KINDS, 0.0))
             self._check_spend_on()
             return
         default = {"ffn": 0.5} if self.sparsity is None else self.sparsity
@@ -140,6 +145,11 @@ class PruningConfig(SlimConfig):
                     f"`spend_on` names {kind} and {', '.join(clash)}, which are parts of each other: what both save "
                     "cannot be told apart. Name one of them, and prune the other in a run of its own."
                 )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the target is a share of measured time."""
+        return bool(self.target) and "latency" in self.target
 
     @property
     def kinds(self) -> tuple[str, ...]:

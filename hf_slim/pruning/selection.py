@@ -75,7 +75,7 @@ def plan_removal(
     Raises: SlimError: if the model has no such structure, an amount removes nothing or more than may go, or `ignore`
         matches nothing.
     """
-    chosen = _not_ignored([group_set for group_set in group_sets if group_set.kind in config.kinds], config)
+    chosen = candidates(group_sets, config)
     ends = {group_set.name: step_ends(group_set, config) for group_set in chosen}
     if config.target is None:
         pots = [pot for kind in config.kinds for pot in _quotas(kind, chosen, ends, config)]
@@ -123,7 +123,7 @@ def choose_removed(
     Returns: group set name -> sorted indices; `removed` itself where nothing changes. Ties go to the lower index, so
         that all ranks choose alike.
     """
-    fraction = scheduled(config.schedule, progress, config.start, config.stop)
+    fraction = scheduled(config.schedule, progress, config.start, config.stop, config.rounds)
     chosen = gone = {} if config.regrow and progress < 1 else removed
     for pot in plan.pots:
         amount = pot.amount * fraction if pot.is_target else int(pot.amount * fraction)
@@ -189,7 +189,7 @@ class _Queue:
         orders, lost, priced, saved = [], 0, 0, 0
         for group_set in lane:
             score = scores[group_set.name].detach().double().cpu()
-            order = _least_first(group_set, score, gone.get(group_set.name, []))
+            order = least_first(group_set, score, gone.get(group_set.name, []))
             orders.append(order)
             lost += torch.segment_reduce(score[order[begin:last]], "sum", lengths=starts.diff())
             priced += plan.savings.priced[group_set.name][starts].diff()
@@ -198,7 +198,8 @@ class _Queue:
         return cls(orders, begin, ends, prices, saved)
 
 
-def _least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
+def least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
+    """All groups in the order in which they may go: those that have gone, then by score, as `balance` demands."""
     score = score.clone()
     score[list(group_set.pinned)] = torch.inf
     score[gone] = -torch.inf
@@ -208,7 +209,12 @@ def _least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
     return (order + torch.arange(0, group_set.count, group_set.balance).unsqueeze(1)).t().flatten()
 
 
-def _not_ignored(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupSet]:
+def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupSet]:
+    """The sets that a config names and does not ignore.
+
+    Raises: SlimError: if `ignore` matches nothing.
+    """
+    group_sets = [group_set for group_set in group_sets if group_set.kind in config.kinds]
     for pattern in config.ignore:
         if not any(fnmatch.fnmatch(group_set.name, pattern) for group_set in group_sets):
             names = ", ".join(group_set.name for group_set in group_sets[:3])

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -11,18 +12,21 @@ from hf_slim.core.lifecycle import Technique, claim, record_of, register_techniq
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.latency import measure_latency
 from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
 from hf_slim.pruning.narrowing import narrow_modules_
 from hf_slim.pruning.removal import Removed, remove_groups_
-from hf_slim.pruning.selection import Plan, choose_removed, plan_removal
+from hf_slim.pruning.selection import Plan, candidates, choose_removed, plan_removal
 from hf_slim.pruning.structure import understand
 
 logger = logging.getLogger(__name__)
 
 
-def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
+def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
     """What `config` can prune in this model; changes nothing.
 
+    Args:
+        timings: What was measured before, for a target in time; None: it is measured now.
     Raises: SlimError: if the model has no matching structure or its weights are packed.
     """
     for name, parameter in model.named_parameters():
@@ -37,13 +41,17 @@ def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
         raise SlimError(f"No {' or '.join(missing)} can be pruned in this model. {'; '.join(refused[:3])}.")
     if refused:
         logger.warning("%d layers are left as they are: %s.", len(refused), "; ".join(refused[:3]))
-    return plan_removal(model, found, config)
+    if config.is_timed and timings is None:
+        timings = measure_latency(model, candidates(found, config), config)
+    return plan_removal(model, found, config, timings)
 
 
-def claim_for_pruning(model: nn.Module, config: PruningConfig) -> Plan:
+def claim_for_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
     """`plan_pruning`, and a note that the model is going to be pruned; masks nothing."""
     record = record_of(model)
-    plan = plan_pruning(model, config) if record.configs.get("pruning") != config or not record.plan else record.plan
+    plan = record.plan
+    if record.configs.get("pruning") != config or plan is None:
+        plan = plan_pruning(model, config, timings)
     claim(model, "pruning", config)
     record.plan = plan
     return plan

@@ -30,6 +30,13 @@ def test_groups_go_gradually_and_stay_away(tmp_path):
     assert watch.zeros[5:] == [32] * 5
 
 
+def test_staged_pruning_leaves_steps_to_recover_between_equal_jumps(tmp_path):
+    watch = Watch()
+    config = PruningConfig({"ffn": 0.75}, schedule="staged", rounds=3, start=0.1, stop=0.9)
+    tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(config), watch], max_steps=10).train()
+    assert watch.zeros == [0, *[16] * 3, *[32] * 4, *[48] * 2]
+
+
 def test_uniform_neurons_give_an_ordinary_checkpoint(tmp_path):
     for family, auto in (("llama", AutoModelForCausalLM), ("bert", AutoModelForSequenceClassification)):
         callback = PruningCallback({"sparsity": {"ffn": 0.25}})

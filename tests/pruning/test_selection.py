@@ -194,6 +194,7 @@ def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
         ({"target": {"macs": 0.5}, "spend_on": ["neurons"]}, "`spend_on` has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which are parts of each other"),
         ({"round_to": {"ffn": 0}}, "positive whole number"),
+        ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number from 2"),
         ({"every": 0}, "`every` must be a positive whole number"),
         ({"floor": 1.0}, "`floor` must be in"),
         ({"calibration_batches": -1}, "must be a whole number from 0"),
