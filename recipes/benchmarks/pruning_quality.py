@@ -11,19 +11,17 @@ Finished rows are kept in `--results`, so that an interrupted run goes on.
 """
 
 import argparse
-import json
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from cells import Cells
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_slim import PruningCallback
-from hf_slim.core.report import write_atomically
 from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
@@ -75,24 +73,6 @@ SETUPS = {
     "Taylor, and a third of the query heads": Setup("TaylorImportance", signal="gradient", query_heads=1 / 3),
 }
 BEST_SETUP = "Hessian, all layers"  # by `--criteria`
-
-
-class Cells:
-    """Results by name, written to a file as they come."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path = path
-        self.found = json.loads(path.read_text()) if path.exists() else {"settings": settings}
-        if self.found["settings"] != settings:
-            raise SystemExit(f"{path} holds a run with {self.found['settings']}. Give --results, or delete it.")
-
-    def __call__(self, name: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The cell of that name, measured unless an earlier run has it."""
-        if name not in self.found:
-            self.found[name] = measure()
-            print(name, {key: round(value, 4) for key, value in self.found[name].items()}, flush=True)
-            write_atomically(self.path, lambda path: path.write_text(json.dumps(self.found, indent=2) + "\n"))
-        return self.found[name]
 
 
 class Bench:
@@ -283,7 +263,6 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     path = options.results or Path("runs", f"pruning_{'criteria' if options.criteria else 'quality'}.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.steps, CRITERIA_BLOCKS if options.criteria else options.blocks, options.learning_rate)
     settings = {} if options.criteria else {key: vars(options)[key] for key in ("steps", "blocks", "learning_rate")}
     cells = Cells(path, settings)

