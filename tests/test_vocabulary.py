@@ -4,14 +4,19 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertTokenizer, GPT2Tokenizer, T5Tokenizer
 
 from hf_slim import SlimError, vocabulary
 from hf_slim.cli import main
+from hf_slim.core.report import notes
+from hf_slim.evaluation import causal_lm  # noqa: F401  registers the task
+from hf_slim.evaluation.compare import measure_models
+from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.data import DataConfig
+from hf_slim.evaluation.task import TASKS, Side
 from hf_slim.integration.loading import load_model, load_tokenizer, located
-from hf_slim.measure import check_vocabularies
 from hf_slim.pruning.tokenizer import token_ids, trim_tokenizer_json
 from hf_slim.pruning.vocabulary import trim_vocabulary_
 from hf_slim.vocabulary import Reference, check_agreement, run_shrink_vocabulary, with_spec
@@ -64,10 +69,32 @@ def test_the_command_saves_an_ordinary_smaller_checkpoint(base, text, tmp_path, 
     assert sorted(path.name for path in output.parent.iterdir()) == ["small"]
 
 
-def test_eval_refuses_to_compare_two_vocabularies(base, text, tmp_path):
-    run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "small")
+@pytest.fixture
+def sides(base, text, tmp_path):
+    run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "small", round_to=1)
+    folders = {"base": str(base), "result": str(tmp_path / "small")}
+    return {name: Side(load_model(folder), load_tokenizer(folder)) for name, folder in folders.items()}
+
+
+def compared(sides, texts):
+    settings = EvaluationConfig(blocks=2, prefill_tokens=8, decode_tokens=2, repeats=1, prompt="a cabin")
+    data = DataConfig(block_size=16)
+    return measure_models(TASKS["causal-lm"], sides, Dataset.from_dict({"text": texts}), data, settings)
+
+
+def test_vocabularies_of_two_sizes_compare_over_the_same_tokens(sides):
+    measured = compared(sides, ["a small cabin, number 7"] * 4)
+    rows = [measured[name]["compute"]["vocabulary"] for name in ("base", "result")]
+    assert rows[0] == 96 > rows[1]
+    # the same logits of kept tokens, and a softmax over fewer of them
+    assert 1 < measured["result"]["quality"]["perplexity"] < measured["base"]["quality"]["perplexity"]
+    report = {**measured, "ratios": {}}
+    assert any(f"among {rows[0]}, the result among {rows[1]}" in note for note in notes(report))
+
+
+def test_vocabularies_that_cut_text_differently_are_not_compared(sides):
     with pytest.raises(SlimError, match="of 96 tokens against one of"):
-        check_vocabularies({"base": load_model(str(base)), "result": load_model(str(tmp_path / "small"))})
+        compared(sides, ["Zebras QUARREL with yaks"] * 4)
 
 
 def test_the_report_counts_rows_and_bytes(base, text, tmp_path):
@@ -92,7 +119,7 @@ def test_a_result_that_does_not_agree_is_not_saved(base, text, tmp_path, monkeyp
 
 def test_a_text_cut_another_way_is_an_error(base):
     spec = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
-    reference = Reference(["ab"], [["a", "c"]], [], [])
+    reference = Reference(AutoModelForCausalLM, ["ab"], [["a", "c"]], [], [])
     with pytest.raises(SlimError, match="cuts this text in another way"):
         check_agreement(base, reference, spec, {})
 
