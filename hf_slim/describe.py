@@ -74,8 +74,7 @@ def _stage_lines(stage: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizer
         f"techniques  {', '.join(stage.techniques) or 'none: an ordinary fine-tune'}",
         f"parameters  {before / 1e6:.1f} M -> {(before - lost) / 1e6:.1f} M",
         f"weights     {float32_bytes(model) / 1e6:.1f} MB in float32 -> about {stored / 1e6:.1f} MB",
-        "",
-        *_layer_lines(model, schemes, removed, stage),
+        *(["", *_layer_lines(model, schemes, removed, stage)] if plan or schemes else []),
     ]
 
 

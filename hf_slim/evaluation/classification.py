@@ -41,9 +41,7 @@ def _label_names(train: Dataset, data: DataConfig) -> list[str]:
             "or texts: set `data.label_column`, or leave out rows without a label."
         )
     if len(found) < 2:
-        raise SlimError(
-            f"Every example of '{data.source}' has the label {found[0]!r}. There is nothing to tell apart."
-        )
+        raise SlimError(f"Every example of '{data.source}' has the label {found[0]!r}: there is nothing to learn.")
     return [str(label) for label in sorted(found)]
 
 
