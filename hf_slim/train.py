@@ -149,9 +149,18 @@ def _run_stage(
             folder.rmdir()  # the Trainer makes it before callbacks can object
         raise
     trainer.train(resume_from_checkpoint=checkpoint)
-    # a forward wrapped for mixed precision would follow the model into copies of it, such as the next stage's teacher
-    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    _release_(model)
     return trainer.state.log_history
+
+
+def _release_(model: PreTrainedModel) -> None:
+    """Undoes what a Trainer has wrapped around the model for mixed precision, so that the next one starts afresh.
+
+    Otherwise accelerate takes the model as prepared and wraps nothing, and a copy of it, such as a teacher, would
+    answer for the original.
+    """
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)
 
 
 def _trained(
