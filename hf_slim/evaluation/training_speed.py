@@ -78,6 +78,7 @@ class _Stepper:
         state = trainer.state
         state.max_steps, state.global_step = 100, 20  # in the midst of gradual pruning, where it costs most
         state.stateful_callbacks = {}
+        trainer.current_gradient_accumulation_steps = 1  # `train` would set it, and losses are divided by it
         trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
         return cls(trainer, trainer.accelerator.prepare_model(trainer.model), optimizer, batch)
 
