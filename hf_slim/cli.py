@@ -4,9 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_slim.core.errors import SlimError
+
+if TYPE_CHECKING:  # the libraries behind it take seconds to import, and --help should not
+    from hf_slim.evaluation.data import DataConfig
 
 TRAIN_HELP = """\
 Runs a recipe: fine-tunes the model with the techniques it names, saves the small model, loads it back in a fresh
@@ -151,9 +154,17 @@ def _train(options: argparse.Namespace) -> None:
     print(f"Saved to {recipe.output}: the model, report.json, report.md, report.png\n\nNext:")
     print(f"  hf-slim inspect {recipe.output}")
     if report["base"]["quality"] and not recipe.stages:
-        print(f"  hf-slim eval {recipe.output} --against {recipe.model} --data '{recipe.data.source}'")
+        print(f"  hf-slim eval {recipe.output} --against {recipe.model} {_data_options(recipe.data)}")
     if recipe.pruning and not recipe.stages:
         print(f"  hf-slim train {options.recipe} --set pruning.stop=0.3 --set output={recipe.output}-sooner")
+
+
+def _data_options(data: "DataConfig") -> str:
+    """The options of `hf-slim eval` that mean this data."""
+    names = {"--text-column": " ".join(data.text_columns), "--label-column": data.label_column}
+    given = {"--data": f"'{data.source}'", **names, "--block-size": str(data.block_size)}
+    usual = {"--text-column": "text", "--label-column": "label", "--block-size": "512"}
+    return " ".join(f"{option} {value}" for option, value in given.items() if usual.get(option) != value)
 
 
 def _inspect(options: argparse.Namespace) -> None:

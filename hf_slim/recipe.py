@@ -176,8 +176,8 @@ def _build(values: Any, lines: Lines, file: str) -> Recipe:
             built[name] = _section(name, config_class, values[name], lines, file)
     built["training"] = _training(values.get("training") or {}, lines, file)
     recipe = Recipe(**built, stages=_stages(values, lines, file))
-    _located(lambda: TASKS[recipe.task], "task", lines, file)
-    _located(lambda: TASKS[recipe.task].columns(recipe.data), "data", lines, file)
+    task = _located(lambda: TASKS[str(recipe.task)], "task", lines, file)
+    _located(lambda: task.columns(recipe.data), "data", lines, file)
     return recipe
 
 

@@ -55,7 +55,7 @@ class DataConfig(SlimConfig):
     @property
     def text_columns(self) -> list[str]:
         """The columns of text: one, or those of a pair."""
-        return [self.text_column] if isinstance(self.text_column, str) else list(self.text_column)
+        return list(self.text_column) if isinstance(self.text_column, list | tuple) else [self.text_column]
 
 
 def load_texts(config: DataConfig, columns: list[str] | None = None) -> tuple[Dataset, Dataset]:
