@@ -154,10 +154,9 @@ def _run_stage(
 
 
 def _release_(model: PreTrainedModel) -> None:
-    """Undoes what a Trainer has wrapped around the model for mixed precision, so that the next one starts afresh.
+    """Undoes what a Trainer has wrapped around the model for mixed precision, and forgets that it was.
 
-    Otherwise accelerate takes the model as prepared and wraps nothing, and a copy of it, such as a teacher, would
-    answer for the original.
+    Otherwise accelerate takes the model as prepared, and the next stage would not train in the precision it asks for.
     """
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
     model.__dict__.pop("_is_accelerate_prepared", None)
