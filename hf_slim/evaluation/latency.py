@@ -26,13 +26,13 @@ def spread(samples: list[float]) -> dict[str, float | list[float]]:
 
 
 def inference_speed(
-    models: dict[str, PreTrainedModel], prompt: torch.Tensor, decode_tokens: int, repeats: int
+    models: dict[str, PreTrainedModel], prompts: dict[str, torch.Tensor], decode_tokens: int, repeats: int
 ) -> dict[str, dict[str, dict]]:
     """Prefill and greedy decoding of each model at batch size 1.
 
     Args:
         models: Name -> model in evaluation mode.
-        prompt: Token ids `(1, n_tokens)`.
+        prompts: Token ids `(1, n_tokens)` for each of them.
         decode_tokens: Tokens to decode after the prompt, one at a time with a cache.
     Returns: name -> `{"prefill_ms": spread, "decode_tokens_per_s": spread}`.
     """
@@ -41,7 +41,7 @@ def inference_speed(
     def prefill(name: str) -> None:
         model = models[name]
         with torch.inference_mode():
-            output = model(input_ids=prompt.to(model.device), use_cache=True, logits_to_keep=1)
+            output = model(input_ids=prompts[name].to(model.device), use_cache=True, logits_to_keep=1)
         caches[name] = output.past_key_values, output.logits[:, -1:].argmax(-1)
 
     def decode(name: str) -> None:
@@ -61,3 +61,14 @@ def inference_speed(
         }
         for name in models
     }
+
+
+def batch_speed(models: dict[str, PreTrainedModel], batches: dict[str, torch.Tensor], repeats: int) -> dict[str, dict]:
+    """Samples per second of each model's forward pass over its batch of token ids: name -> spread."""
+
+    def forward(name: str) -> None:
+        with torch.inference_mode():
+            models[name](input_ids=batches[name].to(models[name].device))
+
+    samples = interleaved_ms({name: lambda name=name: forward(name) for name in models}, repeats, "throughput")
+    return {name: spread([1000 * len(batches[name]) / ms for ms in values]) for name, values in samples.items()}
