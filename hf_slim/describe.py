@@ -13,8 +13,8 @@ from hf_slim.evaluation.data import load_texts
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.evaluation.task import TASKS
 from hf_slim.integration.loading import float32_bytes, lacks_head, load_skeleton, load_tokenizer
+from hf_slim.pruning.plan import Plan, expected_losses
 from hf_slim.pruning.removal import cut_out_
-from hf_slim.pruning.selection import Plan, expected_losses
 from hf_slim.pruning.structure import understand
 from hf_slim.pruning.transform import plan_pruning
 from hf_slim.pruning.vocabulary import trim_vocabulary_

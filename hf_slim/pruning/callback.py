@@ -23,8 +23,9 @@ from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.importance import observed, score_groups
 from hf_slim.pruning.mask import zero_groups_
 from hf_slim.pruning.one_shot import prune_at_once_
+from hf_slim.pruning.plan import Plan
 from hf_slim.pruning.removal import Removed
-from hf_slim.pruning.selection import Plan, choose_removed
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.statistics import summed_over_ranks_
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 

@@ -14,9 +14,10 @@ from hf_slim.core.timing import interleaved_ms
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet, common_ancestor
 from hf_slim.pruning.inputs import example_inputs
+from hf_slim.pruning.plan import step_ends
 from hf_slim.pruning.probe import run_cut, weightless_twin
 from hf_slim.pruning.removal import cut_out_
-from hf_slim.pruning.selection import least_first, step_ends
+from hf_slim.pruning.selection import least_first
 
 TOKENS = 256  # of one text: a prompt
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the groups that may go, still there when time is taken

@@ -11,8 +11,9 @@ from hf_slim.core.lifecycle import convert, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.importance import observed, score_groups
+from hf_slim.pruning.plan import Plan
 from hf_slim.pruning.repair import repair_readers_
-from hf_slim.pruning.selection import Plan, choose_removed
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.statistics import summed_over_ranks_
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 

@@ -124,7 +124,8 @@ def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
     if group_set.kind in COUNTED:
         yield from (name for name, value in fields.items() if value == group_set.count)
         return
-    yield from _shrinking(fields, group_set, _total(group_set), CONFIG_WIDTHS)
+    widths = () if group_set.kind in ("heads", "kv_heads") else CONFIG_WIDTHS  # one may equal the other by chance
+    yield from _shrinking(fields, group_set, _total(group_set), widths)
     if group_set.kind == "ffn" and "n_inner" in vars(twin.config) and twin.config.n_inner is None:
         yield "n_inner"  # GPT-2's None: four times the width of the stream
 

@@ -15,8 +15,9 @@ from hf_slim.pruning.importance import CRITERIA, score_groups
 from hf_slim.pruning.latency import measure_latency
 from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
 from hf_slim.pruning.narrowing import narrow_modules_
+from hf_slim.pruning.plan import Plan, candidates, plan_removal
 from hf_slim.pruning.removal import Removed, remove_groups_
-from hf_slim.pruning.selection import Plan, candidates, choose_removed, plan_removal
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.structure import understand
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import torch
 from hf_slim import PruningCallback, PruningConfig, SlimError, convert, prepare
 from hf_slim.pruning import transform
 from hf_slim.pruning.latency import measure_latency
-from hf_slim.pruning.selection import candidates
+from hf_slim.pruning.plan import candidates
 from hf_slim.pruning.structure import find_group_sets
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny

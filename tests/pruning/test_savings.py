@@ -6,8 +6,9 @@ from torch import nn
 
 from hf_slim import PruningConfig, convert
 from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.plan import plan_removal
 from hf_slim.pruning.savings import layer_cost, savings_in_time, savings_of
-from hf_slim.pruning.selection import choose_removed, plan_removal
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.structure import find_group_sets
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 from tests.families import FAMILIES, random_groups

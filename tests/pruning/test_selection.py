@@ -6,8 +6,9 @@ from torch import nn
 
 from hf_slim import PruningCallback, PruningConfig, SlimError, convert, prepare
 from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.plan import expected_losses, plan_removal
 from hf_slim.pruning.savings import layer_cost
-from hf_slim.pruning.selection import choose_removed, expected_losses, plan_removal
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
 from tests.families import FAMILIES
