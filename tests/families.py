@@ -1,5 +1,6 @@
 """Tiny random models of every family that pruning promises, and what each of them has to lose."""
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -116,6 +117,26 @@ FAMILIES = {
         layers=0, attention_blocks=0, ffn_blocks=0, hidden=0,
     ),
 }  # fmt: skip
+
+
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+NEURONS = (
+    "intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"
+)  # fmt: skip
+HEADS = (
+    "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"
+)  # fmt: skip
+
+
+def random_sizes(config: dict, seed: int) -> dict[str, int]:
+    """Other numbers of layers, neurons and heads for a config, such as its class accepts."""
+    draw = random.Random(seed)
+    kv_heads, per_group = draw.choice([(3, 2), (2, 2), (2, 3), (4, 1), (3, 4), (6, 1), (2, 4)])
+    sizes = {name: draw.choice([2, 3]) for name in LAYERS}
+    sizes |= {name: draw.choice([40, 56, 64, 72]) for name in NEURONS}
+    sizes |= dict.fromkeys(HEADS, kv_heads * per_group)
+    sizes |= {"num_key_value_heads": kv_heads, "num_kv_heads": kv_heads}
+    return {name: size for name, size in sizes.items() if name in config}
 
 
 def random_groups(group_sets: list[GroupSet], seed: int) -> Removed:

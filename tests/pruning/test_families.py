@@ -10,7 +10,7 @@ from hf_slim.pruning.narrowing import narrow_modules_
 from hf_slim.pruning.removal import remove_groups_
 from hf_slim.pruning.structure import find_group_sets, understand
 from hf_slim.pruning.transform import mask_groups_
-from tests.families import FAMILIES, output, random_groups
+from tests.families import FAMILIES, output, random_groups, random_sizes
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -30,7 +30,7 @@ def test_the_structure_is_found(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
     seed = sum(map(ord, name + "".join(kinds)))
-    model = FAMILIES[name].build(seed)
+    model = FAMILIES[name].build(seed, **random_sizes(FAMILIES[name].config, seed))
     if attention not in (model.config._attn_implementation, "eager"):
         pytest.skip(f"{name} has no {attention} attention")
     model.set_attn_implementation(attention)
