@@ -19,8 +19,7 @@ from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim, convert, is_prepared, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.criteria import CRITERIA
-from hf_slim.pruning.importance import observed, score_groups
+from hf_slim.pruning.importance import observed, score_all
 from hf_slim.pruning.mask import zero_groups_
 from hf_slim.pruning.one_shot import prune_at_once_
 from hf_slim.pruning.plan import Plan
@@ -85,10 +84,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         self._mask(model)
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
-        elif CRITERIA[self.config.criterion].looks_inside and not self._is_over(state):
-            inner = unwrapped(model)
+        elif not self._is_over(state):
             watching = observed(
-                inner, self.plan.group_sets, self.config.criterion, lambda layer: layer.training and self._scores_now
+                unwrapped(model), self.plan.group_sets, self.config, lambda layer: layer.training and self._scores_now
             )
             self._seen = self._watching.enter_context(watching)
 
@@ -108,9 +106,11 @@ class PruningCallback(TrainerCallback, ExportableState):
     ) -> None:
         if not self._scores_now:
             return
-        summed_over_ranks_(self._seen)
-        scores = score_groups(unwrapped(model), self.plan.group_sets, self.config.criterion, self._seen)
-        self._seen.clear()
+        for seen in self._seen.values():
+            summed_over_ranks_(seen)
+        scores = score_all(unwrapped(model), self.plan.group_sets, self.config, self._seen)
+        for seen in self._seen.values():
+            seen.clear()
         for name, score in scores.items():
             past = self.scores.get(name)
             if past is not None:

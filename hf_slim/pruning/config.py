@@ -11,6 +11,11 @@ KINDS = (
     "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",
 )  # fmt: skip
 MEASURES = ("parameters", "macs", "latency")
+# what measured best on SmolLM2 and MiniLM (recipes/benchmarks/pruning_criteria.py); taylor where neither has any
+DEFAULT_CRITERIA = dict.fromkeys(KINDS, "taylor") | {
+    "ffn": "fisher", "ffn_blocks": "taylor_sum", "kv_heads": "taylor_sum", "heads": "taylor_sum",
+    "attention_blocks": "taylor_sum", "layers": "taylor_sum",
+}  # fmt: skip
 SPEND_ON = ("ffn", "kv_heads", "channels")
 # no target is spent on both
 APART = {
@@ -57,7 +62,13 @@ class PruningConfig(SlimConfig):
             "help": "Whether every layer loses the same number (a plain config), or the least important lose most."
         },
     )
-    criterion: str = field(default="taylor", metadata={"help": f"Importance of a group: {', '.join(CRITERIA)}."})
+    criterion: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": f"Importance of a group, for all kinds or per kind: {', '.join(CRITERIA)}. None: what measures "
+            "best for the kind, and for a target on several kinds taylor_sum."
+        },
+    )
     schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
     start: float = field(default=0.05, metadata={"help": "Progress before which nothing is removed, in [0, 1]."})
     stop: float = field(default=0.5, metadata={"help": "Progress after which nothing is removed, in (0, 1]."})
@@ -91,7 +102,7 @@ class PruningConfig(SlimConfig):
         for kind, value in self.uniform.items():
             if not isinstance(value, bool):
                 raise SlimError(f"`uniform.{kind}` must be true or false, got {value!r}.")
-        CRITERIA[self.criterion]
+        self._check_criterion()
         SCHEDULES[self.schedule]
         require_share("start", self.start)
         require_share("stop", self.stop)
@@ -111,6 +122,20 @@ class PruningConfig(SlimConfig):
             raise SlimError("`repair` looks at what flows through the model: set `calibration_batches`, such as 48.")
         for kind in self.round_to:
             _require_kind("round_to", kind)
+
+    def _check_criterion(self) -> None:
+        shared = self.target is not None and len(self.spend_on) > 1
+        default = dict.fromkeys(KINDS, "taylor_sum") if shared else DEFAULT_CRITERIA
+        chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
+        chosen = {kind: chosen[kind] or default[kind] for kind in KINDS}
+        for name in chosen.values():
+            CRITERIA[name]
+        if shared and len({chosen[kind] for kind in self.spend_on}) > 1:
+            raise SlimError(
+                f"A target that is spent on {', '.join(self.spend_on)} compares their scores, so it needs one "
+                f"criterion for all of them, got {self.criterion}."
+            )
+        object.__setattr__(self, "criterion", chosen)
 
     def _check_amounts(self) -> None:
         if self.target is not None:

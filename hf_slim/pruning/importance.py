@@ -1,13 +1,15 @@
 """How much every group of a model matters: one score per group, higher is dearer."""
 
 import zlib
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.criteria import CRITERIA, Criterion, Evidence
 from hf_slim.pruning.groups import GroupSet, gradient_blocks, one_by_one, own_parameters, weight_blocks
 from hf_slim.pruning.statistics import Moments, Turning, Whether, always, readers, watched, watched_layers
@@ -15,10 +17,40 @@ from hf_slim.pruning.statistics import Moments, Turning, Whether, always, reader
 Seen = dict[str, Moments] | dict[str, Turning]  # path of a layer -> what was observed there
 
 
+def sets_by_criterion(group_sets: Iterable[GroupSet], config: PruningConfig) -> dict[str, list[GroupSet]]:
+    """Criterion -> the group sets that it scores."""
+    found: dict[str, list[GroupSet]] = {}
+    for group_set in group_sets:
+        found.setdefault(config.criterion[group_set.kind], []).append(group_set)
+    return found
+
+
+@contextmanager
 def observed(
-    model: nn.Module, group_sets: list[GroupSet], criterion: str, when: Whether = always
+    model: nn.Module, group_sets: Iterable[GroupSet], config: PruningConfig, when: Whether = always
+) -> Iterator[dict[str, Seen]]:
+    """Collects from forward passes, while this lasts, what each criterion looks at: criterion -> what it has seen."""
+    with ExitStack() as watching:
+        yield {
+            criterion: watching.enter_context(_observed_by(criterion, model, sets, when))
+            for criterion, sets in sets_by_criterion(group_sets, config).items()
+        }
+
+
+def score_all(
+    model: nn.Module, group_sets: Iterable[GroupSet], config: PruningConfig, seen: dict[str, Seen] | None = None
+) -> dict[str, Tensor]:
+    """`score_groups` of every set by the criterion of its kind."""
+    scores: dict[str, Tensor] = {}
+    for criterion, sets in sets_by_criterion(group_sets, config).items():
+        scores |= score_groups(model, sets, criterion, (seen or {}).get(criterion))
+    return scores
+
+
+def _observed_by(
+    criterion: str, model: nn.Module, group_sets: list[GroupSet], when: Whether
 ) -> AbstractContextManager[Seen]:
-    """Collects from forward passes, while this lasts, what the criterion looks at; nothing where it needs none.
+    """What one criterion looks at; nothing where it needs none.
 
     Raises: SlimError: if the criterion cannot score groups of some kind.
     """

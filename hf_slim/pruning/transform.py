@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, record_of, register_technique
 from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.importance import score_all, sets_by_criterion
 from hf_slim.pruning.latency import measure_latency
 from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
 from hf_slim.pruning.narrowing import narrow_modules_
@@ -68,10 +69,11 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> None:
     """Raises SlimError if `prepare_pruning` cannot work: no such structure, or no gradients where they are needed."""
-    plan_pruning(model, config)
-    if CRITERIA[config.criterion].needs_gradient and all(p.grad is None for p in model.parameters()):
+    plan = plan_pruning(model, config)
+    graded = [name for name in sets_by_criterion(plan.group_sets, config) if CRITERIA[name].needs_gradient]
+    if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
-            f"Criterion '{config.criterion}' needs gradients and this model holds none. Call `loss.backward()` on "
+            f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
             "some batches before `prepare`, choose criterion 'l1' or 'l2', or use PruningCallback in a Trainer."
         )
 
@@ -79,7 +81,7 @@ def check_pruning(model: nn.Module, config: PruningConfig) -> None:
 def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
     """Masks the whole target in one shot: for training loops without a Trainer."""
     plan = claim_for_pruning(model, config)
-    scores = score_groups(model, plan.group_sets, config.criterion)
+    scores = score_all(model, plan.group_sets, config)
     removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
     mask_groups_(model, plan.group_sets, removed)
 
