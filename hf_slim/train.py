@@ -171,7 +171,7 @@ def _trained(
         return Trained(untouched, layers, log, [], base_is_judged=True)
     plain = next((number for number, stage in enumerate(recipe.runs) if stage.techniques), 0)
     if plain:
-        note = f"The base is the model after stage {plain}: fine-tuned, with no technique so far."
+        note = f"The base is the model after stage {plain}: only fine-tuned. The result was trained on from there."
         return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True)
     data = recipe.runs[-1].data
     labels = Counter(load_texts(data)[1][data.label_column])
