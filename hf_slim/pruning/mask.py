@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from hf_slim.pruning.groups import GroupSet, tensor_of
-from hf_slim.pruning.layers import matrix_of
+from hf_slim.pruning.groups import GroupSet, Slice, tensor_of
+from hf_slim.pruning.layers import reads_along
 from hf_slim.pruning.removal import Removed, kept_places
 
 
@@ -27,17 +27,31 @@ def zero_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
 
 
 def mark_kept_columns_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> None:
-    """Tells every reading layer which of its columns will remain, as `kept_columns`.
+    """Tells every layer that loses columns which of them will remain: `kept_columns`, by name of the tensor.
 
     A quantization grid that groups columns must group them as the smaller layer will.
     """
-    gone: dict[str, list[Tensor]] = {}
+    gone: dict[str, dict[tuple[str, int], list[Tensor]]] = {}
     for group_set in group_sets:
         for part in group_set.slices:
-            if part.reads and matrix_of(model.get_submodule(part.module)):
-                gone.setdefault(part.module, []).append(part.places(removed.get(group_set.name, [])).flatten())
-    for path, places in gone.items():
+            if _cuts_columns(model.get_submodule(part.module), part):
+                key = (part.tensor.rpartition(".")[2], part.dim)
+                places = part.places(removed.get(group_set.name, [])).flatten()
+                gone.setdefault(part.module, {}).setdefault(key, []).append(places)
+    for path, tensors in gone.items():
         layer = model.get_submodule(path)
-        columns = layer.weight.shape[matrix_of(layer).in_dim]
-        dropped = torch.cat(places)
-        layer.kept_columns = kept_places(columns, dropped).to(layer.weight.device) if len(dropped) else None
+        dropped = {key: torch.cat(places) for key, places in tensors.items()}
+        kept = {name: _kept_columns(getattr(layer, name), dim, at) for (name, dim), at in dropped.items() if len(at)}
+        layer.kept_columns = kept or None
+
+
+def _cuts_columns(module: nn.Module, part: Slice) -> bool:
+    """Whether a slice lies among what a weight matrix has in its columns: its inputs, of an embedding its channels."""
+    is_vector = part.tensor.endswith(".bias")
+    return not is_vector and (reads_along(module, part.dim) or (isinstance(module, nn.Embedding) and part.dim == 1))
+
+
+def _kept_columns(tensor: Tensor, dim: int, dropped: Tensor) -> Tensor:
+    kept = kept_places(tensor.shape[dim], dropped).to(tensor.device)
+    size = tensor[0, 0].numel() if dim == 1 else 1  # of a kernel, whose taps are columns too
+    return (kept.unsqueeze(1) * size + torch.arange(size, device=kept.device)).flatten()

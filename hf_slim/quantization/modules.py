@@ -46,7 +46,8 @@ class FakeQuantLinear(nn.Linear):
     """A linear layer on a grid; `weight` stays the master.
 
     Attributes:
-        kept_columns: The columns that pruning will leave, or None; pruning keeps this up to date.
+        kept_columns: The columns that pruning will leave, by name of the tensor, or None; pruning keeps this up to
+            date.
         weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
         read_weight: Gives the float weight where `weight` is stored in another way, as by bitsandbytes; or None.
     """
@@ -54,7 +55,7 @@ class FakeQuantLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.kept_columns: Tensor | None = getattr(linear, "kept_columns", None)
+        self.kept_columns: dict[str, Tensor] | None = getattr(linear, "kept_columns", None)
         self.weight_change: Callable[[], Tensor | None] | None = None
         self.read_weight: Callable[[], Tensor] | None = None
         add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
@@ -62,7 +63,7 @@ class FakeQuantLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        weight = self.weight_quantizer(self.merged_weight(), self.kept_columns, _autocast_dtype(input))
+        weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), _autocast_dtype(input))
         return F.linear(input, weight, self.bias)
 
     def merged_weight(self) -> Tensor:
@@ -97,10 +98,11 @@ class FakeQuantEmbedding(nn.Embedding):
         self.weight = embedding.weight
         add_quantizers_(self, Scheme(scheme.weights), {"weight": tuple(embedding.weight.shape)}, Training(), ())
         self.scheme = scheme  # a tied head has the same one, and may quantize its input
+        self.kept_columns: dict[str, Tensor] | None = getattr(embedding, "kept_columns", None)
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
-        return self.weight_quantizer(rows.flatten(0, -2)).view(rows.shape)
+        return self.weight_quantizer(rows.flatten(0, -2), kept_columns(self, "weight")).view(rows.shape)
 
     def plain(self) -> nn.Embedding:
         """The ordinary embedding with the same parameter."""
@@ -129,6 +131,11 @@ def fake_quantized_like(
     layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     add_quantizers_(layer, scheme, shapes, training, dims)
     return layer
+
+
+def kept_columns(layer: nn.Module, name: str) -> Tensor | None:
+    """The columns of one of its matrices that pruning will leave a layer; None: all."""
+    return (getattr(layer, "kept_columns", None) or {}).get(name)
 
 
 def as_matrix(weight: Tensor, columns: int, transposed: bool) -> Tensor:
@@ -173,7 +180,7 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
         dtype = _autocast_dtype(inputs[0])
         on_grid = {}
         for name, matrix in self.matrices().items():
-            values = self.get_submodule(f"{name}_quantizer")(matrix, None, dtype)
+            values = self.get_submodule(f"{name}_quantizer")(matrix, kept_columns(self, name), dtype)
             on_grid[name] = from_matrix(values, getattr(self, name).shape, self.transposed)
         with weights_replaced(self, on_grid):
             return base.forward(self, *inputs, **kwargs)
