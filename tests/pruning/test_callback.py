@@ -3,9 +3,10 @@ import logging
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback, TrainerState
 
 from hf_slim import PruningCallback, PruningConfig, SlimError
+from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
 
 
@@ -81,3 +82,16 @@ def test_a_checkpoint_of_an_ordinary_run_can_be_resumed_with_pruning(tmp_path):
     again = tiny.trainer(model, tmp_path, [PruningCallback(PruningConfig(start=0.0, stop=1.0))], **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert model.model.layers[0].mlp.up_proj.out_features == 32
+
+
+@pytest.mark.parametrize(("steps", "scored"), [(20, 10), (64, 32), (160, 40), (10_000, 625)])
+def test_long_runs_do_not_score_in_every_step(steps, scored, monkeypatch):
+    counted = []
+    monkeypatch.setattr("hf_slim.pruning.callback.score_groups", lambda *given: counted.append(1) or {})
+    callback = PruningCallback(PruningConfig(stop=0.5))
+    callback.plan = plan_pruning(tiny.llama(), callback.config)
+    for step in range(steps):
+        state = TrainerState(max_steps=steps, global_step=step)
+        callback.on_step_begin(None, state, None)
+        callback.on_pre_optimizer_step(None, state, None, model=None)
+    assert len(counted) == scored
