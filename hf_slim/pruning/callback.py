@@ -30,7 +30,7 @@ from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
 SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores: about ten of them
-SCORES_PER_RUN = 64  # long runs do not score in every step: importance changes slowly,
+SCORES_PER_RUN = 32  # not in every step of a long run: importance changes slowly,
 STEPS_PER_SCORE = 8  # but a mean over ten scores must not be older than this times ten steps
 
 
@@ -96,8 +96,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         record_of(model).before_convert = [settle]
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        interval = min(STEPS_PER_SCORE, int(self.config.stop * state.max_steps) // SCORES_PER_RUN)
-        self._scores_now = not self._is_over(state) and state.global_step % max(1, interval) == 0
+        interval = min(STEPS_PER_SCORE, round(self.config.stop * state.max_steps / SCORES_PER_RUN)) or 1
+        self._scores_now = not self._is_over(state) and state.global_step % interval == 0
         if self._is_over(state):
             self._watching.close()
 
@@ -114,8 +114,10 @@ class PruningCallback(TrainerCallback, ExportableState):
         for name, score in scores.items():
             past = self.scores.get(name)
             if past is not None:
-                past, gone = past.to(score.device), self.removed.get(name, [])
-                score[gone] = past[gone]  # what was zeroed has no say
+                past = past.to(score.device)
+                if self.config.regrow:  # what is zero now comes back with the importance that it had
+                    gone = torch.tensor(self.removed.get(name, []), dtype=torch.long, device=score.device)
+                    score[gone] = past[gone]
                 score = past.lerp(score, 1 - SCORE_MEMORY)
             self.scores[name] = score
 

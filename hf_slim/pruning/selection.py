@@ -43,7 +43,8 @@ def choose_removed(
 def _taken(plan: Plan, pot: Pot, scores: dict[str, Tensor], gone: Removed, left: float) -> Removed:
     """The sets that lose more, with all that they have lost then: next steps worth `left`, the cheapest first."""
     queues = [_Queue.of(plan, lane, scores, gone) for lane in pot.lanes]
-    order = torch.cat([queue.prices for queue in queues]).sort(stable=True).indices
+    prices = torch.cat([queue.prices for queue in queues])
+    order = prices.sort(stable=True).indices if len(queues) > 1 else torch.arange(len(prices))  # one is sorted
     saved = torch.cat([queue.savings for queue in queues])[order].cumsum(0)
     if pot.is_target:
         number = int(torch.searchsorted(saved, left * (1 - ROUNDING))) + 1
@@ -54,9 +55,10 @@ def _taken(plan: Plan, pot: Pot, scores: dict[str, Tensor], gone: Removed, left:
     taken: Removed = {}
     for queue, lane, count in zip(queues, pot.lanes, steps, strict=True):
         for group_set, groups in zip(lane, queue.orders, strict=True) if count else ():
-            new = groups[queue.begin : int(queue.ends[count - 1])]
-            old = torch.tensor(gone.get(group_set.name, []), dtype=torch.long)
-            taken[group_set.name] = torch.cat([old, new]).sort().values.tolist()
+            is_gone = torch.zeros(group_set.count, dtype=torch.bool)
+            is_gone[torch.tensor(gone.get(group_set.name, []), dtype=torch.long)] = True
+            is_gone[groups[queue.begin : int(queue.ends[count - 1])]] = True
+            taken[group_set.name] = is_gone.nonzero().squeeze(1).tolist()
     return taken
 
 
@@ -102,8 +104,8 @@ class _Queue:
 def least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
     """All groups in the order in which they may go: those that have gone, then by score, as `balance` demands."""
     score = score.clone()
-    score[list(group_set.pinned)] = torch.inf
-    score[gone] = -torch.inf
+    score[torch.tensor(group_set.pinned, dtype=torch.long)] = torch.inf
+    score[torch.tensor(gone, dtype=torch.long)] = -torch.inf
     if not group_set.balance:
         return score.sort(stable=True).indices
     order = score.view(-1, group_set.balance).sort(dim=1, stable=True).indices

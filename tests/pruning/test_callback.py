@@ -5,9 +5,10 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback, TrainerState
 
 from hf_slim import PruningCallback, PruningConfig, SlimError
+from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
 
 
@@ -111,3 +112,16 @@ def test_a_module_of_ones_own_is_pruned_once_it_says_what_it_reads(tmp_path):
     assert [tuple(layer.weight.shape[:2]) for layer in (model.first, model.second)] == [(4, 1), (4, 4)]
     assert (model.hidden.weight.shape, model.out.in_features) == ((12, 4), 12)
     assert model(pixels)["logits"].shape == (16, 3)
+
+
+@pytest.mark.parametrize(("steps", "scored"), [(20, 10), (64, 32), (160, 40), (10_000, 625)])
+def test_long_runs_do_not_score_in_every_step(steps, scored, monkeypatch):
+    counted = []
+    monkeypatch.setattr("hf_slim.pruning.callback.score_all", lambda *given: counted.append(1) or {})
+    callback = PruningCallback(PruningConfig(stop=0.5))
+    callback.plan = plan_pruning(tiny.llama(), callback.config)
+    for step in range(steps):
+        state = TrainerState(max_steps=steps, global_step=step)
+        callback.on_step_begin(None, state, None)
+        callback.on_pre_optimizer_step(None, state, None, model=nn.Module())
+    assert len(counted) == scored
