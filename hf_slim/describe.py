@@ -4,52 +4,79 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import tied_modules
 from hf_slim.distillation.teacher import check_teacher
-from hf_slim.evaluation.data import load_texts, text_blocks
+from hf_slim.evaluation.data import load_texts
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
-from hf_slim.integration.loading import float32_bytes, load_skeleton, load_tokenizer
-from hf_slim.pruning.selection import expected_losses
+from hf_slim.evaluation.task import TASKS
+from hf_slim.integration.loading import float32_bytes, lacks_head, load_skeleton, load_tokenizer
+from hf_slim.pruning.plan import Plan, expected_losses
+from hf_slim.pruning.removal import cut_out_
 from hf_slim.pruning.structure import understand
 from hf_slim.pruning.transform import plan_pruning
+from hf_slim.pruning.vocabulary import trim_vocabulary_
 from hf_slim.quantization.layers import family_of
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.recipe import Recipe
+from hf_slim.vocabulary import choose_kept, texts_of
 
 
 def describe_recipe(recipe: Recipe) -> str:
-    """The plan of a run as text: steps, parameters, bytes, and what each layer becomes.
+    """The plan of a run as text: steps, parameters, bytes, and what each layer becomes in each stage.
 
     Raises: SlimError: for everything that `train` would refuse before its first step.
     """
-    args = recipe.training_arguments(recipe.output)
-    train_texts, _ = load_texts(recipe.data)
-    text_blocks(train_texts, load_tokenizer(recipe.model), recipe.data, 1, args.seed, "checking the text")
-    model = load_skeleton(recipe.model)
-    if recipe.distillation and recipe.distillation.teacher != "self":
-        check_teacher(model, load_skeleton(recipe.distillation.teacher))
-    schemes = _schemes(model, recipe)
-    removed = _removed_per_layer(model, recipe)
+    task, first = TASKS[recipe.task], recipe.runs[0]
+    train, _ = load_texts(first.data, task.columns(first.data))
+    label_names = task.label_names(train, first.data)
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_skeleton(recipe.model, task.auto_class, label_names)
+    task.settle_(model, tokenizer)
+    lines = [f"model       {recipe.model} ({type(model).__name__})"]
+    if label_names is not None:
+        fresh = ", a fresh head" if lacks_head(recipe.model, task.auto_class) else ""
+        lines.append(f"classes     {len(label_names)}: {', '.join(label_names[:8])}{fresh}")
+    if recipe.vocabulary is not None:
+        before = model.get_input_embeddings().num_embeddings
+        texts = texts_of(*(stage.data for stage in recipe.runs))
+        choice = choose_kept(model, tokenizer, texts, recipe.vocabulary.round_to)
+        lines.append(f"vocabulary  {before:,} -> {len(trim_vocabulary_(model, choice.new_ids)):,} rows")
+    for number, stage in enumerate(recipe.runs, 1):
+        lines += ["", f"stage {number} of {len(recipe.stages)}"] if recipe.stages else []
+        plan = plan_pruning(model, stage.pruning) if stage.pruning else None
+        lines += _stage_lines(stage, model, tokenizer, plan)
+        if plan is not None and number < len(recipe.runs):  # the next stage starts from the smaller model
+            gone = {name: list(range(round(groups))) for name, groups in expected_losses(plan).items()}
+            cut_out_(model, plan.group_sets, gone)
+    return "\n".join([*lines, "", f"output      {recipe.output}"])
+
+
+def _stage_lines(stage: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase, plan: Plan | None) -> list[str]:
+    args, task = stage.training_arguments(stage.output), TASKS[stage.task]
+    texts, _ = load_texts(stage.data, task.columns(stage.data))
+    task.examples(texts, tokenizer, model.config.label2id, stage.data, 1, args.seed)
+    if stage.distillation and stage.distillation.teacher != "self":
+        check_teacher(model, load_skeleton(stage.distillation.teacher, task.auto_class))
+    schemes = _schemes(model, stage)
+    removed = _removed_per_layer(model, plan)
     before = sum(parameter.numel() for parameter in model.parameters())
     lost = sum(groups * size for groups, size, _ in removed)
     stored = _bytes(model, schemes, removed)
     batch = args.train_batch_size * args.gradient_accumulation_steps
     steps = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    lines = [
-        f"model       {recipe.model} ({type(model).__name__})",
-        f"training    {steps} of {batch} x {recipe.data.block_size} tokens, learning rate {args.learning_rate:g}",
-        f"techniques  {', '.join(recipe.techniques) or 'none: an ordinary fine-tune'}",
+    return [
+        f"training    {steps} of {batch} x {stage.data.block_size} tokens, learning rate {args.learning_rate:g}",
+        f"techniques  {', '.join(stage.techniques) or 'none: an ordinary fine-tune'}",
         f"parameters  {before / 1e6:.1f} M -> {(before - lost) / 1e6:.1f} M",
         f"weights     {float32_bytes(model) / 1e6:.1f} MB in float32 -> about {stored / 1e6:.1f} MB",
-        f"output      {recipe.output}",
-        "",
-        *_layer_lines(model, schemes, removed, recipe),
+        *(_timing_lines(plan.timings) if plan and plan.timings else []),
+        *(["", *_layer_lines(model, schemes, removed, stage)] if plan or schemes else []),
     ]
-    return "\n".join(lines)
 
 
 def describe_model(model: nn.Module) -> str:
@@ -116,10 +143,9 @@ def _kernel(module: nn.Module, model: nn.Module) -> str:
 Removal = tuple[float, int, tuple[str, ...]]  # groups that go on average, parameters per group, layers that lose them
 
 
-def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
-    if recipe.pruning is None:
+def _removed_per_layer(model: nn.Module, plan: Plan | None) -> list[Removal]:
+    if plan is None:
         return []
-    plan = plan_pruning(model, recipe.pruning)
     losses = expected_losses(plan)
     return [
         (
@@ -129,6 +155,17 @@ def _removed_per_layer(model: nn.Module, recipe: Recipe) -> list[Removal]:
         )
         for found in plan.group_sets
     ]
+
+
+def _timing_lines(timings: dict[str, Any]) -> list[str]:
+    """What a target in time goes by."""
+    read = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in timings["inputs"].items())
+    lines = [f"measured    on {timings['device']} in {timings['dtype']}, {read}: layers {timings['total_ms']:.1f} ms"]
+    for curve in timings["curves"]:
+        steps = ", ".join(f"{kept}: {ms:.2f}" for kept, ms in zip(curve["kept"], curve["ms"], strict=True))
+        alike = f" (and {len(curve['group_sets']) - 1} alike)" if len(curve["group_sets"]) > 1 else ""
+        lines.append(f"            {curve['group_sets'][0]}{alike}, ms by what is kept: {steps}")
+    return lines
 
 
 def _schemes(model: nn.Module, recipe: Recipe) -> dict[str, Scheme | str]:

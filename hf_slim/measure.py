@@ -10,39 +10,46 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.evaluation.compare import EvaluationConfig, measure_models
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.evaluation.compare import SEED_OF_HELD_OUT, measure_models, vocabulary_size
+from hf_slim.evaluation.config import EvaluationConfig
+from hf_slim.evaluation.data import DataConfig, load_texts
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
+from hf_slim.evaluation.task import TASKS, Side
 from hf_slim.evaluation.training_speed import training_speed
-from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
 from hf_slim.recipe import Recipe
 
-SEED_OF_HELD_OUT = 0  # the same held-out blocks in every run, whatever the training seed
 Measures = dict[str, Any]
 
 
-def compare(base: str, result: str, data: DataConfig, settings: EvaluationConfig) -> dict[str, Measures]:
+def compare(task: str, base: str, result: str, data: DataConfig, settings: EvaluationConfig) -> dict[str, Measures]:
     """Quality, memory, compute and inference speed of two models, timed in turn.
 
     Args:
+        task: A name in `TASKS`.
         base: The model that the other one came from: a folder, a Hub id, or `package:<module>/<file>`.
         result: The compressed model.
-    Returns: `{"base": measures, "result": measures}`; perplexity is over the same held-out blocks.
+    Returns: `{"base": measures, "result": measures}`; quality is that on the same held-out text.
     """
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
         folders = {
-            "base": _as_folder(base, Path(scratch) / "base"),
-            "result": _as_folder(result, Path(scratch) / "result"),
+            "base": _as_folder(task, base, Path(scratch) / "base"),
+            "result": _as_folder(task, result, Path(scratch) / "result"),
         }
-        measured = in_fresh_process(_side_by_side, folders, data, settings)
+        measured = in_fresh_process(_side_by_side, task, folders, data, settings)
         for name, folder in tqdm(folders.items(), desc="peak memory", unit="model"):
-            peak = in_fresh_process(_peak_memory, folder, settings.prefill_tokens, settings.dtype_of(name))
+            peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
     return measured
+
+
+def task_of(spec: str) -> str:
+    """The task that a saved model has a head for; causal-lm where its files do not say."""
+    config = load_config(spec)
+    return next((name for name in TASKS if has_head(config, TASKS[name].auto_class)), "causal-lm")
 
 
 def training_step_ms(base: str, recipe: Recipe) -> dict[str, dict]:
@@ -71,45 +78,47 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _as_folder(spec: str, scratch: Path) -> str:
+def _as_folder(task: str, spec: str, scratch: Path) -> str:
     """The folder of a saved model; any other model is first saved to `scratch`."""
     if Path(spec).is_dir():
         return spec
-    load_model(spec).save_pretrained(scratch)
+    load_model(spec, auto_class=TASKS[task].auto_class).save_pretrained(scratch)
     load_tokenizer(spec).save_pretrained(scratch)
     return str(scratch)
 
 
-def _side_by_side(folders: dict[str, str], data: DataConfig, settings: EvaluationConfig) -> dict[str, Measures]:
+def _side_by_side(
+    task_name: str, folders: dict[str, str], data: DataConfig, settings: EvaluationConfig
+) -> dict[str, Measures]:
+    task = TASKS[task_name]
+    _, held_out = load_texts(data, task.columns(data))
     tokenizer = load_tokenizer(folders["base"])
-    _, held_out = load_texts(data)
-    blocks = text_blocks(held_out, tokenizer, data, settings.blocks, SEED_OF_HELD_OUT, "reading held-out text")
-    named = tqdm(folders.items(), desc="loading", unit="model")
-    models = {name: load_model(folder, settings.dtype_of(name)) for name, folder in named}
-    check_vocabularies(models)
-    return measure_models(models, tokenizer, blocks, settings)
+    sides = {}
+    for name, folder in tqdm(folders.items(), desc="loading", unit="model"):
+        model = load_model(folder, settings.dtype_of(name), task.auto_class)
+        sides[name] = Side(model, tokenizer)
+        if vocabulary_size(sides[name]) != vocabulary_size(sides["base"]):
+            sides[name] = Side(model, load_tokenizer(folder))
+        task.settle_(model, sides[name].tokenizer)
+    return measure_models(task, sides, held_out, data, settings)
 
 
-def check_vocabularies(models: dict[str, PreTrainedModel]) -> None:
-    """Raises SlimError if token ids do not mean the same to both models, as after `shrink-vocabulary`."""
-    base, result = (models[name].config.get_text_config().vocab_size for name in ("base", "result"))
-    if base != result:
-        raise SlimError(
-            f"A vocabulary of {base} tokens against one of {result}: perplexities over different tokens do not "
-            "compare. Give as base a model with the vocabulary of the result, such as what `shrink-vocabulary` wrote."
-        )
-
-
-def _peak_memory(folder: str, n_tokens: int, dtype: torch.dtype) -> int:
-    model = load_model(folder, dtype)
+def _peak_memory(task_name: str, folder: str, data: DataConfig, settings: EvaluationConfig, dtype: torch.dtype) -> int:
+    task = TASKS[task_name]
+    model = load_model(folder, dtype, task.auto_class)
+    task.settle_(model, load_tokenizer(folder))
     with torch.inference_mode():
-        model(input_ids=torch.ones(1, n_tokens, dtype=torch.long), logits_to_keep=1)
+        model(**task.memory_input(data, settings))
     return peak_rss_bytes()
 
 
 def _training_speed(base: str, recipe: Recipe) -> dict[str, dict]:
+    task = TASKS[recipe.task]
     configs: list[SlimConfig] = list(recipe.techniques.values())
-    texts, _ = load_texts(recipe.data)
-    n_blocks = recipe.training.get("per_device_train_batch_size", 8)
-    blocks = text_blocks(texts, load_tokenizer(base), recipe.data, n_blocks, SEED_OF_HELD_OUT, "reading text")
-    return training_speed(load_model(base), configs, recipe.training, blocks, recipe.evaluation.training_repeats)
+    texts, _ = load_texts(recipe.data, task.columns(recipe.data))
+    model, tokenizer = load_model(base, auto_class=task.auto_class), load_tokenizer(base)
+    task.settle_(model, tokenizer)
+    size = recipe.training.get("per_device_train_batch_size", 8)
+    examples = task.examples(texts, tokenizer, model.config.label2id, recipe.data, size, SEED_OF_HELD_OUT)
+    batch = task.collator(tokenizer)([examples[i % len(examples)] for i in range(size)])
+    return training_speed(task, model, configs, recipe.training, batch, recipe.evaluation.training_repeats)

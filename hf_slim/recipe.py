@@ -1,6 +1,7 @@
 """Recipes: one strict YAML file that says everything about a run."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,12 @@ from transformers import TrainingArguments
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.evaluation.compare import EvaluationConfig
+from hf_slim.evaluation import causal_lm, classification  # noqa: F401  registers the tasks
+from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.data import DataConfig
+from hf_slim.evaluation.task import TASKS
 from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.vocabulary import VocabularyConfig
 from hf_slim.quantization.config import QuantizationConfig
 
 TECHNIQUES: dict[str, type[SlimConfig]] = {
@@ -21,7 +25,10 @@ TECHNIQUES: dict[str, type[SlimConfig]] = {
     "pruning": PruningConfig,
     "quantization": QuantizationConfig,
 }
-SECTIONS: dict[str, type[SlimConfig]] = {"data": DataConfig, "evaluation": EvaluationConfig, **TECHNIQUES}
+OPTIONAL: dict[str, type[SlimConfig]] = {"vocabulary": VocabularyConfig, **TECHNIQUES}
+SECTIONS: dict[str, type[SlimConfig]] = {"data": DataConfig, "evaluation": EvaluationConfig, **OPTIONAL}
+LAID_OVER = ("data", "training")  # single settings of these change from stage to stage; a technique changes whole
+STAGE_SECTIONS = (*LAID_OVER, *TECHNIQUES)
 # the progress bar follows transformers' log level otherwise, which hf-slim keeps quiet
 TRAINING_DEFAULTS = {"save_strategy": "no", "disable_tqdm": False}
 SET_BY_HF_SLIM = {"output_dir": "the top-level `output`"}
@@ -35,17 +42,28 @@ class Recipe:
     Attributes:
         model: A Hub id, a folder, or `package:<module>/<file>`.
         output: Folder that the compressed model is written to.
+        task: What the model is trained for: a name in `TASKS`.
         training: Fields of `TrainingArguments`.
+        stages: Runs that follow each other, each on the model of the one before: this recipe with changes. Empty
+            where the recipe is one run.
     """
 
     model: str
     output: str
+    task: str = "causal-lm"
     data: DataConfig = field(default_factory=DataConfig)
+    vocabulary: VocabularyConfig | None = None
     training: dict[str, Any] = field(default_factory=dict)
     distillation: DistillationConfig | None = None
     pruning: PruningConfig | None = None
     quantization: QuantizationConfig | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    stages: tuple["Recipe", ...] = ()
+
+    @property
+    def runs(self) -> tuple["Recipe", ...]:
+        """The stages, or the recipe itself as the only one."""
+        return self.stages or (self,)
 
     @property
     def techniques(self) -> dict[str, SlimConfig]:
@@ -53,10 +71,13 @@ class Recipe:
         return {name: config for name in TECHNIQUES if (config := getattr(self, name)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain data, techniques that are not in use left out."""
-        plain = {"model": self.model, "output": self.output, "training": dict(self.training)}
+        """The recipe as plain data, what is not in use left out; of a stage, what differs from the recipe."""
+        plain = {"model": self.model, "output": self.output, "task": self.task, "training": dict(self.training)}
         sections = {name: getattr(self, name) for name in SECTIONS}
-        return plain | {name: config.to_dict() for name, config in sections.items() if config is not None}
+        plain |= {name: config.to_dict() for name, config in sections.items() if config is not None}
+        stages = [stage.to_dict() for stage in self.stages]
+        changes = [{n: s.get(n) for n in STAGE_SECTIONS if s.get(n) != plain.get(n)} for s in stages]
+        return plain | ({"stages": changes} if changes else {})
 
     def training_arguments(self, output_dir: str) -> TrainingArguments:
         """The Trainer's arguments. Raises SlimError where the Trainer refuses a value."""
@@ -114,10 +135,12 @@ def _plain(node: yaml.Node, path: tuple[str, ...], lines: Lines, file: str) -> A
             if key in values:
                 raise SlimError(f"{file}, line {line}: '{key}' stands twice. Keep one of them.")
             lines[(*path, key)] = line
-            values[key] = _plain(value_node, (*path, key), lines, file)
+            is_bare = isinstance(value_node, yaml.ScalarNode) and value_node.value == ""
+            # `pruning:` alone means its defaults; `pruning: null` means none
+            values[key] = {} if is_bare and key in SECTIONS else _plain(value_node, (*path, key), lines, file)
         return values
     if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, path, lines, file) for item in node.value]
+        return [_plain(item, (*path, str(number)), lines, file) for number, item in enumerate(node.value, 1)]
     return _Loader("").construct_object(node)
 
 
@@ -127,9 +150,15 @@ def _apply(override: str, values: dict[str, Any]) -> None:
         raise SlimError(f"An override must be `key=value` or `section.key=value`, got '{override}'.")
     *parents, key = name.split(".")
     for parent in parents:
-        if not isinstance(values.setdefault(parent, {}), dict):
+        if isinstance(values, list):  # stages are counted from 1
+            inside = values[int(parent) - 1] if parent.isdigit() and 0 < int(parent) <= len(values) else None
+        else:
+            inside = values.setdefault(parent, {})
+        if not isinstance(inside, dict | list):
             raise SlimError(f"Override '{override}': '{parent}' is not a section.")
-        values = values[parent]
+        values = inside
+    if isinstance(values, list):
+        raise SlimError(f"Override '{override}': write which stage and what, such as `stages.1.training.max_steps=9`.")
     values[key] = yaml.load(text, Loader=_Loader)
 
 
@@ -141,14 +170,49 @@ def _build(values: Any, lines: Lines, file: str) -> Recipe:
     for required in ("model", "output"):
         if not isinstance(values.get(required), str) or not values[required]:
             raise SlimError(f"'{file}' needs `{required}`, a non-empty text; got {values.get(required)!r}.")
-    built: dict[str, Any] = {"model": values["model"], "output": values["output"]}
+    built: dict[str, Any] = {name: values[name] for name in ("model", "output", "task") if name in values}
     for name, config_class in SECTIONS.items():
         if values.get(name) is not None:
             built[name] = _section(name, config_class, values[name], lines, file)
-        elif name in values and name in TECHNIQUES:  # `pruning:` alone means its defaults
-            built[name] = config_class()
     built["training"] = _training(values.get("training") or {}, lines, file)
-    return Recipe(**built)
+    recipe = Recipe(**built, stages=_stages(values, lines, file))
+    task = _located(lambda: TASKS[str(recipe.task)], "task", lines, file)
+    _located(lambda: task.columns(recipe.data), "data", lines, file)
+    return recipe
+
+
+def _stages(values: dict[str, Any], lines: Lines, file: str) -> tuple[Recipe, ...]:
+    """The recipe of every stage: the top level with what the stage changes."""
+    stages = values.get("stages")
+    if stages is None:
+        return ()
+    if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
+        raise SlimError(
+            f"{file}, line {lines.get(('stages',), '?')}: `stages` must be a list of sections, one or more."
+        )
+    top = {name: value for name, value in values.items() if name != "stages"}
+    built = []
+    for number, stage in enumerate(stages, 1):
+        place = ("stages", str(number))
+        _check_keys(stage, place, list(STAGE_SECTIONS), lines, file)
+        laid = {name: (top.get(name) or {}) | stage[name] for name in LAID_OVER if isinstance(stage.get(name), dict)}
+        own_lines = {path[2:]: line for path, line in lines.items() if path[:2] == place}
+        built.append(_build(top | stage | laid, lines | own_lines, file))
+        if built[-1].quantization and number < len(stages):
+            line = own_lines.get(("quantization",)) or lines.get(("quantization",), "?")
+            raise SlimError(
+                f"{file}, line {line}: stage {number} quantizes, and the next one cannot train a packed model. Move "
+                f"`quantization` to the last stage, or write `quantization: null` in stage {number}."
+            )
+    return tuple(built)
+
+
+def _located(build: Callable[[], Any], section: str, lines: Lines, file: str) -> Any:
+    """What `build` returns; what it raises gets the line of the section that it is about."""
+    try:
+        return build()
+    except SlimError as error:
+        raise SlimError(f"{file}, line {lines.get((section,), '?')}, in `{section}`: {error}") from error
 
 
 def _section(name: str, config_class: type[SlimConfig], values: Any, lines: Lines, file: str) -> SlimConfig:
@@ -156,10 +220,7 @@ def _section(name: str, config_class: type[SlimConfig], values: Any, lines: Line
     if not isinstance(values, dict):
         raise SlimError(f"{where}: `{name}` must be a mapping of settings, got {values!r}.")
     _check_keys(values, (name,), [f.name for f in fields(config_class)], lines, file)
-    try:
-        return config_class.from_dict(values)
-    except SlimError as error:
-        raise SlimError(f"{where}, in `{name}`: {error}") from error
+    return _located(lambda: config_class.from_dict(values), name, lines, file)
 
 
 def _training(values: Any, lines: Lines, file: str) -> dict[str, Any]:

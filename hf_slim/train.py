@@ -1,34 +1,49 @@
 """A recipe from start to end: train with the callbacks, save, reload, measure, report."""
 
 import ctypes
-import datetime
 import gc
-import json
-import logging
-import os
-import platform
 import tempfile
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, Trainer, default_data_collator
+from accelerate.utils import extract_model_from_parallel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.report import SCHEMA_VERSION, as_markdown, ratios, write_atomically
-from hf_slim.evaluation.data import load_texts, text_blocks
-from hf_slim.evaluation.picture import draw
-from hf_slim.evaluation.training_speed import callbacks_for
-from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.describe import describe_recipe
+from hf_slim.evaluation.data import load_texts
+from hf_slim.evaluation.task import TASKS
+from hf_slim.evaluation.training_speed import callbacks_for, trainer_for
+from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish, save
 from hf_slim.measure import compare, training_step_ms
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
-from hf_slim.version import __version__
+from hf_slim.reporting import build_report, write_report
+from hf_slim.stages import RunFolders, last_checkpoint, newest_checkpoint
+from hf_slim.vocabulary import texts_of, trim_
 
-logger = logging.getLogger(__name__)
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves behind, beside the model.
+
+    Attributes:
+        base: Folder of the model that the result is compared with.
+        layers: What became of each layer.
+        log: The Trainer's log; entries of a recipe with stages say which stage they are of.
+        notes: What must be known to read the comparison.
+        base_is_judged: Whether the base can do the task at all; one whose head was never trained cannot.
+    """
+
+    base: str
+    layers: list[dict[str, Any]]
+    log: list[dict[str, Any]]
+    notes: list[str]
+    base_is_judged: bool
 
 
 def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -36,51 +51,136 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
 
     Args:
         overwrite: Replace a finished model in the output folder, once the new one is complete.
-        resume: Continue from the last complete checkpoint of an interrupted run.
+        resume: Continue from the last complete checkpoint of an interrupted run, or from its last finished stage.
     Raises: SlimError: for anything that can be known before training.
     """
     output = Path(recipe.output)
     check_output(output, overwrite)
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
-        base = str(Path(scratch) / "base")
-        layers, log = _train(recipe, Path(scratch), resume)
-        measured = compare(base, str(output), recipe.data, recipe.evaluation)
-        if recipe.techniques:
-            for side, steps in training_step_ms(base, recipe).items():
+        folders = RunFolders(recipe, Path(scratch))
+        if not resume:
+            folders.start_afresh(overwrite)
+        if recipe.stages:
+            describe_recipe(recipe)  # a later stage would otherwise be refused after hours of the first
+        trained = _train(recipe, folders, resume)
+        measured = compare(recipe.task, trained.base, str(output), recipe.runs[-1].data, recipe.evaluation)
+        if not trained.base_is_judged:
+            measured["base"]["quality"] = {}
+        compressing = [stage for stage in recipe.runs if stage.techniques]
+        if compressing:
+            for side, steps in training_step_ms(trained.base, compressing[-1]).items():
                 measured[side]["training"] = {"step_ms": steps}
-    report = build_report(recipe, measured, layers, log)
+        folders.clear()
+    report = build_report(recipe, measured, trained.layers, trained.log, trained.notes)
     write_report(report, output)
     return report
 
 
-def _train(recipe: Recipe, scratch: Path, resume: bool) -> tuple[list[dict[str, Any]], list[dict]]:
-    """Trains and saves; leaves the untouched base model in `scratch/base`. Returns layers and the Trainer's log."""
-    output = Path(recipe.output)
-    keeps_checkpoints = recipe.training.get("save_strategy", "no") != "no"
-    checkpoints = output.with_name(f"{output.name}.checkpoints") if keeps_checkpoints else scratch / "trainer"
-    args = recipe.training_arguments(str(checkpoints))
-    train_texts, _ = load_texts(recipe.data)
+def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
+    """Runs every stage that is not finished and publishes the last one's model; the base is kept for comparison."""
+    task, finished = TASKS[recipe.task], folders.finished() if resume else 0
+    model, tokenizer, has_fresh_head = _load(recipe)
+    save(model, tokenizer, folders.scratch / "base")
+    if finished:
+        model, tokenizer = folders.load(finished, task.auto_class)
+    elif recipe.vocabulary is not None:
+        tokenizer = _trim_vocabulary(recipe, model, tokenizer, folders.scratch / "trimmed")
+    log = [{"stage": number, **entry} for number in range(1, finished + 1) for entry in folders.log(number)]
+    layers: list[dict[str, Any]] = []
+    for number, stage in list(enumerate(recipe.runs, 1))[finished:]:
+        layers = layer_fates(model, stage)
+        checkpoint = None
+        if resume and number == finished + 1:  # a later stage may have been interrupted before its first checkpoint
+            checkpoint = (newest_checkpoint if finished else last_checkpoint)(folders.checkpoints(number))
+        entries = _run_stage(stage, model, tokenizer, folders.checkpoints(number), checkpoint)
+        log += [{"stage": number, **entry} for entry in entries] if recipe.stages else entries
+        if number < len(recipe.runs):
+            folders.keep(number, model, tokenizer, entries)
+    publish(model, tokenizer, Path(recipe.output))
+    del model
+    _return_memory()
+    return _trained(recipe, folders, has_fresh_head, layers, log)
+
+
+def _load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+    """Model, tokenizer, and whether the model's head is fresh."""
+    task, first = TASKS[recipe.task], recipe.runs[0]
+    train, _ = load_texts(first.data, task.columns(first.data))
+    label_names = task.label_names(train, first.data)
     tokenizer = load_tokenizer(recipe.model)
-    model = load_model(recipe.model)
-    layers = layer_fates(model, recipe)
-    blocks = text_blocks(train_texts, tokenizer, recipe.data, _blocks_needed(args), args.seed, "reading training text")
-    checkpoint = last_checkpoint(checkpoints) if resume else None
-    save(model, tokenizer, scratch / "base")
+    set_seed(first.training_arguments(recipe.output).seed)  # a fresh head is random
+    model = load_model(recipe.model, auto_class=task.auto_class, label_names=label_names)
+    task.settle_(model, tokenizer)
+    return model, tokenizer, label_names is not None and lacks_head(recipe.model, task.auto_class)
+
+
+def _trim_vocabulary(
+    recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path
+) -> PreTrainedTokenizerBase:
+    """Removes what no stage's data uses from the model; returns its tokenizer, once both were loaded and compared."""
+    texts = texts_of(*(stage.data for stage in recipe.runs))
+    smaller, check, _ = trim_(model, tokenizer, texts, recipe.vocabulary.round_to)
+    save(model, smaller, scratch)
+    check(scratch)
+    return smaller
+
+
+def _run_stage(
+    stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, checkpoint: str | None
+) -> list[dict[str, Any]]:
+    """Trains the model in place, its final form included.
+
+    Args:
+        folder: For the Trainer's checkpoints.
+        checkpoint: To go on from.
+    Returns: the Trainer's log.
+    """
+    task, args = TASKS[stage.task], stage.training_arguments(str(folder))
+    texts, _ = load_texts(stage.data, task.columns(stage.data))
+    count = _examples_needed(args)
+    examples = task.examples(texts, tokenizer, model.config.label2id, stage.data, count, args.seed)
     try:
-        trainer = Trainer(
-            model, args, train_dataset=blocks, data_collator=default_data_collator,
-            processing_class=tokenizer, callbacks=callbacks_for(list(recipe.techniques.values())),
+        trainer = trainer_for(
+            task, model, args, train_dataset=examples, data_collator=task.collator(tokenizer),
+            processing_class=tokenizer, callbacks=callbacks_for(list(stage.techniques.values())),
         )  # fmt: skip
     except SlimError:
-        if checkpoints.is_dir() and not any(checkpoints.iterdir()):
-            checkpoints.rmdir()  # the Trainer makes it before callbacks can object
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # the Trainer makes it before callbacks can object
         raise
     trainer.train(resume_from_checkpoint=checkpoint)
-    publish(model, tokenizer, output)
-    log = trainer.state.log_history
-    del trainer, model
-    _return_memory()
-    return layers, log
+    _release_(model)
+    return trainer.state.log_history
+
+
+def _release_(model: PreTrainedModel) -> None:
+    """Undoes what a Trainer has wrapped around the model for mixed precision, and forgets that it was.
+
+    Otherwise accelerate takes the model as prepared, and the next stage would not train in the precision it asks for.
+    """
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    model.__dict__.pop("_is_accelerate_prepared", None)
+
+
+def _trained(
+    recipe: Recipe, folders: RunFolders, has_fresh_head: bool, layers: list[dict], log: list[dict]
+) -> Trained:
+    """Chooses the base: the untouched model, or where its head is fresh the model that was only fine-tuned."""
+    untouched = str(folders.scratch / "base")
+    if not has_fresh_head:
+        return Trained(untouched, layers, log, [], base_is_judged=True)
+    plain = next((number for number, stage in enumerate(recipe.runs) if stage.techniques), 0)
+    if plain:
+        note = f"The base is the model after stage {plain}: only fine-tuned. The result was trained on from there."
+        return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True)
+    data = recipe.runs[-1].data
+    labels = Counter(load_texts(data)[1][data.label_column])
+    chance = max(labels.values()) / labels.total()
+    note = (
+        f"The base has a head that was never trained, so its quality was not measured; {chance:.2%} of the held-out "
+        "examples have the commonest label. To compare with a fine-tuned base, fine-tune in a first stage."
+    )
+    return Trained(untouched, layers, log, [note], base_is_judged=False)
 
 
 def _return_memory() -> None:
@@ -92,7 +192,7 @@ def _return_memory() -> None:
         return  # another libc: it has no such call
 
 
-def _blocks_needed(args: transformers.TrainingArguments) -> int:
+def _examples_needed(args: transformers.TrainingArguments) -> int:
     """Examples for every optimizer step, or for one epoch of at most 100,000 where no number of steps is given."""
     if args.max_steps > 0:
         return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -107,74 +207,3 @@ def layer_fates(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
         {"name": plan.name, "scheme": str(plan.scheme) if plan.scheme else None, "reason": plan.reason}
         for plan in plan_quantization(model, recipe.quantization)
     ]
-
-
-def last_checkpoint(folder: Path) -> str:
-    """The Trainer's newest complete checkpoint; one that was cut short or damaged is passed over.
-
-    Raises: SlimError: if there is none.
-    """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    for checkpoint in found:
-        try:
-            json.loads((checkpoint / "trainer_state.json").read_text())  # the Trainer writes this file last
-            for file in checkpoint.glob("*.safetensors"):
-                with safe_open(file, "pt"):  # compares the header with the length of the file
-                    pass
-        except (OSError, ValueError, SafetensorError):
-            logger.warning("Checkpoint %s is incomplete or damaged and is passed over.", checkpoint)
-            continue
-        return str(checkpoint)
-    raise SlimError(
-        f"There is no complete checkpoint in '{folder}' to resume from. Set `training.save_strategy: steps` and "
-        "`training.save_steps`, or start without --resume."
-    )
-
-
-def build_report(recipe: Recipe, measured: dict[str, Any], layers: list[dict], log: list[dict]) -> dict[str, Any]:
-    """Every number of the run, with what is needed to repeat it."""
-    report = {
-        "schema_version": SCHEMA_VERSION,
-        "title": f"{Path(recipe.model).name}: {' + '.join(recipe.techniques) or 'fine-tuning only'}",
-        "hf_slim_version": __version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
-        "seed": recipe.training.get("seed", 42),
-        "recipe": recipe.to_dict(),
-        "base": measured["base"],
-        "result": measured["result"],
-        "layers": layers,
-        "training_log": log,
-    }
-    report["ratios"] = ratios(report)
-    return report
-
-
-def environment() -> dict[str, str]:
-    """The machine and the versions that the numbers belong to."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "system": platform.platform(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def write_report(report: dict[str, Any], folder: Path) -> None:
-    """report.json, report.md and report.png in `folder`, each moved into place when complete."""
-    write_atomically(folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
-    write_atomically(folder / "report.md", lambda path: path.write_text(as_markdown(report)))
-    picture = folder / "report.png"
-    if draw(report, folder / ".report.png"):
-        os.replace(folder / ".report.png", picture)

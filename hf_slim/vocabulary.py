@@ -4,7 +4,7 @@ import json
 import logging
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
 from hf_slim.evaluation.data import DataConfig, load_texts
@@ -32,10 +32,26 @@ ROUNDING = 64  # units in the last place of the largest logit: another number of
 class Reference:
     """What the untouched model and tokenizer make of some texts."""
 
+    model_class: type
     texts: list[str]
     tokens: list[list[str]]
     ids: list[Tensor]  # for the model
-    logits: list[Tensor]  # of kept tokens only
+    logits: list[Tensor]  # of kept tokens only, where they are of tokens at all
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which tokens of a vocabulary stay.
+
+    Attributes:
+        spec: Content of the smaller `tokenizer.json`.
+        new_ids: Old id -> new id.
+        counts: Tokens of text, and shares of them that are covered.
+    """
+
+    spec: dict[str, Any]
+    new_ids: dict[int, int]
+    counts: dict[str, float]
 
 
 def run_shrink_vocabulary(
@@ -58,25 +74,56 @@ def run_shrink_vocabulary(
     """
     check_output(output, overwrite)
     tokenizer = load_tokenizer(spec)
-    whole_spec = spec_of(tokenizer)
-    texts, held_out = (list(split[data.text_column]) for split in load_texts(data))
-    seen = count_tokens(tokenizer, texts, "tokenizing training text")
-    unseen = count_tokens(tokenizer, held_out, "tokenizing held-out text")
+    spec_of(tokenizer)
+    texts = texts_of(data)
     model = load_model(spec, dtype)
+    before = _sizes(model)
+    smaller, check, counts = trim_(model, tokenizer, texts, round_to)
+    report = {**counts, "before": before}
+    publish(model, smaller, output, lambda folder: report.update(largest_logit_difference=check(folder)))
+    return report | {"after": _sizes(model)}
+
+
+def trim_(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: tuple[list[str], list[str]], round_to: int
+) -> tuple[PreTrainedTokenizerBase, Callable[[Path], float], dict[str, float]]:
+    """Removes the rows of the tokens that the texts never use from the model.
+
+    Args:
+        texts: Training and held-out texts.
+    Returns: the smaller tokenizer; `check_agreement` for the folder that both are saved in; the counts of `Choice`.
+    """
+    choice = choose_kept(model, tokenizer, texts, round_to)
+    reference = reference_of(model, tokenizer, texts[0] + texts[1], choice.new_ids)
+    trim_vocabulary_(model, choice.new_ids)
+    check = partial(check_agreement, reference=reference, spec=choice.spec, new_ids=choice.new_ids)
+    return with_spec(tokenizer, choice.spec), check, choice.counts
+
+
+def choose_kept(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: tuple[list[str], list[str]], round_to: int
+) -> Choice:
+    """Which tokens stay: those of the texts, and what model, tokenizer and chat template need; changes nothing."""
+    whole_spec = spec_of(tokenizer)
+    seen = count_tokens(tokenizer, texts[0], "tokenizing training text")
+    unseen = count_tokens(tokenizer, texts[1], "tokenizing held-out text")
     required = special_ids(model) | chat_ids(tokenizer)
-    smaller_spec, new_ids = trim_tokenizer_json(whole_spec, {*seen, *unseen, *required}, round_to)
-    report: dict[str, Any] = {
+    spec, new_ids = trim_tokenizer_json(whole_spec, {*seen, *unseen, *required}, round_to)
+    counts = {
         "tokens": seen.total() + unseen.total(),
         "covered": coverage(seen + unseen, new_ids),
         "held_out_covered_by_training": coverage(unseen, complete_kept(whole_spec, {*seen, *required})),
-        "before": _sizes(model),
     }
-    reference = reference_of(model, tokenizer, texts + held_out, new_ids)
-    trim_vocabulary_(model, new_ids)
-    agreement = partial(check_agreement, reference=reference, spec=smaller_spec, new_ids=new_ids)
-    smaller = with_spec(tokenizer, smaller_spec)
-    publish(model, smaller, output, lambda folder: report.update(largest_logit_difference=agreement(folder)))
-    return report | {"after": _sizes(model)}
+    return Choice(spec, new_ids, counts)
+
+
+def texts_of(*datas: DataConfig) -> tuple[list[str], list[str]]:
+    """Training and held-out texts, all columns of text one after the other."""
+    texts: tuple[list[str], list[str]] = [], []
+    for data in {repr(data): data for data in datas}.values():  # the stages of a recipe mostly read the same
+        for part, split in zip(texts, load_texts(data), strict=True):
+            part += [text for column in data.text_columns for text in split[column]]
+    return texts
 
 
 def spec_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -127,14 +174,17 @@ def with_spec(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> PreTr
 def reference_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], new_ids: dict[int, int]
 ) -> Reference:
-    """What the model says now about texts spread over the data; logits of the tokens in `new_ids` only."""
+    """What the model says now about texts spread over the data; of logits of tokens only those in `new_ids`."""
     texts = [text for text in texts if text]
     texts = texts[:: max(len(texts) // CHECKED_TEXTS, 1)]
     encoded = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     ids = [torch.tensor([numbers[:CHECKED_LENGTH]]) for numbers in encoded if numbers][:CHECKED_BLOCKS]
     kept = torch.tensor(list(new_ids))
-    logits = [model(input_ids=block).logits[..., kept] for block in ids]
-    return Reference(texts, [tokenizer.convert_ids_to_tokens(numbers) for numbers in encoded], ids, logits)
+    logits = [model(input_ids=block).logits for block in ids]
+    if model.get_output_embeddings() is not None:
+        logits = [scores[..., kept] for scores in logits]
+    tokens = [tokenizer.convert_ids_to_tokens(numbers) for numbers in encoded]
+    return Reference(type(model), texts, tokens, ids, logits)
 
 
 @torch.inference_mode()
@@ -143,7 +193,7 @@ def check_agreement(folder: Path, reference: Reference, spec: dict[str, Any], ne
 
     Raises: SlimError: if it is more than rounding, or a text has other tokens than before.
     """
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), reference.model_class.from_pretrained(folder).eval()
     if tokenizer.get_vocab() != token_ids(spec):
         raise SlimError(
             f"{type(tokenizer).__name__} adds or moves tokens when it loads, so this tokenizer cannot be trimmed. "

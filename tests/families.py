@@ -1,5 +1,6 @@
 """Tiny random models of every family that pruning promises, and what each of them has to lose."""
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,7 @@ WHISPER = {
     "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "num_mel_bins": 8, "max_source_positions": 10,
     "max_target_positions": 20, "decoder_start_token_id": 1,
 }  # fmt: skip
+T5_GROUPS = {"ffn": 4, "kv_heads": 3, "layers": 2, "attention_blocks": 0, "ffn_blocks": 2}
 GATED = {"feed_forward_proj": "gated-gelu"}
 PICTURE = {"image_size": 16, "patch_size": 8}
 
@@ -45,6 +47,10 @@ class Family:
     heads: int = 0  # query heads that can go one by one
     channels: int = 0
     layers: int = 1  # stacks of which whole layers can go
+    attention_blocks: int = 1  # stacks of which the attention of single layers can go
+    ffn_blocks: int = 1
+    experts: int = 0
+    hidden: int = 1
 
     def build(self, seed: int = 0, **changes: object) -> PreTrainedModel:
         torch.manual_seed(seed)
@@ -61,40 +67,44 @@ FAMILIES = {
     "gemma2": Family("Gemma2ForCausalLM", GROUPED | {"head_dim": 8}, heads=2),
     "gemma3": Family("Gemma3ForCausalLM", GROUPED | {"head_dim": 8}, heads=2),
     "phi3": Family("Phi3ForCausalLM", GROUPED, heads=2),
-    "gpt2": Family("GPT2LMHeadModel", GPT),
+    "gpt2": Family("GPT2LMHeadModel", GPT, attention_blocks=0, ffn_blocks=0),
     "gpt_neox": Family("GPTNeoXForCausalLM", TOKENS | SIZES),
-    "opt": Family("OPTForCausalLM", TOKENS | SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 48}),
-    "falcon": Family("FalconForCausalLM", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 3}, heads=2),
+    "opt": Family("OPTForCausalLM", TOKENS | SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 48}, attention_blocks=0),
+    "falcon": Family(
+        "FalconForCausalLM", FALCON | {"new_decoder_architecture": True, "num_kv_heads": 3}, heads=2,
+        attention_blocks=0,
+    ),
     "falcon_one_kv_head": Family("FalconForCausalLM", FALCON | {"multi_query": True}, kv_heads=0, heads=2),
-    "bert": Family("BertForSequenceClassification", ENCODER, layers=0),
-    "roberta": Family("RobertaForSequenceClassification", ENCODER, layers=0),
+    "bert": Family("BertForSequenceClassification", ENCODER),
+    "roberta": Family("RobertaForSequenceClassification", ENCODER),
     "distilbert": Family(
         "DistilBertForSequenceClassification",
         DISTILBERT,
-        layers=0,
     ),
-    "t5": Family("T5ForConditionalGeneration", T5, ffn=4, kv_heads=3, layers=0),
-    "t5_gated": Family("T5ForConditionalGeneration", T5 | GATED, ffn=4, kv_heads=3, layers=0),
+    "t5": Family("T5ForConditionalGeneration", T5, **T5_GROUPS),
+    "t5_gated": Family("T5ForConditionalGeneration", T5 | GATED, **T5_GROUPS),
     "vit": Family("ViTForImageClassification", SIZES | PICTURE),
-    "whisper": Family("WhisperForConditionalGeneration", TOKENS | WHISPER, ffn=4, kv_heads=6, channels=1, layers=2),
-    "mixtral": Family("MixtralForCausalLM", MIXTURE | {"num_local_experts": 4}, heads=2),
+    "whisper": Family("WhisperForConditionalGeneration", TOKENS | WHISPER, ffn=4, kv_heads=6, channels=1, layers=2,
+        attention_blocks=0, ffn_blocks=2),
+    "mixtral": Family("MixtralForCausalLM", MIXTURE | {"num_local_experts": 4}, heads=2, experts=2, ffn_blocks=0),
     "qwen2_moe": Family(
         "Qwen2MoeForCausalLM",
-        QWEN_MIXTURE | SHARED_EXPERT, ffn=4, heads=2,
+        QWEN_MIXTURE | SHARED_EXPERT, ffn=4, heads=2, experts=2,
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
-        QWEN_MIXTURE | {"head_dim": 8}, heads=2,
+        QWEN_MIXTURE | {"head_dim": 8}, heads=2, experts=2, ffn_blocks=0,
     ),
     # what nothing in hf_slim was written for
-    "albert": Family("AlbertForSequenceClassification", ENCODER | {"embedding_size": 24}, ffn=1, kv_heads=1, layers=0),
+    "albert": Family("AlbertForSequenceClassification", ENCODER | {"embedding_size": 24}, ffn=1, kv_heads=1, layers=0,
+        attention_blocks=0, ffn_blocks=0, hidden=2),
     "bart": Family(
         "BartForConditionalGeneration",
         TOKENS | {**WHISPER, "max_position_embeddings": 64}, ffn=4, kv_heads=6,
-        layers=0,
+        layers=2, attention_blocks=3, ffn_blocks=2,
     ),
-    "clip": Family("CLIPVisionModel", SIZES | PICTURE),
-    "deberta": Family("DebertaV2ForSequenceClassification", ENCODER, layers=0),
+    "clip": Family("CLIPVisionModel", SIZES | PICTURE, hidden=0),
+    "deberta": Family("DebertaV2ForSequenceClassification", ENCODER, attention_blocks=0),
     "gptj": Family("GPTJForCausalLM", GPT | {"rotary_dim": 4}),
     "modernbert": Family(
         "ModernBertForSequenceClassification",
@@ -104,13 +114,33 @@ FAMILIES = {
     "resnet": Family(
         "ResNetForImageClassification",
         RESNET, ffn=0, kv_heads=0, channels=4,
-        layers=0,
+        layers=0, attention_blocks=0, ffn_blocks=0, hidden=0,
     ),
 }  # fmt: skip
 
 
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+NEURONS = (
+    "intermediate_size", "ffn_dim", "d_ff", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "moe_intermediate_size"
+)  # fmt: skip
+HEADS = (
+    "num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"
+)  # fmt: skip
+
+
+def random_sizes(config: dict, seed: int) -> dict[str, int]:
+    """Other numbers of layers, neurons and heads for a config, such as its class accepts."""
+    draw = random.Random(seed)
+    kv_heads, per_group = draw.choice([(3, 2), (2, 2), (2, 3), (4, 1), (3, 4), (6, 1), (2, 4)])
+    sizes = {name: draw.choice([2, 3]) for name in LAYERS}
+    sizes |= {name: draw.choice([40, 56, 64, 72]) for name in NEURONS}
+    sizes |= dict.fromkeys(HEADS, kv_heads * per_group)
+    sizes |= {"num_key_value_heads": kv_heads, "num_kv_heads": kv_heads}
+    return {name: size for name, size in sizes.items() if name in config}
+
+
 def random_groups(group_sets: list[GroupSet], seed: int) -> Removed:
-    """About half of the groups of every set, as its `balance` and `multiple` allow; at least one stays."""
+    """About half of the groups of every set, as its `balance`, `multiple`, `keep` and `pinned` allow."""
     generator = torch.Generator().manual_seed(seed)
     removed = {}
     for group_set in group_sets:
@@ -120,7 +150,9 @@ def random_groups(group_sets: list[GroupSet], seed: int) -> Removed:
             firsts = torch.arange(0, group_set.count, group_set.balance).unsqueeze(1)
             chosen = order.view(-1, group_set.balance).argsort(1)[:, :gone] + firsts
         else:
-            steps = int(torch.randint(group_set.count // group_set.multiple, (), generator=generator))
+            order[list(group_set.pinned)] = 2.0
+            free = group_set.count - max(group_set.keep, len(group_set.pinned))
+            steps = int(torch.randint(free // group_set.multiple + 1, (), generator=generator))
             chosen = order.argsort()[: steps * group_set.multiple]
         if chosen.numel():
             removed[group_set.name] = sorted(chosen.flatten().tolist())

@@ -32,6 +32,17 @@ def test_a_dry_run_plans_and_touches_nothing(recipe_file, tmp_path, capsys):  # 
     assert "loses 16 groups, w8a8" in out
 
 
+def test_a_dry_run_says_what_a_target_in_time_goes_by(recipe_file, capsys, monkeypatch):  # noqa: F811
+    def weights(jobs, given):
+        return {name: float(sum(p.numel() for p in block.parameters())) for name, (_, block) in jobs.items()}
+
+    monkeypatch.setattr("hf_slim.pruning.latency._times", weights)
+    code, out, _ = run(capsys, "train", recipe_file, "--dry-run", "--set", "pruning={target: {latency: 0.7}}")
+    assert code == 0
+    assert "measured    on cpu in float32, input_ids 1 x 62: layers" in out
+    assert "model.layers.0.mlp/ffn (and 2 alike), ms by what is kept: 64: 9216.00" in out
+
+
 def test_inspect_shows_layers_and_groups(tmp_path, capsys):
     code, out, _ = run(capsys, "inspect", tiny.save_base(tmp_path / "base"))
     assert code == 0

@@ -1,4 +1,5 @@
 import pytest
+import yaml
 
 from hf_slim import SlimError
 from hf_slim.recipe import load_recipe
@@ -93,3 +94,108 @@ def test_overrides_replace_and_add_and_are_as_strict(tmp_path):
         load_recipe(path, ["training.max_step=3"])
     with pytest.raises(SlimError, match="key=value"):
         load_recipe(path, ["training.max_steps"])
+
+
+STAGED = """\
+model: m
+output: o
+data: {block_size: 64}
+training: {max_steps: 10, learning_rate: 1e-3}
+pruning: {sparsity: {ffn: 0.25}}
+stages:
+  - training: {learning_rate: 1e-4}
+    pruning: null
+  - data: {source: other}
+  - pruning: {sparsity: {kv_heads: 0.5}}
+    quantization:
+"""
+
+
+def test_a_stage_is_the_recipe_with_its_changes(tmp_path):
+    recipe = load_recipe(write(tmp_path, STAGED))
+    first, second, third = recipe.runs
+    assert first.training == {"max_steps": 10, "learning_rate": pytest.approx(1e-4)}  # single settings are laid over
+    assert first.techniques == {}
+    assert (second.data.source, second.data.block_size) == ("other", 64)
+    assert second.pruning.sparsity["ffn"] == 0.25
+    assert (third.pruning.sparsity["ffn"], third.pruning.sparsity["kv_heads"]) == (0, 0.5)  # a technique changes whole
+    assert list(third.techniques) == ["pruning", "quantization"]
+    assert {stage.model for stage in recipe.runs} == {"m"}
+    alone = load_recipe(write(tmp_path, GOOD))
+    assert alone.runs == (alone,)
+
+
+def test_a_recipe_with_stages_is_written_as_it_was_read(tmp_path):
+    recipe = load_recipe(write(tmp_path, STAGED))
+    plain = recipe.to_dict()
+    assert [list(stage) for stage in plain["stages"]] == [
+        ["training", "pruning"],
+        ["data"],
+        ["pruning", "quantization"],
+    ]
+    assert plain["stages"][0]["pruning"] is None
+    path = write(tmp_path, yaml.safe_dump(plain))
+    assert load_recipe(path) == recipe
+
+
+def test_overrides_reach_into_a_stage(tmp_path):
+    path = write(tmp_path, STAGED)
+    recipe = load_recipe(path, ["stages.3.pruning.sparsity.kv_heads=0.25", "stages.2.training.max_steps=7"])
+    assert recipe.runs[2].pruning.sparsity["kv_heads"] == 0.25
+    assert [stage.training["max_steps"] for stage in recipe.runs] == [10, 7, 10]
+    for wrong in ("stages.4.pruning=null", "stages.0.pruning=null", "stages.first.pruning=null", "stages.1=null"):
+        with pytest.raises(SlimError, match=r"is not a section|stages\.1\.training"):
+            load_recipe(path, [wrong])
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ("[{pruning: {}, quantization: {}}, {}]", r"line 12: stage 1 quantizes.*last stage.*`quantization: null`"),
+        ("[{prunning: {}}]", r"line 12: unknown key 'prunning' in `stages\.1`.*'pruning'"),
+        ("[{model: x}]", r"line 12: unknown key 'model' in `stages\.1`"),
+        ("[{pruning: {sparsity: 50}}]", r"line 12, in `pruning`.*share"),
+        ("[{training: {max_step: 3}}]", r"line 12: unknown key 'max_step'"),
+        ("[]", "must be a list of sections, one or more"),
+        ("{pruning: {}}", "must be a list of sections"),
+    ],
+)
+def test_a_mistake_in_a_stage_is_named_with_its_line(tmp_path, stages, says):
+    with pytest.raises(SlimError, match=says):
+        load_recipe(write(tmp_path, f"{GOOD}distillation: null\nstages: {stages}\n"))
+
+
+def test_quantization_at_the_top_is_refused_for_all_stages_but_the_last(tmp_path):
+    text = f"{GOOD}stages:\n  - training: {{max_steps: 3}}\n  - pruning: null\n"
+    with pytest.raises(SlimError, match=r"line 10: stage 1 quantizes"):
+        load_recipe(write(tmp_path, text))
+    cured = load_recipe(write(tmp_path, text), ["stages.1.quantization=null"])
+    assert [list(stage.techniques) for stage in cured.runs] == [["pruning"], ["quantization"]]
+
+
+def test_nothing_after_a_technique_means_its_defaults_and_null_means_none(tmp_path):
+    assert load_recipe(write(tmp_path, GOOD)).quantization is not None
+    text = GOOD.replace("quantization:", "quantization: null")
+    assert load_recipe(write(tmp_path, text)).quantization is None
+    assert load_recipe(write(tmp_path, GOOD), ["quantization=null"]).quantization is None
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("task: sequence-clasification", r"line 11, in `task`.*'sequence-classification'"),
+        ("vocabulary: {round_to: 0}", r"line 11, in `vocabulary`.*at least 1"),
+        ("vocabulary: {round: 8}", r"line 11.*'round_to'"),
+    ],
+)
+def test_a_mistake_in_task_or_vocabulary_is_named_with_its_line(tmp_path, line, says):
+    with pytest.raises(SlimError, match=says):
+        load_recipe(write(tmp_path, f"{GOOD}{line}\n"))
+
+
+def test_pairs_of_texts_are_for_tasks_that_read_pairs(tmp_path):
+    text = "model: m\noutput: o\ndata: {text_column: [question, answer]}\n"
+    with pytest.raises(SlimError, match=r"line 3, in `data`.*reads one column"):
+        load_recipe(write(tmp_path, text))
+    recipe = load_recipe(write(tmp_path, text), ["task=sequence-classification"])
+    assert recipe.data.text_columns == ["question", "answer"]

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 from hf_slim import SlimError, train
 from hf_slim.integration import saving
 from hf_slim.recipe import load_recipe
+from hf_slim.stages import RunFolders
 from tests import tiny
 
 RECIPE = """\
@@ -117,14 +118,14 @@ def test_an_interrupted_recipe_goes_on_to_the_same_model(recipe_file, tmp_path, 
 
     for name in ("whole", "broken"):
         (tmp_path / f"scratch-{name}").mkdir()
-    train._train(recipe("whole"), tmp_path / "scratch-whole", resume=False)
+    train._train(recipe("whole"), RunFolders(recipe("whole"), tmp_path / "scratch-whole"), resume=False)
     with monkeypatch.context() as broken:
         broken.setattr(train, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            train._train(recipe("broken"), tmp_path / "scratch-broken", resume=False)
+            train._train(recipe("broken"), RunFolders(recipe("broken"), tmp_path / "scratch-broken"), resume=False)
     assert not (tmp_path / "broken").exists()
     shutil.rmtree(tmp_path / "broken.checkpoints" / "checkpoint-4")  # as if it had ended between steps 2 and 4
-    train._train(recipe("broken"), tmp_path / "scratch-broken", resume=True)
+    train._train(recipe("broken"), RunFolders(recipe("broken"), tmp_path / "scratch-broken"), resume=True)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

@@ -1,19 +1,35 @@
 """`hf-slim shrink-vocabulary` from a model and text to an ordinary checkpoint with fewer rows."""
 
 import json
+import re
 
 import pytest
 import torch
+import yaml
+from datasets import Dataset
 from tokenizers import AddedToken
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertTokenizer, GPT2Tokenizer, T5Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizer,
+    GPT2Tokenizer,
+    T5Tokenizer,
+)
 
-from hf_slim import SlimError, vocabulary
+from hf_slim import SlimError, train, vocabulary
 from hf_slim.cli import main
+from hf_slim.core.report import notes
+from hf_slim.evaluation import causal_lm  # noqa: F401  registers the task
+from hf_slim.evaluation.compare import measure_models
+from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.data import DataConfig
+from hf_slim.evaluation.task import TASKS, Side
 from hf_slim.integration.loading import load_model, load_tokenizer, located
-from hf_slim.measure import check_vocabularies
 from hf_slim.pruning.tokenizer import token_ids, trim_tokenizer_json
 from hf_slim.pruning.vocabulary import trim_vocabulary_
+from hf_slim.recipe import load_recipe
+from hf_slim.stages import RunFolders
 from hf_slim.vocabulary import Reference, check_agreement, run_shrink_vocabulary, with_spec
 from tests import tiny
 
@@ -64,10 +80,73 @@ def test_the_command_saves_an_ordinary_smaller_checkpoint(base, text, tmp_path, 
     assert sorted(path.name for path in output.parent.iterdir()) == ["small"]
 
 
-def test_eval_refuses_to_compare_two_vocabularies(base, text, tmp_path):
-    run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "small")
+def recipe_of(tmp_path, **values):
+    given = {"output": str(tmp_path / "out" / "small"), "vocabulary": {"round_to": 8}}
+    training = {"max_steps": 4, "per_device_train_batch_size": 2, "use_cpu": True, "disable_tqdm": True}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(given | {"training": training} | values))
+    return path
+
+
+def test_a_recipe_trims_before_it_trains(base, text, tmp_path, capsys):
+    data = {"source": str(text), "block_size": 16}
+    path = recipe_of(tmp_path, model=str(base), data=data, pruning={"sparsity": {"ffn": 0.25}})
+    assert main(["train", str(path), "--dry-run"]) == 0
+    rows = int(re.search(r"vocabulary  96 -> (\d+) rows", capsys.readouterr().out)[1])
+    (tmp_path / "scratch").mkdir()
+    recipe = load_recipe(path)
+    made = train._train(recipe, RunFolders(recipe, tmp_path / "scratch"), resume=False)
+    model, tokenizer = (kind.from_pretrained(recipe.output) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    assert rows == model.config.vocab_size == len(tokenizer) < 96
+    assert model.model.layers[0].mlp.up_proj.out_features == 48
+    assert AutoModelForCausalLM.from_pretrained(made.base).config.vocab_size == 96  # compared with the untouched one
+
+
+def test_a_classifier_loses_rows_and_keeps_its_answers(tmp_path):
+    tiny.bert().save_pretrained(tmp_path / "base")
+    tiny.tokenizer().save_pretrained(tmp_path / "base")
+    rows = [json.dumps({"text": f"film {i}, {kind}", "label": i % 3}) for i in range(60) for kind in ("good", "bad")]
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    data = {"source": str(tmp_path / "data.jsonl"), "block_size": 16}
+    path = recipe_of(tmp_path, model=str(tmp_path / "base"), data=data, task="sequence-classification")
+    recipe = load_recipe(path, ["training.learning_rate=0"])
+    (tmp_path / "scratch").mkdir()
+    train._train(recipe, RunFolders(recipe, tmp_path / "scratch"), resume=False)
+    answers = []
+    for folder in (tmp_path / "base", recipe.output):
+        model = AutoModelForSequenceClassification.from_pretrained(folder)
+        with torch.no_grad():
+            answers.append(model(**AutoTokenizer.from_pretrained(folder)("film 7, good", return_tensors="pt")).logits)
+    assert model.config.vocab_size < 96
+    torch.testing.assert_close(*answers)
+
+
+@pytest.fixture
+def sides(base, text, tmp_path):
+    run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "small", round_to=1)
+    folders = {"base": str(base), "result": str(tmp_path / "small")}
+    return {name: Side(load_model(folder), load_tokenizer(folder)) for name, folder in folders.items()}
+
+
+def compared(sides, texts):
+    settings = EvaluationConfig(blocks=2, prefill_tokens=8, decode_tokens=2, repeats=1, prompt="a cabin")
+    data = DataConfig(block_size=16)
+    return measure_models(TASKS["causal-lm"], sides, Dataset.from_dict({"text": texts}), data, settings)
+
+
+def test_vocabularies_of_two_sizes_compare_over_the_same_tokens(sides):
+    measured = compared(sides, ["a small cabin, number 7"] * 4)
+    rows = [measured[name]["compute"]["vocabulary"] for name in ("base", "result")]
+    assert rows[0] == 96 > rows[1]
+    # the same logits of kept tokens, and a softmax over fewer of them
+    assert 1 < measured["result"]["quality"]["perplexity"] < measured["base"]["quality"]["perplexity"]
+    report = {**measured, "ratios": {}}
+    assert any(f"among {rows[0]}, the result among {rows[1]}" in note for note in notes(report))
+
+
+def test_vocabularies_that_cut_text_differently_are_not_compared(sides):
     with pytest.raises(SlimError, match="of 96 tokens against one of"):
-        check_vocabularies({"base": load_model(str(base)), "result": load_model(str(tmp_path / "small"))})
+        compared(sides, ["Zebras QUARREL with yaks"] * 4)
 
 
 def test_the_report_counts_rows_and_bytes(base, text, tmp_path):
@@ -92,7 +171,7 @@ def test_a_result_that_does_not_agree_is_not_saved(base, text, tmp_path, monkeyp
 
 def test_a_text_cut_another_way_is_an_error(base):
     spec = json.loads(tiny.tokenizer().backend_tokenizer.to_str())
-    reference = Reference(["ab"], [["a", "c"]], [], [])
+    reference = Reference(AutoModelForCausalLM, ["ab"], [["a", "c"]], [], [])
     with pytest.raises(SlimError, match="cuts this text in another way"):
         check_agreement(base, reference, spec, {})
 

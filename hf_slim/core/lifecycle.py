@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
@@ -21,7 +22,8 @@ Step = Callable[[nn.Module], None]
 class Technique:
     """How one technique prepares and converts a model. Lower `order` runs first: prune, then quantize.
 
-    `check` raises SlimError where `prepare` could not work, and changes nothing.
+    `check` raises SlimError where `prepare` could not work, and changes nothing. `convert` is also given the optimizer
+    that goes on with the converted model, if any.
     """
 
     name: str
@@ -29,7 +31,7 @@ class Technique:
     config_class: type[SlimConfig]
     check: Callable[[nn.Module, SlimConfig], object]
     prepare: Callable[[nn.Module, SlimConfig], None]
-    convert: Step
+    convert: Callable[[nn.Module, Optimizer | None], None]
 
 
 @dataclass
@@ -132,11 +134,13 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     return model
 
 
-def convert(model: nn.Module) -> nn.Module:
+def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     """Turns a prepared model into its final form, in place: removed groups disappear, weights are packed.
 
     The function does not change: the converted model gives the logits of the prepared one, to float rounding.
 
+    Args:
+        optimizer: Is to train the pruned model further: it gets the smaller parameters, and its state is cut alike.
     Returns: the same model, ready for `save_pretrained`; of one in an adapter wrapper, the model inside, merged.
     Raises: SlimError: if nothing is prepared.
     """
@@ -151,7 +155,7 @@ def convert(model: nn.Module) -> nn.Module:
         record.before_convert.pop()()
     for technique in sorted(_TECHNIQUES.values(), key=lambda technique: technique.order):
         if technique.name in record.configs:
-            technique.convert(model)
+            technique.convert(model, optimizer)
             record.techniques[technique.name] = record.configs.pop(technique.name).to_dict()
     for step in _AFTER_CONVERT:
         step(model)

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import adapter_layers, adapter_parts
 from hf_slim.core.errors import SlimError
 
 RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
@@ -40,12 +41,22 @@ def plain_copy(model: nn.Module) -> nn.Module:
     prepared = [(name, module) for name, module in twin.named_modules() if hasattr(module, "plain")]
     for name, module in prepared:
         set_module_(twin, name, module.plain())
-    for module in twin.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if getattr(hook, "prepared", False):
-                del module._forward_pre_hooks[key]
+    remove_prepared_hooks_(twin)
     twin.__dict__.pop(RECORD, None)
     return twin
+
+
+def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (object,)) -> None:
+    """Takes away the forward hooks that prepare: those with `prepared = True`, or methods of an object that has it."""
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for key, hook in list(hooks.items()):
+                owner = getattr(hook, "__self__", hook)
+                if getattr(owner, "prepared", False) and isinstance(owner, kinds):
+                    del hooks[key]
+        for flags in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
+            for key in [key for key in flags if key not in module._forward_hooks]:
+                del flags[key]
 
 
 def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
@@ -59,18 +70,18 @@ def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
     return shapes
 
 
-def counts(model: nn.Module) -> dict[tuple[str, str], int]:
+def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str, str], int | float]:
     """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value.
 
-    Those of a config that the module holds are called "config.x".
+    Those of a config that the module holds are called "config.x"; adapters are passed over.
     """
-    found = {}
+    found, adapters = {}, {*adapter_layers(model), *adapter_parts(model)}
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
-            found |= {(name, attribute): value for attribute, value in _numbers(vars(module))}
+        if not isinstance(module, nn.Linear) and name not in adapters:
+            found |= {(name, attribute): value for attribute, value in _numbers(vars(module), kinds)}
         config = vars(module).get("config")
         if config is not None:
-            found |= {(name, f"config.{attribute}"): value for attribute, value in _numbers(vars(config))}
+            found |= {(name, f"config.{attribute}"): value for attribute, value in _numbers(vars(config), kinds)}
     return found
 
 
@@ -83,8 +94,8 @@ def set_count_(module: nn.Module, attribute: str, value: int) -> None:
     setattr(target, attribute, value)
 
 
-def _numbers(values: dict[str, object]) -> list[tuple[str, int]]:
-    return [(name, value) for name, value in values.items() if type(value) is int and not name.startswith("_")]
+def _numbers(values: dict[str, object], kinds: tuple[type, ...]) -> list[tuple[str, int | float]]:
+    return [(name, value) for name, value in values.items() if type(value) in kinds and not name.startswith("_")]
 
 
 def resolve(model: nn.Module, name: str) -> str | None:

@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 # label, where in a model's measures, how to show it, whether smaller is better
 ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("held-out perplexity", ("quality", "perplexity"), "plain", True),
+    ("held-out accuracy", ("quality", "accuracy"), "percent", False),
+    ("held-out loss", ("quality", "loss"), "plain", True),
     ("files on disk", ("memory", "disk_bytes"), "bytes", True),
     ("weights in RAM", ("memory", "ram_bytes"), "bytes", True),
     ("peak RSS", ("memory", "peak_rss_bytes"), "bytes", True),
@@ -20,6 +22,7 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("multiply-adds per token", ("compute", "multiply_adds_per_token"), "millions", True),
     ("prefill", ("inference", "prefill_ms"), "ms", True),
     ("decode", ("inference", "decode_tokens_per_s"), "tokens/s", False),
+    ("throughput", ("inference", "samples_per_s"), "samples/s", False),
     ("training step", ("training", "step_ms"), "ms", True),
 )
 
@@ -67,12 +70,27 @@ def table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The table for a terminal."""
+    """The table for a terminal, and what must be known to read it."""
     rows = [("", "base", "result", "better by"), *table(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
                        enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *(f"\n{note}" for note in notes(report))])
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """What must be known to read the table: sentences, those that the report brings first."""
+    found = list(report.get("notes", ()))
+    base, result = (find(report[side], ("compute", "vocabulary")) for side in ("base", "result"))
+    if base != result and find(report["result"], ("quality", "perplexity")):
+        found.append(
+            f"Both perplexities are over the same tokens of the same text; the base chooses each among {base:,}, the "
+            f"result among {result:,}, which alone makes its perplexity a little smaller."
+        )
+    speed = report["result"].get("inference", {})
+    if "samples_per_s" in speed:
+        found.append(f"Throughput: batches of {speed['batch_size']} x {speed['tokens_per_sample']} tokens, unpadded.")
+    return found
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -87,8 +105,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"# {report['title']}",
         spread,
         f"| measure | base | result | better by |\n|---|---:|---:|---:|\n{rows}",
-        f"## The same prompt\n\n```python\n{report['base']['prompt_and_completion']}\n```\n*base*\n\n"
-        f"```python\n{report['result']['prompt_and_completion']}\n```\n*result*",
+        *notes(report),
+        _completions(report),
         _layers(report["layers"]),
         f"## Environment\n\n{environment}",
         f"## Recipe\n\n```json\n{json.dumps(report['recipe'], indent=2)}\n```",
@@ -108,6 +126,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+def _completions(report: dict[str, Any]) -> str:
+    texts = {side: report[side].get("prompt_and_completion") for side in ("base", "result")}
+    if None in texts.values():  # a model that writes no text
+        return ""
+    return "## The same prompt\n\n" + "\n\n".join(f"```python\n{text}\n```\n*{side}*" for side, text in texts.items())
+
+
 def _layers(layers: list[dict[str, Any]]) -> str:
     if not layers:
         return ""
@@ -124,6 +149,8 @@ def _show(measure: Any, unit: str) -> str:
         return f"{value / 1e6:.1f} MB"
     if unit == "millions":
         return f"{value / 1e6:.1f} M"
+    if unit == "percent":
+        return f"{value:.2%}"
     if unit == "plain":
         return f"{value:.2f}"
     return f"{value:.1f} {unit} [{measure['low']:.1f}, {measure['high']:.1f}]"

@@ -1,6 +1,8 @@
 """Text for training and held-out evaluation, from anything `datasets` reads or from Python's own library."""
 
 import hashlib
+import os
+import re
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,46 +26,59 @@ class DataConfig(SlimConfig):
 
     source: str = field(
         default="stdlib",
-        metadata={"help": "'stdlib' (Python's own source files), a file or folder, or a name `load_dataset` takes."},
+        metadata={
+            "help": "'stdlib' (Python's own source files), a file or folder, or a name `load_dataset` takes; may hold "
+            "environment variables, such as $HF_SLIM_DATA."
+        },
     )
     load: dict[str, Any] = field(default_factory=dict, metadata={"help": "Further arguments of `load_dataset`."})
-    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    text_column: str | list[str] = field(
+        default="text", metadata={"help": "The column that holds the text; a list of two where pairs are classified."}
+    )
+    label_column: str = field(default="label", metadata={"help": "The column of labels, where texts are classified."})
     train_split: str = field(default="train", metadata={"help": "The split to train on."})
     evaluation_split: str = field(
         default="validation",
         metadata={"help": "The held-out split; if there is none, one document in ten is kept back."},
     )
-    block_size: int = field(default=512, metadata={"help": "Tokens per training example."})
+    block_size: int = field(
+        default=512, metadata={"help": "Tokens per training example; at most, where texts are classified."}
+    )
 
     def __post_init__(self) -> None:
+        columns = self.text_columns
+        if not 1 <= len(columns) <= 2 or not all(isinstance(column, str) and column for column in columns):
+            raise SlimError(f"`text_column` must be a name, or a list of two names, got {self.text_column!r}.")
         if not isinstance(self.block_size, int) or self.block_size < 8:
             raise SlimError(f"`block_size` must be a whole number of at least 8 tokens, got {self.block_size!r}.")
 
+    @property
+    def text_columns(self) -> list[str]:
+        """The columns of text: one, or those of a pair."""
+        return list(self.text_column) if isinstance(self.text_column, list | tuple) else [self.text_column]
 
-def load_texts(config: DataConfig) -> tuple[Dataset, Dataset]:
-    """Training and held-out documents, each with the column `config.text_column`.
 
+def load_texts(config: DataConfig, columns: list[str] | None = None) -> tuple[Dataset, Dataset]:
+    """Training and held-out documents.
+
+    Args:
+        columns: What must be there; the columns of text if not given.
     Raises: SlimError: if the source cannot be read or has no such column.
     """
+    columns = columns or config.text_columns
     if config.source == "stdlib":
+        if len(columns) > 1:
+            raise SlimError(f"'stdlib' is text and nothing else, and {columns} are needed. Set `data.source`.")
         sources = _stdlib_sources()
-        splits = _split(list(sources.values()), list(sources), config.text_column)
+        splits = _split(Dataset.from_dict({columns[0]: list(sources.values())}), list(sources))
     else:
         loaded = _load(config)
         if config.train_split not in loaded:
             raise SlimError(f"'{config.source}' has no split '{config.train_split}'. It has {', '.join(loaded)}.")
-        for name, split in loaded.items():
-            if config.text_column not in split.column_names:
-                raise SlimError(
-                    f"'{config.source}' ({name}) has no column '{config.text_column}'. It has "
-                    f"{', '.join(split.column_names)}: set `data.text_column`."
-                )
-        train = loaded[config.train_split]
-        if config.evaluation_split in loaded:
-            splits = train, loaded[config.evaluation_split]
-        else:
-            texts = list(train[config.text_column])
-            splits = _split(texts, texts, config.text_column)
+        train, held_out = loaded[config.train_split], loaded.get(config.evaluation_split)
+        for split in (train, held_out or train):
+            _check_columns(split, columns, config)
+        splits = (train, held_out) if held_out is not None else _split(train, list(train[columns[0]]))
     if not len(splits[0]) or not len(splits[1]):
         raise SlimError(f"'{config.source}' is empty or too small to hold anything out. Give more documents.")
     return splits
@@ -80,7 +95,7 @@ def text_blocks(
     size, buffer, blocks = config.block_size, [], []
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     with tqdm(total=n_blocks, desc=title, unit="block") as bar:
-        for text in texts.shuffle(seed=seed)[config.text_column]:
+        for text in texts.shuffle(seed=seed)[config.text_columns[0]]:
             if text:
                 buffer += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
             while len(buffer) >= size and len(blocks) < n_blocks:
@@ -106,18 +121,39 @@ def _stdlib_sources() -> dict[str, str]:
     return {title: f"{title}\n{path.read_text('utf-8', 'replace')}" for title, path in titles.items()}
 
 
-def _split(texts: list[str], names: list[str], text_column: str) -> tuple[Dataset, Dataset]:
+def _split(rows: Dataset, names: list[str]) -> tuple[Dataset, Dataset]:
     """One document in ten held out, chosen by a hash of its name: the same ones everywhere."""
     buckets = [int(hashlib.sha256((name or "").encode()).hexdigest(), 16) % HELD_OUT_PARTS for name in names]
-    train = [text for text, bucket in zip(texts, buckets, strict=True) if bucket]
-    held_out = [text for text, bucket in zip(texts, buckets, strict=True) if not bucket]
-    return Dataset.from_dict({text_column: train}), Dataset.from_dict({text_column: held_out})
+    kept = [index for index, bucket in enumerate(buckets) if bucket]
+    held_out = [index for index, bucket in enumerate(buckets) if not bucket]
+    return rows.select(kept), rows.select(held_out)
+
+
+def _check_columns(rows: Dataset, columns: list[str], config: DataConfig) -> None:
+    for column in columns:
+        if column not in rows.column_names:
+            setting = "text_column" if column in config.text_columns else "label_column"
+            raise SlimError(
+                f"'{config.source}' has no column '{column}'. It has {', '.join(rows.column_names)}: set "
+                f"`data.{setting}`."
+            )
+
+
+def _expanded(source: str) -> str:
+    """The source with environment variables filled in."""
+    path = os.path.expandvars(source)
+    if unset := re.search(r"\$\{?(\w+)", path):
+        raise SlimError(
+            f"`data.source` is '{source}', and the environment variable {unset[1]} is not set. Set it to the folder "
+            "that holds the dataset, or name another: `--set data.source=...`, a file, a folder or a name on the Hub."
+        )
+    return path
 
 
 def _load(config: DataConfig) -> DatasetDict:
-    path = Path(config.source)
+    name = _expanded(config.source)
+    path = Path(name)
     arguments = dict(config.load)
-    name = config.source
     if path.is_file():
         if path.suffix not in BUILDERS:
             raise SlimError(f"'{path}' is of a kind that is not known. Use one of {', '.join(BUILDERS)}.")

@@ -1,28 +1,18 @@
 """How fast, measured side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-WARM_UPS = 1
+from hf_slim.core import timing
 
 
-def interleaved_ms(candidates: dict[str, Callable[[], None]], repeats: int, title: str) -> dict[str, list[float]]:
-    """Wall-clock milliseconds of each call, `repeats` per candidate, taken in turn after one warm-up each."""
-    samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for repeat in tqdm(range(-WARM_UPS, repeats), desc=title, unit="round"):
-        for name, call in candidates.items():
-            _synchronize()
-            start = time.perf_counter()
-            call()
-            _synchronize()
-            if repeat >= 0:
-                samples[name].append((time.perf_counter() - start) * 1000)
-    return samples
+def interleaved_ms(candidates: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:
+    """`core.timing.interleaved_ms` with a progress bar."""
+    return timing.interleaved_ms(candidates, repeats, lambda rounds: tqdm(rounds, desc=title, unit="round"))
 
 
 def spread(samples: list[float]) -> dict[str, float | list[float]]:
@@ -36,13 +26,13 @@ def spread(samples: list[float]) -> dict[str, float | list[float]]:
 
 
 def inference_speed(
-    models: dict[str, PreTrainedModel], prompt: torch.Tensor, decode_tokens: int, repeats: int
+    models: dict[str, PreTrainedModel], prompts: dict[str, torch.Tensor], decode_tokens: int, repeats: int
 ) -> dict[str, dict[str, dict]]:
     """Prefill and greedy decoding of each model at batch size 1.
 
     Args:
         models: Name -> model in evaluation mode.
-        prompt: Token ids `(1, n_tokens)`.
+        prompts: Token ids `(1, n_tokens)` for each of them.
         decode_tokens: Tokens to decode after the prompt, one at a time with a cache.
     Returns: name -> `{"prefill_ms": spread, "decode_tokens_per_s": spread}`.
     """
@@ -51,7 +41,7 @@ def inference_speed(
     def prefill(name: str) -> None:
         model = models[name]
         with torch.inference_mode():
-            output = model(input_ids=prompt.to(model.device), use_cache=True, logits_to_keep=1)
+            output = model(input_ids=prompts[name].to(model.device), use_cache=True, logits_to_keep=1)
         caches[name] = output.past_key_values, output.logits[:, -1:].argmax(-1)
 
     def decode(name: str) -> None:
@@ -73,6 +63,12 @@ def inference_speed(
     }
 
 
-def _synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def batch_speed(models: dict[str, PreTrainedModel], batches: dict[str, torch.Tensor], repeats: int) -> dict[str, dict]:
+    """Samples per second of each model's forward pass over its batch of token ids: name -> spread."""
+
+    def forward(name: str) -> None:
+        with torch.inference_mode():
+            models[name](input_ids=batches[name].to(models[name].device))
+
+    samples = interleaved_ms({name: lambda name=name: forward(name) for name in models}, repeats, "throughput")
+    return {name: spread([1000 * len(batches[name]) / ms for ms in values]) for name, values in samples.items()}

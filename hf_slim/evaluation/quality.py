@@ -1,10 +1,11 @@
 """How good a model still is."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +25,27 @@ def perplexity(model: nn.Module, blocks: Dataset, title: str = "perplexity") -> 
         loss_sum += nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
         n_tokens += ids.shape[1] - 1
     return math.exp(loss_sum / n_tokens)
+
+
+@torch.inference_mode()
+def accuracy_and_loss(
+    model: PreTrainedModel,
+    examples: Dataset,
+    collate: Callable[[list[dict]], dict[str, Tensor]],
+    batch_size: int,
+    name: str,
+) -> tuple[float, float]:
+    """Share of examples whose most likely class is the right one, in [0, 1], and the mean cross-entropy, in nats."""
+    model.eval()
+    right, loss_sum = 0, 0.0
+    for start in tqdm(range(0, len(examples), batch_size), desc=f"accuracy of {name}", unit="batch"):
+        batch = collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        labels = batch.pop("labels")
+        logits = model(**batch).logits.float()
+        right += (logits.argmax(-1) == labels).sum().item()
+        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    return right / len(examples), loss_sum / len(examples)
 
 
 @torch.inference_mode()

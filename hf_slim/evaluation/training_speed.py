@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.latency import interleaved_ms, spread
+from hf_slim.evaluation.task import Task
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.quantization.callback import QuantizationCallback
@@ -32,8 +32,15 @@ def callbacks_for(configs: list[SlimConfig]) -> list[TrainerCallback]:
     return [CALLBACKS[type(config)](config) for config in sorted(configs, key=lambda c: order.index(type(c)))]
 
 
+def trainer_for(task: Task, model: PreTrainedModel, args: TrainingArguments, **arguments: Any) -> Trainer:
+    """A Trainer that divides the loss as the models of this task do."""
+    trainer = Trainer(model, args, **arguments)
+    trainer.model_accepts_loss_kwargs = trainer.model_accepts_loss_kwargs and task.loss_counts_items
+    return trainer
+
+
 def training_speed(
-    model: PreTrainedModel, configs: list[SlimConfig], training: dict[str, Any], blocks: Dataset, repeats: int
+    task: Task, model: PreTrainedModel, configs: list[SlimConfig], training: dict[str, Any], batch: dict, repeats: int
 ) -> dict[str, dict]:
     """Milliseconds of one optimizer step on one micro-batch, without and with the callbacks.
 
@@ -42,16 +49,14 @@ def training_speed(
     Args:
         model: The base model; its weights are spoilt.
         training: Fields of `TrainingArguments`.
-        blocks: Examples with `input_ids` and `labels`; one micro-batch of them is used over and over.
+        batch: One micro-batch, used over and over.
     Returns: `{"base": spread, "result": spread}`, in milliseconds.
     """
     plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        size = args.per_device_train_batch_size
-        batch = default_data_collator([blocks[i % len(blocks)] for i in range(size)])
-        base = _Stepper.around(Trainer(plain, args), batch)
-        ours = Trainer(model, args, callbacks=callbacks_for(configs), optimizers=(base.optimizer, None))
+        base = _Stepper.around(trainer_for(task, plain, args), batch)
+        ours = trainer_for(task, model, args, callbacks=callbacks_for(configs), optimizers=(base.optimizer, None))
         ours.callback_handler.optimizer = base.optimizer
         result = _Stepper.around(ours, batch)
         samples = interleaved_ms({"base": base.step, "result": result.step}, repeats, "training steps")
@@ -73,13 +78,15 @@ class _Stepper:
         state = trainer.state
         state.max_steps, state.global_step = 100, 20  # in the midst of gradual pruning, where it costs most
         state.stateful_callbacks = {}
+        trainer.current_gradient_accumulation_steps = 1  # `train` would set it, and losses are divided by it
         trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
         return cls(trainer, trainer.accelerator.prepare_model(trainer.model), optimizer, batch)
 
     def step(self) -> None:
         """Forward, backward, clipping, update, and everything that callbacks do in between."""
         trainer, handler = self.trainer, self.trainer.callback_handler
-        items = (self.batch["labels"][..., 1:] != -100).sum()
+        handler.on_step_begin(trainer.args, trainer.state, trainer.control)
+        items = (self.batch["labels"][..., 1:] != -100).sum() if trainer.model_accepts_loss_kwargs else None
         trainer.training_step(self.model, dict(self.batch), items)
         trainer.accelerator.clip_grad_norm_(self.model.parameters(), trainer.args.max_grad_norm)
         handler.on_pre_optimizer_step(trainer.args, trainer.state, trainer.control)

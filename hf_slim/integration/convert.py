@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
 from hf_slim.core.modules import counts, set_count_
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
-from hf_slim.quantization.adapters import adapter_layers
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
 
@@ -90,10 +90,16 @@ def _shrink_plain_config(model: nn.Module) -> None:
     for name, size in sizes.items():
         setattr(config, name, size)
     try:
+        type(config).from_dict(config.to_dict())  # its class checks all fields together only when it is read
         skeleton = _skeleton(model, config)
     except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
         return
-    if logical_shapes(skeleton) == logical_shapes(model, skeleton) and _same_counts(skeleton, model):
+    if logical_shapes(skeleton) != logical_shapes(model, skeleton):
+        return
+    for (path, attribute), value in counts(skeleton).items():  # what the model as a whole counts, such as its experts
+        if not path and not attribute.startswith("config."):
+            set_count_(model, attribute, value)
+    if _same_counts(skeleton, model):
         model.config.__dict__.update(config.__dict__)
         now = counts(model)
         for (path, attribute), value in counts(skeleton).items():  # stacks and layers may hold copies of the config
@@ -103,8 +109,10 @@ def _shrink_plain_config(model: nn.Module) -> None:
 
 def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
     """Whether modules of both know the same sizes; the configs they share are what is being written."""
-    expected = counts(skeleton)
-    return all(expected.get(key) == value for key, value in counts(model).items() if not key[1].startswith("config."))
+    kinds = (int, float)  # floats too: Gemma scales its embeddings by the root of their width
+    expected = counts(skeleton, kinds)
+    found = counts(model, kinds).items()
+    return all(expected.get(key) == value for key, value in found if not key[1].startswith("config."))
 
 
 register_finish(describe_prepared, describe_converted)

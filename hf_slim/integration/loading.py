@@ -4,12 +4,14 @@ import importlib.util
 from pathlib import Path
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -17,30 +19,45 @@ from transformers import (
 from hf_slim.core.errors import SlimError
 
 
-def load_model(spec: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model in evaluation mode.
+def load_model(
+    spec: str,
+    dtype: torch.dtype = torch.float32,
+    auto_class: type = AutoModelForCausalLM,
+    label_names: list[str] | None = None,
+) -> PreTrainedModel:
+    """A model in evaluation mode.
 
     Args:
         spec: A Hub id, a folder, or `package:<module>/<file>`; a `.gguf` file is dequantized.
         dtype: Of the float weights, and of what the model computes in.
+        auto_class: Gives the model its head.
+        label_names: Classes of a fresh head, for a checkpoint that has none; a head that is there keeps its own names
+            and must have as many. None: nothing may be missing.
     Raises: SlimError: if nothing loadable is there.
     """
     path, arguments = located(spec)
+    if label_names is not None and lacks_head(spec, auto_class):
+        arguments |= _labels(label_names)
     if "gguf_file" in arguments:
-        arguments["quantization_config"] = GgufConfig(dequantize=True, **arguments)
+        arguments["quantization_config"] = GgufConfig(dequantize=True, gguf_file=arguments["gguf_file"])
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True, **arguments)
+        model, found = auto_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **arguments)
     except Exception as error:  # from_pretrained raises many kinds, all of them about the checkpoint
-        raise _not_loadable(spec, error) from error
-    if found["missing_keys"]:  # transformers would fill them with random values and only warn
-        names = sorted(found["missing_keys"])
-        raise SlimError(
-            f"The checkpoint '{spec}' lacks {len(names)} weights of {type(model).__name__}: {', '.join(names[:3])}. "
-            "It is damaged, or belongs to another kind of model. Fetch or train it again."
-        )
+        raise _not_loadable(spec, auto_class, error) from error
+    _check_complete(spec, model, found["missing_keys"], head_may_be_missing="id2label" in arguments)
+    _check_label_count(spec, model.config, label_names)
     if "gguf_file" in arguments and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are ordinary floats by now
     return model
+
+
+def load_config(spec: str) -> PretrainedConfig:
+    """The config of a model; see `load_model`."""
+    path, arguments = located(spec)
+    try:
+        return AutoConfig.from_pretrained(path, **arguments)
+    except Exception as error:
+        raise _not_loadable(spec, AutoConfig, error) from error
 
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
@@ -49,18 +66,70 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(path, **arguments)
     except Exception as error:
-        raise _not_loadable(spec, error) from error
+        raise _not_loadable(spec, AutoTokenizer, error) from error
 
 
-def load_skeleton(spec: str) -> PreTrainedModel:
+def load_skeleton(
+    spec: str, auto_class: type = AutoModelForCausalLM, label_names: list[str] | None = None
+) -> PreTrainedModel:
     """The model without its weights, on the meta device: layers and shapes as its config gives them."""
-    path, arguments = located(spec)
+    config = load_config(spec)
+    if label_names is not None and lacks_head(spec, auto_class):
+        config.update(_labels(label_names))
+    _check_label_count(spec, config, label_names)
     try:
-        config = AutoConfig.from_pretrained(path, **arguments)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return auto_class.from_config(config)
     except Exception as error:
-        raise _not_loadable(spec, error) from error
+        raise _not_loadable(spec, auto_class, error) from error
+
+
+def lacks_head(spec: str, auto_class: type) -> bool:
+    """Whether the checkpoint would get a fresh head from `auto_class`: it was saved as another class."""
+    config = load_config(spec)
+    return not has_head(config, auto_class)
+
+
+def has_head(config: PretrainedConfig, auto_class: type) -> bool:
+    """Whether a checkpoint with this config was saved as a model that `auto_class` loads."""
+    classes = auto_class._model_mapping.get(type(config), None) or ()
+    names = {one.__name__ for one in (classes if isinstance(classes, tuple) else (classes,))}
+    return bool(names & set(config.architectures or ()))
+
+
+def class_of(spec: str) -> type:
+    """The class that a checkpoint was saved as; that of causal language models where it does not say."""
+    names = load_config(spec).architectures or ()
+    return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), AutoModelForCausalLM)
+
+
+def _labels(names: list[str]) -> dict[str, dict]:
+    return {"id2label": dict(enumerate(names)), "label2id": {name: number for number, name in enumerate(names)}}
+
+
+def _check_complete(spec: str, model: PreTrainedModel, missing: set[str], head_may_be_missing: bool) -> None:
+    """Raises SlimError for missing weights: transformers would fill them with random values and only warn."""
+    names = sorted(name for name in missing if not (head_may_be_missing and _is_of_head(name, model)))
+    if names:
+        raise SlimError(
+            f"The checkpoint '{spec}' lacks {len(names)} weights of {type(model).__name__}: {', '.join(names[:3])}. "
+            "It is damaged, or belongs to another kind of model, such as one whose head was never trained. Fetch or "
+            "train it again."
+        )
+
+
+def _is_of_head(name: str, model: PreTrainedModel) -> bool:
+    """Whether a weight reads what the base model makes of a text; poolers do, wherever they lie."""
+    prefix = f"{model.base_model_prefix}."
+    return not name.startswith(prefix) or name.removeprefix(prefix).startswith("pooler.")
+
+
+def _check_label_count(spec: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
+    if label_names is not None and config.num_labels != len(label_names):
+        raise SlimError(
+            f"'{spec}' has a head for {config.num_labels} classes ({', '.join(config.label2id)}), and the data has "
+            f"{len(label_names)} ({', '.join(label_names[:8])}). Give the checkpoint without its head, or other data."
+        )
 
 
 def float32_bytes(model: nn.Module) -> int:
@@ -79,6 +148,12 @@ def located(spec: str) -> tuple[str, dict[str, str]]:
     if Path(spec).is_absolute() and not Path(spec).is_dir():
         raise SlimError(f"The folder '{spec}' does not exist. Check `model`.")
     return spec, {}
+
+
+def display_name(spec: str) -> str:
+    """What people call a model: the last part of its name, or the package of a folder called just "model"."""
+    module, _, path = spec.removeprefix("package:").partition("/")
+    return module if spec.startswith("package:") and not Path(path).suffix else Path(spec).name
 
 
 def _in_package(spec: str) -> Path:
@@ -101,10 +176,10 @@ def _in_package(spec: str) -> Path:
     return path
 
 
-def _not_loadable(spec: str, error: Exception) -> SlimError:
+def _not_loadable(spec: str, auto_class: type, error: Exception) -> SlimError:
     first_lines = " ".join(str(error).split())[:400]
     return SlimError(
-        f"'{spec}' could not be loaded as a causal language model: {first_lines} Give a Hub id, a folder with "
+        f"'{spec}' could not be loaded by {auto_class.__name__}: {first_lines} Give a Hub id, a folder with "
         "config.json and safetensors, or `package:<module>/<file>`; if the files are damaged, fetch or train them "
         "again."
     )

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from hf_slim.core.adapters import adapter_parts, without_adapters
 from hf_slim.core.modules import resolve, set_count_
 from hf_slim.pruning.layers import set_sizes_
 from hf_slim.quantization.transform import is_packed
@@ -15,7 +16,7 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
         skeleton: The same model in float; says which layers hold their weights transposed (GPT-2's Conv1D), which a
             packed linear layer does not know of itself.
     """
-    shapes = {}
+    shapes, adapters = {}, adapter_parts(model)
     for path, module in model.named_modules():
         packed = _packed_shapes(module) if is_packed(module) else {}
         if packed and skeleton is not None and hasattr(skeleton.get_submodule(path), "nf"):
@@ -23,10 +24,10 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
         tensors = dict(module.named_parameters(recurse=False)) | {
             name: buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")
         }
-        if "_quantizer" in path:
+        if "_quantizer" in path or path in adapters:
             continue
         for name, tensor in tensors.items():
-            shapes[".".join(filter(None, (path, name)))] = list(packed.get(name, tensor.shape))
+            shapes[without_adapters(f"{path}.{name}".lstrip("."))] = list(packed.get(name, tensor.shape))
     return shapes
 
 

@@ -6,26 +6,32 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared, record_of, unwrapped
+from hf_slim.core.lifecycle import claim, convert, is_prepared, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.importance import observed, score_all
 from hf_slim.pruning.mask import zero_groups_
 from hf_slim.pruning.one_shot import prune_at_once_
+from hf_slim.pruning.plan import Plan
 from hf_slim.pruning.removal import Removed
-from hf_slim.pruning.selection import Plan, choose_removed
-from hf_slim.pruning.statistics import readers, summed_over_ranks_, watched
+from hf_slim.pruning.selection import choose_removed
+from hf_slim.pruning.statistics import summed_over_ranks_
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
-SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores; about ten steps
+SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores: about ten of them
+SCORES_PER_RUN = 64  # long runs do not score in every step: importance changes slowly,
+STEPS_PER_SCORE = 8  # but a mean over ten scores must not be older than this times ten steps
 
 
 class PruningCallback(TrainerCallback, ExportableState):
@@ -36,19 +42,24 @@ class PruningCallback(TrainerCallback, ExportableState):
     Attributes:
         removed: Group set name -> indices of the groups that are zero by now.
         scores: Group set name -> running mean of the importance of its groups.
+        timings: What was measured for a target in time, on the device of the first process.
     """
 
     def __init__(self, config: PruningConfig | dict | None = None):
         self.config = PruningConfig.of(config or {})
         self.removed: Removed = {}
         self.scores: dict[str, Tensor] = {}
+        self.timings: dict[str, Any] | None = None
         self.plan: Plan | None = None
-        self._watching, self._moments = ExitStack(), {}
+        self._watching, self._seen, self._scores_now = ExitStack(), {}, False
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        self.plan = claim_for_pruning(model, self.config)
+        if self.config.is_timed:  # measured once training begins, unless the run is resumed and its state has it
+            claim(unwrapped(model), "pruning", self.config)
+        else:
+            self.plan = claim_for_pruning(unwrapped(model), self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
@@ -66,34 +77,45 @@ class PruningCallback(TrainerCallback, ExportableState):
             raise SlimError(
                 "Two PruningCallbacks in one Trainer restore each other's state. Use one, with both kinds."
             )
-        self.plan = claim_for_pruning(model, self.config)
+        self.plan = claim_for_pruning(unwrapped(model), self.config, saved["attributes"].get("timings"))
+        self.timings = self.plan.timings
         self.removed = saved["attributes"]["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
         self._mask(model)
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
-        elif CRITERIA[self.config.criterion].needs_inputs and state.global_step / state.max_steps < self.config.stop:
-            self._watch(model)
+        elif not self._is_over(state):
+            watching = observed(
+                unwrapped(model), self.plan.group_sets, self.config, lambda layer: layer.training and self._scores_now
+            )
+            self._seen = self._watching.enter_context(watching)
 
         def settle() -> None:  # whichever technique's callback converts the model when training ends
             self._settle(args, state, model)
 
         record_of(model).before_convert = [settle]
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        interval = min(STEPS_PER_SCORE, int(self.config.stop * state.max_steps) // SCORES_PER_RUN)
+        self._scores_now = not self._is_over(state) and state.global_step % max(1, interval) == 0
+        if self._is_over(state):
+            self._watching.close()
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
     ) -> None:
-        if self.config.calibration_batches or state.global_step / state.max_steps >= self.config.stop:
-            self._watching.close()
+        if not self._scores_now:
             return
-        summed_over_ranks_(self._moments)
-        scores = score_groups(model, self.plan.group_sets, self.config.criterion, self._moments)
-        self._moments.clear()
+        for seen in self._seen.values():
+            summed_over_ranks_(seen)
+        scores = score_all(unwrapped(model), self.plan.group_sets, self.config, self._seen)
+        for seen in self._seen.values():
+            seen.clear()
         for name, score in scores.items():
             past = self.scores.get(name)
             if past is not None:
-                past = past.to(score.device)
-                score[self.removed.get(name, [])] = past[self.removed.get(name, [])]  # what was zeroed has no say
+                past, gone = past.to(score.device), self.removed.get(name, [])
+                score[gone] = past[gone]  # what was zeroed has no say
                 score = past.lerp(score, 1 - SCORE_MEMORY)
             self.scores[name] = score
 
@@ -105,18 +127,23 @@ class PruningCallback(TrainerCallback, ExportableState):
         due = step % self.config.every == 0 or progress >= self.config.stop
         if self.scores and due:
             removed = choose_removed(self.plan, self.scores, self.removed, self.config, progress)
-            if removed != self.removed:
+            if removed is not self.removed:
                 self.removed = removed
                 self._mask(model)
                 return
         # momentum has just moved the zeros
-        zero_groups_(model, self.plan.group_sets, self.removed, readers_only=self.config.regrow)
+        zero_groups_(unwrapped(model), self.plan.group_sets, self.removed, readers_only=self.config.regrow)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
+        optimizer: Optimizer | None = None, **kwargs,
+    ) -> None:  # fmt: skip
         self._watching.close()
-        if is_prepared(model):  # another technique's callback may have finished the run already
+        if not is_prepared(model):  # another technique's callback may have finished the run already
+            return
+        if not is_prepared(model, "quantization"):
+            convert(model, optimizer)
+        elif not adapter_layers(unwrapped(model)):  # with adapters the quantization callback says how to merge them
             convert(model)
 
     def state(self) -> dict:
@@ -124,6 +151,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             "args": {"config": self.config.to_dict()},
             "attributes": {
                 "removed": self.removed,
+                "timings": self.timings,
                 "scores": {name: torch.as_tensor(score).tolist() for name, score in self.scores.items()},
             },
         }
@@ -133,14 +161,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         if args.load_best_model_at_end and state.best_model_checkpoint:
             saved = json.loads(Path(state.best_model_checkpoint, "trainer_state.json").read_text())
             self.removed = saved["stateful_callbacks"][type(self).__name__]["attributes"]["removed"]
-        mask_groups_(model, self.plan.group_sets, self.removed)
+        mask_groups_(unwrapped(model), self.plan.group_sets, self.removed)
         self._warn_if_short()
 
-    def _watch(self, model: nn.Module) -> None:
-        """From now on adds up what flows into the layers that read groups."""
-        inner = unwrapped(model)
-        paths = readers(inner, self.plan.group_sets)
-        self._moments = self._watching.enter_context(watched(inner, paths, only_in_training=True))
+    def _is_over(self, state: TrainerState) -> bool:
+        """Whether nothing is going to be removed any more."""
+        return bool(self.config.calibration_batches) or state.global_step / state.max_steps >= self.config.stop
 
     def _prune_at_once(self, model: nn.Module, args: TrainingArguments, train_dataloader: DataLoader | None) -> None:
         batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
@@ -154,7 +180,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.removed = record_of(model).removed
 
     def _mask(self, model: nn.Module) -> None:
-        mask_groups_(model, self.plan.group_sets, self.removed, readers_only=self.config.regrow)
+        mask_groups_(unwrapped(model), self.plan.group_sets, self.removed, readers_only=self.config.regrow)
 
     def _warn_if_short(self) -> None:
         due = choose_removed(self.plan, self.scores, self.removed, self.config, 1.0) if self.scores else {}

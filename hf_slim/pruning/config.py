@@ -5,10 +5,25 @@ from dataclasses import dataclass, field
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
-from hf_slim.pruning.importance import CRITERIA
+from hf_slim.pruning.criteria import CRITERIA
 
-KINDS = ("ffn", "kv_heads", "heads", "channels", "layers")
-MEASURES = ("parameters", "macs")
+KINDS = (
+    "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",
+)  # fmt: skip
+MEASURES = ("parameters", "macs", "latency")
+# what measured best on SmolLM2 and MiniLM (recipes/benchmarks/pruning_criteria.py); taylor where neither has any
+DEFAULT_CRITERIA = dict.fromkeys(KINDS, "taylor") | {
+    "ffn": "fisher", "ffn_blocks": "taylor_sum", "kv_heads": "taylor_sum", "heads": "taylor_sum",
+    "attention_blocks": "taylor_sum", "layers": "taylor_sum",
+}  # fmt: skip
+SPEND_ON = ("ffn", "kv_heads", "channels")
+# no target is spent on both
+APART = {
+    "layers": ("ffn", "kv_heads", "heads", "channels", "experts", "attention_blocks", "ffn_blocks"),
+    "heads": ("kv_heads",),
+    "attention_blocks": ("kv_heads", "heads"),
+    "ffn_blocks": ("ffn",),
+}
 
 
 @dataclass(frozen=True)
@@ -17,8 +32,9 @@ class PruningConfig(SlimConfig):
 
     Kinds of structure: `ffn` are the neurons of feed-forward layers and fused experts; `kv_heads` are key-value heads
     together with the query heads that read them; `heads` are query heads, the same number from every key-value head
-    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `layers` are
-    whole layers of a stack.
+    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `experts` are whole
+    experts of a mixture; `hidden` are channels of the residual stream; `layers` are whole layers of a stack,
+    `attention_blocks` and `ffn_blocks` the attention or the feed-forward part of a layer.
     """
 
     sparsity: dict[str, float] | float | None = field(
@@ -31,9 +47,14 @@ class PruningConfig(SlimConfig):
     target: dict[str, float] | None = field(
         default=None,
         metadata={
-            "help": "Instead of `sparsity`: share of the parameters or macs of the layers (embeddings and head not "
-            "counted) that stays, such as {parameters: 0.6}; spent on ffn and kv_heads where it costs least."
+            "help": "Instead of `sparsity`: share of the parameters, macs or latency (measured on the device) of the "
+            "layers, embeddings and head not counted, that stays, such as {parameters: 0.6}; spent on the kinds of "
+            "`spend_on` where it costs least."
         },
+    )
+    spend_on: list[str] = field(
+        default_factory=lambda: list(SPEND_ON),
+        metadata={"help": f"Kinds that a target is spent on, those that the model has: {', '.join(SPEND_ON)}."},
     )
     uniform: dict[str, bool] | bool = field(
         default=True,
@@ -41,10 +62,19 @@ class PruningConfig(SlimConfig):
             "help": "Whether every layer loses the same number (a plain config), or the least important lose most."
         },
     )
-    criterion: str = field(default="taylor", metadata={"help": f"Importance of a group: {', '.join(CRITERIA)}."})
+    criterion: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": f"Importance of a group, for all kinds or per kind: {', '.join(CRITERIA)}. None: what measures "
+            "best for the kind, and for a target on several kinds taylor_sum."
+        },
+    )
     schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
     start: float = field(default=0.05, metadata={"help": "Progress before which nothing is removed, in [0, 1]."})
     stop: float = field(default=0.5, metadata={"help": "Progress after which nothing is removed, in (0, 1]."})
+    rounds: int = field(
+        default=4, metadata={"help": "How often schedule staged prunes, with training to recover between, from 2."}
+    )
     every: int = field(default=1, metadata={"help": "Optimizer steps between two removals."})
     regrow: bool = field(
         default=False, metadata={"help": "Whether groups may come back before `stop` when others matter less by then."}
@@ -72,7 +102,7 @@ class PruningConfig(SlimConfig):
         for kind, value in self.uniform.items():
             if not isinstance(value, bool):
                 raise SlimError(f"`uniform.{kind}` must be true or false, got {value!r}.")
-        CRITERIA[self.criterion]
+        self._check_criterion()
         SCHEDULES[self.schedule]
         require_share("start", self.start)
         require_share("stop", self.stop)
@@ -84,12 +114,28 @@ class PruningConfig(SlimConfig):
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+        if not isinstance(self.rounds, int) or self.rounds < 2:
+            raise SlimError(f"`rounds` must be a whole number from 2, got {self.rounds!r}; 1 is schedule one_shot.")
         if not isinstance(self.calibration_batches, int) or self.calibration_batches < 0:
             raise SlimError(f"`calibration_batches` must be a whole number from 0, got {self.calibration_batches!r}.")
         if self.repair and not self.calibration_batches:
             raise SlimError("`repair` looks at what flows through the model: set `calibration_batches`, such as 48.")
         for kind in self.round_to:
             _require_kind("round_to", kind)
+
+    def _check_criterion(self) -> None:
+        shared = self.target is not None and len(self.spend_on) > 1
+        default = dict.fromkeys(KINDS, "taylor_sum") if shared else DEFAULT_CRITERIA
+        chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
+        chosen = {kind: chosen[kind] or default[kind] for kind in KINDS}
+        for name in chosen.values():
+            CRITERIA[name]
+        if shared and len({chosen[kind] for kind in self.spend_on}) > 1:
+            raise SlimError(
+                f"A target that is spent on {', '.join(self.spend_on)} compares their scores, so it needs one "
+                f"criterion for all of them, got {self.criterion}."
+            )
+        object.__setattr__(self, "criterion", chosen)
 
     def _check_amounts(self) -> None:
         if self.target is not None:
@@ -101,7 +147,7 @@ class PruningConfig(SlimConfig):
             require_share("target", share, upper_open=True)
             if not share:
                 raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
-            object.__setattr__(self, "sparsity", dict.fromkeys(KINDS, 0.0))
+            self._check_spend_on()
             return
         default = {"ffn": 0.5} if self.sparsity is None else self.sparsity
         if not isinstance(default, dict):
@@ -114,11 +160,27 @@ class PruningConfig(SlimConfig):
                 f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
             )
 
+    def _check_spend_on(self) -> None:
+        for kind in self.spend_on:
+            _require_kind("spend_on", kind)
+        for kind, others in APART.items():
+            clash = [other for other in self.spend_on if other in others]
+            if kind in self.spend_on and clash:
+                raise SlimError(
+                    f"`spend_on` names {kind} and {', '.join(clash)}, which are parts of each other: what both save "
+                    "cannot be told apart. Name one of them, and prune the other in a run of its own."
+                )
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the target is a share of measured time."""
+        return bool(self.target) and "latency" in self.target
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds of structure that lose groups."""
         if self.target is not None:
-            return ("ffn", "kv_heads")
+            return tuple(self.spend_on)
         return tuple(kind for kind, share in self.sparsity.items() if share)
 
 

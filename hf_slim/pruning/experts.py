@@ -1,4 +1,4 @@
-"""Neurons within fused experts: 3-D weights that a cut model does not show."""
+"""Fused experts: 3-D weights that a cut model does not show. Whole experts, and the neurons within them."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ MULTIPLE = 8  # grouped matrix products want rows of 16 bytes: 8 numbers in bflo
 
 
 def expert_sets(model: nn.Module) -> Iterator[GroupSet]:
-    """One set per layer of fused experts: neuron `i` of every expert is one group."""
+    """For each layer of fused experts: neuron `i` of all experts as one group; and each expert with its router row."""
     for name, module in model.named_modules():
         gate_up, down = getattr(module, GATE_UP, None), getattr(module, DOWN, None)
         if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)) or gate_up.dim() != 3:
@@ -25,3 +25,22 @@ def expert_sets(model: nn.Module) -> Iterator[GroupSet]:
                 Slice(f"{name}.{DOWN}", 2, 1, reads=True),
             )
             yield GroupSet(f"{name}/ffn", "ffn", neurons, slices, multiple=MULTIPLE)
+            yield from _whole_experts(model, name)
+
+
+def _whole_experts(model: nn.Module, name: str) -> Iterator[GroupSet]:
+    experts, (block, _, _) = model.get_submodule(name), name.rpartition(".")
+    count = len(getattr(experts, DOWN))
+    for path, router in model.get_submodule(block).named_children():
+        weight = getattr(router, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or len(weight) != count:
+            continue
+        router_path = f"{block}.{path}"
+        slices = [Slice(f"{name}.{tensor}", 0, 1) for tensor in (GATE_UP, DOWN)]
+        slices += [
+            Slice(f"{router_path}.{tensor}", 0, 1)
+            for tensor, values in (*router.named_parameters(recurse=False), *router.named_buffers(recurse=False))
+            if values.shape[:1] == (count,)
+        ]
+        chosen = getattr(router, "top_k", 1)  # so many experts serve each token
+        yield GroupSet(f"{name}/experts", "experts", count, tuple(slices), keep=chosen, narrowed=(router_path,))

@@ -1,5 +1,6 @@
 """Groups: slices of several tensors that must go together."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Slice:
         period: How many groups lie side by side before others come between; None: all of them.
         stride: Places from one such run of groups to the next.
         only: The one group that all these places belong to, where every group has tensors of its own.
+        stays: Whether removal leaves these places where they are, zero; what is removed around them takes them along.
     """
 
     tensor: str
@@ -39,6 +41,7 @@ class Slice:
     period: int | None = None
     stride: int = 0
     only: int | None = None
+    stays: bool = False
 
     @property
     def module(self) -> str:
@@ -70,7 +73,13 @@ class GroupSet:
         config_fields: Fields of the model's config that shrink alike, if all layers do.
         balance: Groups in a row of which the same number must go everywhere; None: any may go.
         multiple: What is left must be a multiple of this.
+        keep: So many groups must stay at least.
+        pinned: Groups that must stay: T5's first layer makes the position bias of all others.
+        narrowed: Paths of modules that mix all groups by themselves, such as norms over the hidden width and routers
+            over experts: while groups are masked, they are given only those that stay.
         stack: For whole layers: path of the list that they lie in.
+        skipped: Whether a masked layer is passed over, because zeroing what it writes does not silence it.
+        parts: For blocks, the attention or feed-forward part of every layer: the set of the groups within each.
     """
 
     name: str
@@ -81,29 +90,51 @@ class GroupSet:
     config_fields: tuple[str, ...] = ()
     balance: int | None = None
     multiple: int = 1
+    keep: int = 1
+    pinned: tuple[int, ...] = ()
+    narrowed: tuple[str, ...] = ()
     stack: str | None = None
+    skipped: bool = False
+    parts: tuple["GroupSet", ...] = ()
+
+    @property
+    def is_depth(self) -> bool:
+        """Whether every group has tensors of its own: whole layers, or their attention or feed-forward parts."""
+        return bool(self.stack or self.parts)
 
     def parameters_per_group(self, model: nn.Module) -> int:
         """Weights and biases that one group takes with it, on average."""
         if self.stack:
             return sum(parameter.numel() for parameter in model.get_submodule(self.stack).parameters()) // self.count
-        found = {part.tensor: tensor_of(model, part.tensor) for part in self.slices}
-        return sum(
-            part.width * found[part.tensor].numel() // found[part.tensor].shape[part.dim]
-            for part in self.slices
-            if isinstance(found[part.tensor], nn.Parameter)
-        )
+        if self.parts:
+            return sum(part.parameters_per_group(model) * part.count for part in self.parts) // self.count
+        found = own_parameters(model, self)
+        return sum(part.width * tensor.numel() // tensor.shape[part.dim] for part, tensor in found)
 
 
 def one_by_one(group_set: GroupSet) -> list[GroupSet]:
     """A set whose groups have tensors of their own as one set per group; any other set as it is."""
-    if not group_set.stack:
+    if not group_set.is_depth:
         return [group_set]
     own = [
         tuple(replace(part, only=None) for part in group_set.slices if part.only == index)
         for index in range(group_set.count)
     ]
     return [replace(group_set, name=f"{group_set.name}/{i}", count=1, slices=parts) for i, parts in enumerate(own)]
+
+
+def without_blocks(
+    group_sets: Sequence[GroupSet], removed: dict[str, list[int]]
+) -> tuple[list[GroupSet], dict[str, list[int]]]:
+    """The same removal with blocks taken apart: a block that goes is every group within it."""
+    gone = {name: set(indices) for name, indices in removed.items()}
+    plain = {group_set.name: group_set for group_set in group_sets if not group_set.parts}
+    for group_set in group_sets:
+        for index in removed.get(group_set.name, ()) if group_set.parts else ():
+            part = group_set.parts[index]
+            plain.setdefault(part.name, part)
+            gone[part.name] = set(range(part.count))
+    return list(plain.values()), {name: sorted(gone[name]) for name in plain if gone.get(name)}
 
 
 def tensor_of(model: nn.Module, path: str) -> Tensor:
@@ -123,19 +154,19 @@ def common_ancestor(paths: list[str]) -> str:
     return ".".join(shared)
 
 
+def own_parameters(model: nn.Module, group_set: GroupSet) -> list[tuple[Slice, nn.Parameter]]:
+    """The slices of parameters with their tensors; one that is tied to another counts once."""
+    found = {}
+    for part in group_set.slices:
+        tensor = tensor_of(model, part.tensor)
+        if isinstance(tensor, nn.Parameter):
+            found.setdefault((id(tensor), part.dim, part.offset), (part, tensor))
+    return list(found.values())
+
+
 def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """The weights and biases of a group set, each as `(count, width, other)`."""
-    return [
-        _blocks(tensor.detach(), part, group_set.count)
-        for part in group_set.slices
-        if isinstance(tensor := tensor_of(model, part.tensor), nn.Parameter)
-    ]
-
-
-def reading_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """Likewise the weights that read the groups alone, one per reading layer."""
-    parts = [part for part in group_set.slices if part.reads]
-    return [_blocks(tensor_of(model, part.tensor).detach(), part, group_set.count) for part in parts]
+    """The weights and biases of a group set, each as `(count, width, ...)`."""
+    return [_blocks(tensor.detach(), part, group_set.count) for part, tensor in own_parameters(model, group_set)]
 
 
 def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
@@ -144,10 +175,7 @@ def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
     Raises: SlimError: if a weight has none.
     """
     blocks = []
-    for part in group_set.slices:
-        tensor = tensor_of(model, part.tensor)
-        if not isinstance(tensor, nn.Parameter):
-            continue
+    for part, tensor in own_parameters(model, group_set):
         if tensor.grad is None:
             raise SlimError(
                 f"No gradient reached '{part.tensor}', so the importance of its groups is unknown. Unfreeze the "
@@ -163,4 +191,4 @@ def _blocks(tensor: Tensor, part: Slice, count: int) -> Tensor:
         rows = rows.index_select(0, part.places(range(count)).flatten().to(tensor.device))
     else:
         rows = rows.narrow(0, part.offset, count * part.width)
-    return rows.unflatten(0, (count, part.width)).flatten(2) if rows.dim() > 1 else rows.view(count, part.width, 1)
+    return rows.unflatten(0, (count, part.width)) if rows.dim() > 1 else rows.view(count, part.width, 1)

@@ -17,15 +17,20 @@ SPECTROGRAMS = ("input_features",)
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     """Keyword arguments for one forward pass: one example of three tokens, or one picture or sound, of random content.
 
+    A module that is no Transformers model gives its own as `dummy_inputs`.
+
     Raises: SlimError: if what the model reads cannot be told from it.
     """
     config = getattr(model, "config", None)
     name = getattr(model, "main_input_name", None)
     if config is None or name is None:
-        raise SlimError(
-            f"{type(model).__name__} does not say what it reads, so its structure cannot be found by running it. Pass "
-            "an example: `find_group_sets(model, inputs={argument: tensor})`, or use PruningCallback in a Trainer."
-        )
+        own = getattr(model, "dummy_inputs", None)
+        if not isinstance(own, dict):
+            raise SlimError(
+                f"{type(model).__name__} does not say what it reads, so its structure cannot be found by running it. "
+                "Give it an example: `model.dummy_inputs = {argument of forward: tensor}`, one row."
+            )
+        return {argument: value.detach().cpu() for argument, value in own.items()}
     wanted = set(inspect.signature(model.forward).parameters)
     if name in PIXELS:
         size = getattr(config, "image_size", None) or ANY_SIZE

@@ -75,6 +75,15 @@ def is_channelwise(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether `module` has nothing but vectors, one value per channel, as layer norms and layer scales have."""
+    vectors = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() == 1]
+    is_leaf = not any(True for _ in module.children())
+    return (
+        is_leaf and bool(vectors) and len(vectors) == sum(1 for _ in module.parameters()) and matrix_of(module) is None
+    )
+
+
 def set_sizes_(module: nn.Module) -> None:
     """Writes the sizes of its tensors into the attributes in which a layer keeps them."""
     matrix = matrix_of(module)
@@ -87,6 +96,8 @@ def set_sizes_(module: nn.Module) -> None:
         module.num_features = len(module.running_mean)
     elif is_experts(module) and hasattr(module, "intermediate_dim"):
         module.intermediate_dim = module.down_proj.shape[-1]
+    elif isinstance(getattr(module, "normalized_shape", None), tuple) and module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
 
 
 def answer(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -16,11 +16,14 @@ def zero_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
         readers_only: Zero only what reads the groups, which silences them as well and lets them come back.
     """
     for group_set in group_sets:
-        indices = removed.get(group_set.name)
-        for part in group_set.slices if indices else ():
+        indices = torch.tensor(removed.get(group_set.name, []), dtype=torch.long)
+        for part in group_set.slices if len(indices) else ():
             if part.reads or not readers_only:
                 tensor = tensor_of(model, part.tensor)
-                tensor.index_fill_(part.dim, part.places(indices).flatten().to(tensor.device), 0)
+                kept = torch.ones(tensor.shape[part.dim], dtype=tensor.dtype)
+                kept[part.places(indices).flatten()] = 0
+                # a product runs through memory in order, which filling columns one by one does not
+                tensor.mul_(kept.to(tensor.device).view(-1, *[1] * (tensor.dim() - part.dim - 1)))
 
 
 def mark_kept_columns_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> None:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.criteria import CRITERIA
+from hf_slim.pruning.importance import observed, score_all, sets_by_criterion
+from hf_slim.pruning.plan import Plan
 from hf_slim.pruning.repair import repair_readers_
-from hf_slim.pruning.selection import Plan, choose_removed
-from hf_slim.pruning.statistics import readers, summed_over_ranks_, watched
+from hf_slim.pruning.selection import choose_removed
+from hf_slim.pruning.statistics import summed_over_ranks_
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 # Runs the calibration batches through the model, with gradients or without, one for each item that it yields
@@ -49,24 +51,24 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
 
 def _scores(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> dict[str, Tensor]:
     """The mean score of every group over the batches."""
-    criterion, inner, total, batches = CRITERIA[config.criterion], unwrapped(model), {}, 0
-    paths = readers(inner, plan.group_sets) if criterion.needs_inputs else []
-    with watched(inner, paths) as moments:
-        for _ in run_batches(criterion.needs_gradient):
+    inner, total, batches = unwrapped(model), {}, 0
+    by_criterion = sets_by_criterion(plan.group_sets, config)
+    graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
+    others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
+    with observed(inner, others, config) as seen:
+        for _ in run_batches(bool(graded)):
             batches += 1
-            if criterion.needs_gradient:
-                for name, score in score_groups(inner, plan.group_sets, config.criterion).items():
-                    total[name] = total.get(name, 0) + score
-                model.zero_grad(set_to_none=True)
+            for name, score in score_all(inner, graded, config).items():
+                total[name] = total.get(name, 0) + score
+            model.zero_grad(set_to_none=True)
     if not batches:
         raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
-    summed_over_ranks_(moments)
-    if not criterion.needs_gradient:
-        return score_groups(inner, plan.group_sets, config.criterion, moments)
+    for found in seen.values():
+        summed_over_ranks_(found)
     if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
         for score in total.values():
             torch.distributed.all_reduce(score)
-    return total
+    return total | score_all(inner, others, config, seen)
 
 
 def _run(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:

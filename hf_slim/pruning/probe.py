@@ -13,7 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hf_slim.pruning.layers import Matrix, answer, is_channelwise, is_experts, matrix_of
+from hf_slim.pruning.layers import Matrix, answer, is_channelwise, is_experts, is_norm, matrix_of
+
+# what a forward pass raises whose parts no longer fit
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NameError)
 
 
 @dataclass(eq=False)
@@ -60,6 +63,7 @@ class Probe:
         inputs: What the model was given.
         outputs: In the order of the forward pass.
         readings: Likewise.
+        norms: What modules were given that have a weight for every channel and mix all of them.
         result: What the model gave.
         answers: What each layer has to answer, call by call; empty: random numbers.
     """
@@ -67,6 +71,7 @@ class Probe:
     inputs: dict[str, Tensor]
     outputs: list[Output] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
+    norms: list[Reading] = field(default_factory=list)
     result: Tensor | None = None
     answers: dict[str, list[Tensor]] = field(default_factory=dict)
 
@@ -136,7 +141,9 @@ def _cut(twin: nn.Module, probe: Probe) -> Iterator[None]:
         elif is_experts(module):
             module.forward = _answering_like_input(name, probe)
         elif is_channelwise(module):
-            module.forward = _noting(name, module, probe)
+            module.forward = _noting(name, module, probe.readings, 1)
+        elif is_norm(module):
+            module.forward = _noting(name, module, probe.norms, -1)
         else:
             continue
         changed.append(module)
@@ -168,10 +175,10 @@ def _answering_like_input(name: str, probe: Probe) -> Callable[..., Tensor]:
     return forward
 
 
-def _noting(name: str, module: nn.Module, probe: Probe) -> Callable[..., Tensor]:
-    def forward(value: Tensor) -> Tensor:
-        probe.readings.append(Reading(name, value, 1 - value.dim()))
-        return type(module).forward(module, value)
+def _noting(name: str, module: nn.Module, readings: list[Reading], dim: int) -> Callable[..., Tensor]:
+    def forward(value: Tensor, *args: object, **kwargs: object) -> Tensor:
+        readings.append(Reading(name, value, dim if dim < 0 else dim - value.dim()))
+        return type(module).forward(module, value, *args, **kwargs)
 
     return forward
 

@@ -1,51 +1,81 @@
 """Masked groups disappear: `W (n x m)` becomes `W' (n x m')`."""
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from hf_slim.core.adapters import BASE
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_count_
 from hf_slim.pruning.depth import remove_layers_
-from hf_slim.pruning.groups import GroupSet, tensor_of
+from hf_slim.pruning.groups import GroupSet, tensor_of, without_blocks
 from hf_slim.pruning.layers import reads_along, set_sizes_
+from hf_slim.pruning.optimizer import forget_others_, replace_parameter_
 
 Removed = dict[str, list[int]]  # group set name -> indices of its groups
 
 
 @torch.no_grad()
-def remove_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> None:
+def remove_groups_(
+    model: nn.Module, group_sets: list[GroupSet], removed: Removed, optimizer: Optimizer | None = None
+) -> None:
     """Cuts the removed groups out of every layer, in place; the function of the masked model stays.
 
+    Args:
+        optimizer: Goes on with the smaller parameters; its state is cut like them.
     Raises: SlimError: if a removed group is not zero, because its removal would change the model.
     """
     for group_set in group_sets:
         _check_zero(model, group_set, removed.get(group_set.name, []))
-    cut_out_(model, group_sets, removed)
+    cut_out_(model, group_sets, removed, optimizer)
+    if optimizer is not None:
+        forget_others_(optimizer, model)
 
 
-def cut_out_(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> None:
-    """`remove_groups_` without looking whether the groups are zero."""
-    gone: dict[tuple[str, int], list[Tensor]] = {}
+def cut_out_(
+    model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed, optimizer: Optimizer | None = None
+) -> None:
+    """`remove_groups_` without looking whether the groups are zero. One tensor at a time: memory for one more."""
+    group_sets, removed = without_blocks(group_sets, removed)
+    for paths, cuts in _cuts_per_tensor(model, group_sets, removed):
+        old = tensor_of(model, paths[0])
+        new = old
+        for dim, places in cuts.items():
+            kept = kept_places(new.shape[dim], places).to(new.device)
+            for path in paths:
+                _tell_quantizers_(model, path, dim, kept)
+            new = _without(new, dim, kept)
+        for path in paths:
+            _put_(model, path, new)
+        if optimizer is not None and isinstance(old, nn.Parameter):
+            replace_parameter_(optimizer, old, new, {dim: kept_places(old.shape[dim], p) for dim, p in cuts.items()})
     for group_set in group_sets:
-        indices = removed.get(group_set.name, [])
-        if indices:
-            for part in group_set.slices:
-                if part.only is None:
-                    gone.setdefault((part.tensor, part.dim), []).append(part.places(indices).flatten())
+        if indices := removed.get(group_set.name):
             _shrink_attributes_(model, group_set, group_set.count - len(indices))
-    smaller: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # tied tensors stay tied; the old ones keep their ids
-    for (path, dim), places in gone.items():
-        tensor = tensor_of(model, path)
-        if (id(tensor), dim) not in smaller:
-            kept = kept_places(tensor.shape[dim], torch.cat(places)).to(tensor.device)
-            smaller[id(tensor), dim] = tensor, _without(tensor, dim, kept)
-            _tell_quantizers_(model, path, dim, kept)
-        _put_(model, path, smaller[id(tensor), dim][1])
     for group_set in group_sets:  # last, because the layers behind change their names
         if group_set.stack and removed.get(group_set.name):
             remove_layers_(model, group_set, removed[group_set.name])
+
+
+def _cuts_per_tensor(
+    model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed
+) -> list[tuple[list[str], dict[int, Tensor]]]:
+    """For every tensor that shrinks: the paths it is known by, several where it is tied, and places by dimension."""
+    known_as: dict[int, list[str]] = {}
+    for tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
+        for path, tensor in tensors:
+            known_as.setdefault(id(tensor), []).append(path)
+    cuts: dict[int, dict[int, list[Tensor]]] = {}
+    for group_set in group_sets:
+        indices = removed.get(group_set.name, [])
+        for part in group_set.slices if indices else ():
+            if not part.stays:
+                places = part.places(indices).flatten()
+                cuts.setdefault(id(tensor_of(model, part.tensor)), {}).setdefault(part.dim, []).append(places)
+    return [(known_as[key], {dim: torch.cat(found) for dim, found in dims.items()}) for key, dims in cuts.items()]
 
 
 def kept_places(count: int, gone: Tensor) -> Tensor:
@@ -65,6 +95,10 @@ def _put_(model: nn.Module, path: str, tensor: Tensor) -> None:
     module = model.get_submodule(module_path)
     setattr(module, name, tensor)
     set_sizes_(module)
+    adapter, _, part = module_path.rpartition(".")
+    if part == BASE and hasattr(module, "in_features"):
+        wrapper = model.get_submodule(adapter)
+        wrapper.in_features, wrapper.out_features = module.in_features, module.out_features
 
 
 def _tell_quantizers_(model: nn.Module, path: str, dim: int, kept: Tensor) -> None:

@@ -35,7 +35,7 @@ def repair_readers_(
     waiting = {path: gone for path, gone in _gone(inner, group_sets, removed).items() if len(gone)}
     while waiting:
         paths = _affordable(inner, waiting)
-        with watched(inner, paths, with_products=True) as moments:
+        with watched(inner, paths, ("total", "products")) as moments:
             batches = sum(1 for _ in run_batches())
         if not batches:
             raise SlimError("`repair` needs calibration batches, and none came. Check the data.")

@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hf_slim.pruning.depth import remove_layers_, renamed
-from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
-from hf_slim.pruning.probe import Probe, Reading, module_copy, run_cut
+from hf_slim.pruning.depth import DOWN, remove_layers_, renamed
+from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor, without_blocks
+from hf_slim.pruning.narrowing import narrow_modules_
+from hf_slim.pruning.probe import FAILURES, Probe, Reading, module_copy, run_cut
 from hf_slim.pruning.removal import Removed, cut_out_, kept_places
 
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads", "num_kv_heads", "n_heads", "n_head")
@@ -22,7 +23,11 @@ CONFIG_WIDTHS = (
     "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim", "encoder_ffn_dim",
     "decoder_ffn_dim", "moe_intermediate_size", "shared_expert_intermediate_size",
 )  # fmt: skip
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+HIDDEN_WIDTHS = ("hidden_dim", "hidden_size", "d_model", "n_embd", "dim", "embed_dim", "word_embed_proj_dim")
 AMBIGUOUS_WIDTHS = ("embed_dim", "hidden_size", "dim")  # of the heads together, or of the stream: the twin shows which
+
+COUNTED = {"experts": EXPERT_COUNTS, "hidden": HIDDEN_WIDTHS}  # kinds whose number of groups modules hold as it is
 
 
 def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[Refusal]]:
@@ -91,6 +96,15 @@ def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
 
 
 def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: bool) -> Iterator[tuple[str, str]]:
+    if group_set.kind in COUNTED:
+        names = COUNTED[group_set.kind][: 1 if ambiguous else None]
+        paths = [path for path, _ in twin.named_modules()]
+        if group_set.kind == "experts":
+            own = dict.fromkeys(part.module for part in group_set.slices)
+            paths = list(dict.fromkeys((*own, *(path.rpartition(".")[0] for path in own))))
+        held = ((path, name) for path in paths for name in names)
+        yield from ((path, name) for path, name in held if vars(twin.get_submodule(path)).get(name) == group_set.count)
+        return
     total = _total(group_set)
     names = WIDTHS + (AMBIGUOUS_WIDTHS if ambiguous else ())
     for path in dict.fromkeys(part.module.rpartition(".")[0] for part in group_set.slices):
@@ -103,11 +117,17 @@ def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: 
 
 def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
     """Candidates; whoever writes a config builds a model from it and compares."""
-    if hasattr(twin, "config"):
-        fields = {name: getattr(twin.config, name, None) for name in (*HEAD_COUNTS, *CONFIG_WIDTHS)}
-        yield from _shrinking(fields, group_set, _total(group_set), CONFIG_WIDTHS)
-        if group_set.kind == "ffn" and "n_inner" in vars(twin.config) and twin.config.n_inner is None:
-            yield "n_inner"  # GPT-2's None: four times the width of the stream
+    if not hasattr(twin, "config"):
+        return
+    names = COUNTED.get(group_set.kind, (*HEAD_COUNTS, *CONFIG_WIDTHS))
+    fields = {name: getattr(twin.config, name, None) for name in names}
+    if group_set.kind in COUNTED:
+        yield from (name for name, value in fields.items() if value == group_set.count)
+        return
+    widths = () if group_set.kind in ("heads", "kv_heads") else CONFIG_WIDTHS  # one may equal the other by chance
+    yield from _shrinking(fields, group_set, _total(group_set), widths)
+    if group_set.kind == "ffn" and "n_inner" in vars(twin.config) and twin.config.n_inner is None:
+        yield "n_inner"  # GPT-2's None: four times the width of the stream
 
 
 def _total(group_set: GroupSet) -> int:
@@ -126,13 +146,17 @@ def _shrinking(values: dict, group_set: GroupSet, total: int, widths: tuple[str,
 
 
 def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Removed) -> str:
+    whole_twin = twin
+    if any(group_set.narrowed for group_set in sets):
+        whole_twin = module_copy(twin)
+        narrow_modules_(whole_twin, sets, removed)
+    sets, removed = without_blocks(sets, removed)
     masked, smaller = _answers(probe, sets, removed)
-    whole = run_cut(twin, probe.inputs, masked)
     small_twin = module_copy(twin)
     cut_out_(small_twin, sets, removed)
     try:
-        rest = run_cut(small_twin, probe.inputs, smaller)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        whole, rest = run_cut(whole_twin, probe.inputs, masked), run_cut(small_twin, probe.inputs, smaller)
+    except FAILURES as error:
         return f"without one group its forward pass fails ({str(error).splitlines()[0]})"
     if [reading.layer for reading in whole.readings] != [reading.layer for reading in rest.readings]:
         return "without one group other layers run"
@@ -164,25 +188,48 @@ def _answers(probe: Probe, sets: list[GroupSet], removed: Removed) -> tuple[dict
     return masked, smaller
 
 
-def depth_harm(twin: nn.Module, probe: Probe, group_set: GroupSet) -> str:
-    """What differs between removing every other layer and zeroing what it writes; "": nothing."""
-    for removed in (list(range(0, group_set.count, 2)), list(range(1, group_set.count, 2))):
-        writers = {part.module for part in group_set.slices if part.only in removed}
+def removable_layers(twin: nn.Module, probe: Probe, stack: GroupSet) -> tuple[GroupSet | None, str]:
+    """The set of whole layers in the form in which removing some does no harm; None, and why, where there is none.
+
+    In turn: any layer may go; any but the first, which T5's others depend on; masked layers are passed over.
+    """
+    harms = []
+    for form in (stack, replace(stack, pinned=(0,)), replace(stack, skipped=True)):
+        harms.append(_depth_harm(twin, probe, form))
+        if not harms[-1]:
+            return form, ""
+    return None, harms[0]
+
+
+def removable_blocks(twin: nn.Module, probe: Probe, blocks: GroupSet) -> str:
+    """What differs between removing every other block and zeroing it; "": nothing."""
+    readers = (part.module for part in blocks.slices if part.reads)
+    if odd := next((path for path in readers if not isinstance(twin.get_submodule(path), nn.Linear)), None):
+        return f"'{odd}' cannot do without inputs"
+    free = [index for index in range(blocks.count) if index not in blocks.pinned]
+    harms = (_harm_of(twin, probe, [blocks], {blocks.name: half}) for half in (free[::2], free[1::2]) if half)
+    return next(filter(None, harms), "")
+
+
+def _depth_harm(twin: nn.Module, probe: Probe, stack: GroupSet) -> str:
+    for removed in (list(range(0, stack.count, 2)), list(range(1, stack.count, 2))):
+        removed = [index for index in removed if index not in stack.pinned]
+        writers = {part.module for part in stack.slices if part.only in removed}
         masked: dict[str, list[Tensor]] = {}
         smaller: dict[str, list[Tensor]] = {}
         for output in probe.outputs:
             value = output.value.detach()
             masked.setdefault(output.layer, []).append(torch.zeros_like(value) if output.layer in writers else value)
-            if name := renamed(output.layer, group_set, removed):
+            if name := renamed(output.layer, stack, removed):
                 smaller.setdefault(name, []).append(value)
-        whole = run_cut(twin, probe.inputs, masked)
-        small_twin = module_copy(twin)
-        remove_layers_(small_twin, group_set, removed)
+        whole_twin, small_twin = module_copy(twin), module_copy(twin)
+        narrow_modules_(whole_twin, [stack], {stack.name: removed})
+        remove_layers_(small_twin, stack, removed)
         try:
-            rest = run_cut(small_twin, probe.inputs, smaller)
-        except (RuntimeError, ValueError, IndexError, TypeError, KeyError) as error:
+            whole, rest = run_cut(whole_twin, probe.inputs, masked), run_cut(small_twin, probe.inputs, smaller)
+        except FAILURES as error:
             return f"without some layers its forward pass fails ({str(error).splitlines()[0]})"
-        before = [reading.value for reading in whole.readings if renamed(reading.layer, group_set, removed)]
+        before = [reading.value for reading in whole.readings if renamed(reading.layer, stack, removed)]
         after = [reading.value for reading in rest.readings]
         if len(before) != len(after) or not all(map(_is_same, [*before, whole.result], [*after, rest.result])):
             return "its layers do not only add to a stream: without one the others read something else"
@@ -204,9 +251,15 @@ def _gone(sets: list[GroupSet], removed: Removed, layer: str, reads: bool) -> Te
         part.places(removed[group_set.name]).flatten()
         for group_set in sets
         for part in group_set.slices
-        if part.tensor == f"{layer}.weight" and (part.reads == reads or _is_both(part, group_set))
+        if _is_channels_of(layer, part, reads) or (part.tensor == f"{layer}.weight" and _is_both(part, group_set))
     ]
     return torch.cat(places) if places else torch.empty(0, dtype=torch.long)
+
+
+def _is_channels_of(layer: str, part: Slice, reads: bool) -> bool:
+    """Whether these are channels that a layer reads, or those that it writes: of experts, rows of the last matrix."""
+    is_weight = part.tensor == f"{layer}.weight" or (part.tensor == f"{layer}.{DOWN}" and part.dim == 1)
+    return is_weight and part.reads == reads
 
 
 def _is_both(part: Slice, group_set: GroupSet) -> bool:

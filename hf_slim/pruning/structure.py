@@ -6,15 +6,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
-from hf_slim.pruning.depth import layer_sets
+from hf_slim.pruning.depth import block_sets, layer_sets
 from hf_slim.pruning.experts import expert_sets
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
+from hf_slim.pruning.hidden import hidden_sets
 from hf_slim.pruning.inputs import example_inputs
 from hf_slim.pruning.layers import is_channelwise, matrix_of
 from hf_slim.pruning.patterns import Pattern, Run, find_pattern
-from hf_slim.pruning.probe import Output, run_cut, weightless_twin
-from hf_slim.pruning.sizes import depth_harm, with_sizes
+from hf_slim.pruning.probe import FAILURES, Output, run_cut, weightless_twin
+from hf_slim.pruning.sizes import removable_blocks, removable_layers, with_sizes
 
 
 def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> list[GroupSet]:
@@ -40,12 +42,14 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Group
     twin = weightless_twin(model)
     try:
         probe = run_cut(twin, inputs)
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+    except FAILURES as error:
         raise SlimError(
             f"The structure of {type(model).__name__} was not understood: its layers could not be run one by one on "
             f"an input of {', '.join(inputs)} ({str(error).splitlines()[0]}). It uses weights in a way of its own."
         ) from error
     patterns = [pattern for reading in probe.readings if (pattern := find_pattern(probe, reading))]
+    adapters = adapter_parts(model)
+    patterns = [pattern for pattern in patterns if any(output.layer not in adapters for output in pattern.rows)]
     found, reasons = [], []
     for family in _families(patterns):
         reason = _why_not(family)
@@ -54,14 +58,21 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Group
         elif reason:
             reasons.append(Refusal("kv_heads" if family[0].block > 1 else "ffn", reason))
     found += expert_sets(model)
-    found, failed = with_sizes(twin, probe, found)
-    for stack in layer_sets(model, probe):
-        harm = depth_harm(twin, probe, stack)
+    streams, no_streams = hidden_sets(model, probe)
+    found, failed = with_sizes(twin, probe, found + streams)
+    for blocks in list(block_sets(model, found)):
+        harm = removable_blocks(twin, probe, blocks)
         if harm:
-            failed.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {harm}"))
+            failed.append(Refusal(blocks.kind, f"Parts of '{blocks.name}' cannot be removed: {harm}"))
         else:
-            found.append(stack)
-    return _distinct(found), reasons + failed
+            found.append(blocks)
+    for stack in layer_sets(model, probe):
+        removable, harm = removable_layers(twin, probe, stack)
+        if removable:
+            found.append(removable)
+        else:
+            failed.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {harm}"))
+    return _distinct(found), reasons + no_streams + failed
 
 
 def _families(patterns: list[Pattern]) -> list[list[Pattern]]:

@@ -2,35 +2,38 @@
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, record_of, register_technique
 from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.importance import CRITERIA, score_groups
+from hf_slim.pruning.importance import score_all, sets_by_criterion
+from hf_slim.pruning.latency import measure_latency
 from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
+from hf_slim.pruning.narrowing import narrow_modules_
+from hf_slim.pruning.plan import Plan, candidates, plan_removal
 from hf_slim.pruning.removal import Removed, remove_groups_
-from hf_slim.pruning.selection import Plan, choose_removed, plan_removal
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.structure import understand
 
 logger = logging.getLogger(__name__)
 
 
-def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
+def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
     """What `config` can prune in this model; changes nothing.
 
+    Args:
+        timings: What was measured before, for a target in time; None: it is measured now.
     Raises: SlimError: if the model has no matching structure or its weights are packed.
     """
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
-    if any(name.endswith(".lora_A") for name, _ in model.named_modules()):
-        raise SlimError(
-            "This model carries LoRA adapters, whose ranks and targets would go with what is pruned. Prune first and "
-            "add adapters to the smaller model, or merge them (`merge_and_unload`) before."
-        )
     found, refusals = understand(model)
     missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]
     if missing == ["heads"]:  # multi-head attention: every key-value head has one query head
@@ -40,13 +43,17 @@ def plan_pruning(model: nn.Module, config: PruningConfig) -> Plan:
         raise SlimError(f"No {' or '.join(missing)} can be pruned in this model. {'; '.join(refused[:3])}.")
     if refused:
         logger.warning("%d layers are left as they are: %s.", len(refused), "; ".join(refused[:3]))
-    return plan_removal(model, found, config)
+    if config.is_timed and timings is None:
+        timings = measure_latency(model, candidates(found, config), config)
+    return plan_removal(model, found, config, timings)
 
 
-def claim_for_pruning(model: nn.Module, config: PruningConfig) -> Plan:
+def claim_for_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
     """`plan_pruning`, and a note that the model is going to be pruned; masks nothing."""
     record = record_of(model)
-    plan = plan_pruning(model, config) if record.configs.get("pruning") != config or not record.plan else record.plan
+    plan = record.plan
+    if record.configs.get("pruning") != config or plan is None:
+        plan = plan_pruning(model, config, timings)
     claim(model, "pruning", config)
     record.plan = plan
     return plan
@@ -57,14 +64,16 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
     record_of(model).removed = removed
     zero_groups_(model, group_sets, removed, readers_only)
     mark_kept_columns_(model, group_sets, removed)
+    narrow_modules_(model, group_sets, removed)
 
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> None:
     """Raises SlimError if `prepare_pruning` cannot work: no such structure, or no gradients where they are needed."""
-    plan_pruning(model, config)
-    if CRITERIA[config.criterion].needs_gradient and all(p.grad is None for p in model.parameters()):
+    plan = plan_pruning(model, config)
+    graded = [name for name in sets_by_criterion(plan.group_sets, config) if CRITERIA[name].needs_gradient]
+    if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
-            f"Criterion '{config.criterion}' needs gradients and this model holds none. Call `loss.backward()` on "
+            f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
             "some batches before `prepare`, choose criterion 'l1' or 'l2', or use PruningCallback in a Trainer."
         )
 
@@ -72,16 +81,17 @@ def check_pruning(model: nn.Module, config: PruningConfig) -> None:
 def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
     """Masks the whole target in one shot: for training loops without a Trainer."""
     plan = claim_for_pruning(model, config)
-    scores = score_groups(model, plan.group_sets, config.criterion)
+    scores = score_all(model, plan.group_sets, config)
     removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
     mask_groups_(model, plan.group_sets, removed)
 
 
-def convert_pruning(model: nn.Module) -> None:
-    """Removes what is masked."""
+def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """Removes what is masked, from the state of an optimizer too."""
     record = record_of(model)
     record.sizes = common_sizes(model, record.plan.group_sets, record.removed)
-    remove_groups_(model, record.plan.group_sets, record.removed)
+    narrow_modules_(model, record.plan.group_sets, {})
+    remove_groups_(model, record.plan.group_sets, record.removed, optimizer)
     record.removed, record.plan = {}, None
 
 

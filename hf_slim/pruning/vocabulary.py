@@ -2,16 +2,29 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
 
 ONE_ID = ("_token_id", "_token_index")  # a number or a list of numbers
 UNWANTED = ("suppress_tokens", "begin_suppress_tokens")  # what is gone needs no suppressing
 NOT_FOLLOWED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
+
+
+@dataclass(frozen=True)
+class VocabularyConfig(SlimConfig):
+    """The tokens that the data never uses go before training, from model and tokenizer alike."""
+
+    round_to: int = field(default=64, metadata={"help": "The number of rows grows to a multiple of this."})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.round_to, int) or isinstance(self.round_to, bool) or self.round_to < 1:
+            raise SlimError(f"`round_to` must be a whole number of at least 1, got {self.round_to!r}.")
 
 
 def used_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:

@@ -10,24 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import BASE, adapter_layers
 from hf_slim.core.modules import set_module_
 from hf_slim.quantization.modules import FakeQuantLinear
-
-BASE = "base_layer"
-
-
-def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that wrap a layer to adapt it, by name."""
-    return {name: m for name, m in model.named_modules() if isinstance(getattr(m, BASE, None), nn.Module)}
-
-
-def adapter_parts(model: nn.Module) -> set[str]:
-    """Names of the modules that belong to an adapter and not to the model: what lies beside a base layer."""
-    parts: set[str] = set()
-    for name, adapter in adapter_layers(model).items():
-        base = {f"{name}.{inner}".rstrip(".") for inner in (BASE, *_prefixed(adapter))}
-        parts |= {f"{name}.{inner}" for inner, _ in adapter.named_modules() if inner} - base
-    return parts
 
 
 def simulate_merged_(model: nn.Module) -> None:
@@ -64,7 +49,3 @@ def _pending_change(adapter: nn.Module) -> Tensor | None:
 
 def _forward_base(adapter: nn.Module, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return getattr(adapter, BASE)(input)
-
-
-def _prefixed(adapter: nn.Module) -> list[str]:
-    return [f"{BASE}.{inner}" for inner, _ in getattr(adapter, BASE).named_modules() if inner]

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, is_prepared, prepare, unwrapped
-from hf_slim.quantization.adapters import adapter_layers
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.quantizer import quantizers

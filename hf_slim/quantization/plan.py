@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import tied_modules
-from hf_slim.quantization.adapters import adapter_parts
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grid import Grid
 from hf_slim.quantization.layers import LayerFamily, family_of

@@ -1,6 +1,7 @@
 """From ordinary layers to fake-quantized ones, and from those to packed ones."""
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, is_prepared, register_technique
@@ -111,6 +112,16 @@ def _require_floats(name: str, weight: Tensor) -> None:
         )
 
 
+def convert_quantization(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+    """`pack_layers_`. Raises SlimError if an optimizer is to go on: codes are not trained."""
+    if optimizer is not None:
+        raise SlimError(
+            "An optimizer arrived with a model to be packed, and packed weights cannot be trained further. Call "
+            "`convert(model)` without it."
+        )
+    pack_layers_(model)
+
+
 register_technique(
-    Technique("quantization", 20, QuantizationConfig, check_quantization, prepare_quantization, pack_layers_)
+    Technique("quantization", 20, QuantizationConfig, check_quantization, prepare_quantization, convert_quantization)
 )

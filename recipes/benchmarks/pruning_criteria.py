@@ -30,7 +30,8 @@ from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.measure import quiet_libraries
 from hf_slim.pruning.importance import CRITERIA, score_groups
 from hf_slim.pruning.mask import zero_groups_
-from hf_slim.pruning.selection import Plan, choose_removed
+from hf_slim.pruning.plan import Plan
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.statistics import readers, watched
 from hf_slim.pruning.transform import plan_pruning
 

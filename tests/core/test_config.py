@@ -7,6 +7,7 @@ from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimE
 CONFIGS = [
     QuantizationConfig(scheme="w4a16", group_size=32, embeddings="w8a16", ignore=("*.lm_head",)),
     PruningConfig(sparsity={"kv_heads": 0.25}, uniform=False, criterion="l1", schedule="linear"),
+    PruningConfig(target={"latency": 0.5}, spend_on=["ffn"], schedule="staged", rounds=3),
     DistillationConfig(teacher="some/model", alpha=0.3, temperature=4.0),
 ]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from hf_slim.core.report import as_markdown, as_text, improvement, ratios, write_atomically
+from hf_slim.core.report import as_markdown, as_text, improvement, notes, ratios, write_atomically
 
 
 def report(**result):
@@ -39,3 +39,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         write_atomically(tmp_path / "report.json", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     assert (tmp_path / "report.json").read_text() == "old"
+
+
+def test_a_model_that_writes_no_text_is_reported_without_any():
+    made = report(quality={"accuracy": 0.9}) | {"notes": ["The base is another one."]}
+    for side in ("base", "result"):
+        del made[side]["prompt_and_completion"]
+    made["base"]["quality"] = {"accuracy": 0.8}
+    made["ratios"] = ratios(made)
+    for text in (as_text(made), as_markdown(made)):
+        assert "80.00%" in text
+        assert "1.12x" in text  # more is better
+        assert "The base is another one." in text
+    assert "same prompt" not in as_markdown(made)
+
+
+def test_a_note_says_what_a_throughput_is_of():
+    speed = {"samples_per_s": {"median": 5, "low": 4, "high": 6}, "batch_size": 8, "tokens_per_sample": 64}
+    assert notes(report(inference=speed)) == ["Throughput: batches of 8 x 64 tokens, unpadded."]
+    assert notes(report()) == []

@@ -73,3 +73,23 @@ def test_documents_that_begin_alike_are_split_all_the_same(tmp_path):
     texts = [f"Below is an instruction.\n{i}" for i in range(200)]
     train, held_out = load_texts(DataConfig(source=write(tmp_path / "a.jsonl", texts)))
     assert len(train) > len(held_out) >= 5
+
+
+def test_a_source_may_name_an_environment_variable(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", [f"text {i}" for i in range(50)])
+    monkeypatch.setenv("HERE", str(tmp_path))
+    assert len(load_texts(DataConfig(source="$HERE/a.jsonl"))[0]) > 30
+    monkeypatch.delenv("HERE")
+    with pytest.raises(SlimError, match=r"variable HERE is not set.*data\.source="):
+        load_texts(DataConfig(source="${HERE}/a.jsonl"))
+
+
+def test_columns_stay_together_when_some_documents_are_held_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"text {i}", "label": i}) for i in range(60)))
+    for split in load_texts(DataConfig(source=str(path)), ["text", "label"]):
+        assert list(split["text"]) == [f"text {i}" for i in split["label"]]
+    with pytest.raises(SlimError, match=r"no column 'kind'.*`data\.label_column`"):
+        load_texts(DataConfig(source=str(path), label_column="kind"), ["text", "kind"])
+    with pytest.raises(SlimError, match="'stdlib' is text and nothing else"):
+        load_texts(DataConfig(), ["text", "label"])

@@ -79,6 +79,6 @@ def test_decoding_starts_from_the_prompt_in_every_round():
             return super().forward(*args, past_key_values=past_key_values, **kwargs)
 
     model = Watched(tiny.llama().config).eval()
-    speed = inference_speed({"m": model}, tiny.tokens(1), decode_tokens=3, repeats=2)
+    speed = inference_speed({"m": model}, {"m": tiny.tokens(1)}, decode_tokens=3, repeats=2)
     assert lengths == [None] * 3 + [12, 13, 14] * 3
     assert speed["m"]["decode_tokens_per_s"]["median"] > 0

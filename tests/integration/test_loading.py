@@ -1,9 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification as CLASSIFIER
+from transformers import BertModel, LlamaForCausalLM
 
 from hf_slim import SlimError
-from hf_slim.integration.loading import load_model, located
+from hf_slim.integration.loading import class_of, lacks_head, load_model, load_skeleton, located
 from tests import tiny
 
 
@@ -32,3 +36,47 @@ def test_a_checkpoint_without_some_weights_is_refused_and_not_filled_with_noise(
 def test_a_place_that_does_not_exist_is_named(spec, says):
     with pytest.raises(SlimError, match=says):
         located(spec)
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """An encoder without a head, as sentence encoders are shipped."""
+    tiny.bert().bert.save_pretrained(tmp_path / "encoder")
+    return str(tmp_path / "encoder")
+
+
+def test_a_fresh_head_has_the_classes_that_are_asked_for(encoder):
+    assert lacks_head(encoder, CLASSIFIER)
+    model = load_model(encoder, auto_class=CLASSIFIER, label_names=["bad", "good"])
+    assert model.config.id2label == {0: "bad", 1: "good"}
+    assert model.classifier.out_features == 2
+    assert torch.equal(model.bert.pooler.dense.weight, tiny.bert().bert.pooler.dense.weight)
+    assert load_skeleton(encoder, CLASSIFIER, ["a", "b", "c", "d"]).classifier.out_features == 4
+    with pytest.raises(SlimError, match=r"lacks 2 weights.*head was never trained"):
+        load_model(encoder, auto_class=CLASSIFIER)
+
+
+def test_a_trained_head_is_kept_with_its_names(tmp_path):
+    trained = tiny.bert(id2label={0: "x", 1: "y", 2: "z"}, label2id={"x": 0, "y": 1, "z": 2})
+    trained.save_pretrained(tmp_path)
+    assert not lacks_head(str(tmp_path), CLASSIFIER)
+    model = load_model(str(tmp_path), auto_class=CLASSIFIER, label_names=["0", "1", "2"])
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+    assert torch.equal(tiny.logits(model), tiny.logits(trained))
+    for load in (load_model, load_skeleton):
+        with pytest.raises(SlimError, match=r"head for 3 classes \(x, y, z\), and the data has 2"):
+            load(str(tmp_path), auto_class=CLASSIFIER, label_names=["0", "1"])
+
+
+def test_only_the_head_may_be_fresh(encoder):
+    file = Path(encoder) / "model.safetensors"
+    weights = load_file(file)
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(SlimError, match=r"lacks 1 weights.*layer\.1\.output\.dense\.weight"):
+        load_model(encoder, auto_class=CLASSIFIER, label_names=["0", "1"])
+
+
+def test_a_checkpoint_loads_as_the_class_that_it_was_saved_as(encoder, tmp_path):
+    assert class_of(encoder) is BertModel
+    assert class_of(str(tiny.save_base(tmp_path / "llama"))) is LlamaForCausalLM

@@ -3,6 +3,8 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, TrainerCallback
 
 from hf_slim import PruningCallback, PruningConfig, SlimError
@@ -28,6 +30,13 @@ def test_groups_go_gradually_and_stay_away(tmp_path):
     assert watch.zeros == sorted(watch.zeros)
     assert 0 < watch.zeros[0] < watch.zeros[3]
     assert watch.zeros[5:] == [32] * 5
+
+
+def test_staged_pruning_leaves_steps_to_recover_between_equal_jumps(tmp_path):
+    watch = Watch()
+    config = PruningConfig({"ffn": 0.75}, schedule="staged", rounds=3, start=0.1, stop=0.9)
+    tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(config), watch], max_steps=10).train()
+    assert watch.zeros == [0, *[16] * 3, *[32] * 4, *[48] * 2]
 
 
 def test_uniform_neurons_give_an_ordinary_checkpoint(tmp_path):
@@ -74,3 +83,31 @@ def test_a_checkpoint_of_an_ordinary_run_can_be_resumed_with_pruning(tmp_path):
     again = tiny.trainer(model, tmp_path, [PruningCallback(PruningConfig(start=0.0, stop=1.0))], **settings)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert model.model.layers[0].mlp.up_proj.out_features == 32
+
+
+class Pictures(nn.Module):
+    """A network that is no Transformers model."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.hidden, self.out = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, pixels, labels=None):
+        maps = self.second(self.first(pixels).relu()).relu()
+        logits = self.out(self.hidden(maps.mean((2, 3))).relu())
+        return {"logits": logits} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels)}
+
+
+def test_a_module_of_ones_own_is_pruned_once_it_says_what_it_reads(tmp_path):
+    pixels = torch.rand(16, 1, 8, 8)
+    data = Dataset.from_dict({"pixels": pixels.tolist(), "labels": [i % 3 for i in range(16)]})
+    config = PruningConfig({"channels": 0.5, "ffn": 0.25}, start=0.0)
+    model = Pictures()
+    with pytest.raises(SlimError, match=r"model\.dummy_inputs ="):
+        tiny.trainer(model, tmp_path, [PruningCallback(config)], data)
+    model.dummy_inputs = {"pixels": pixels[:1]}
+    tiny.trainer(model, tmp_path, [PruningCallback(config)], data).train()
+    assert [tuple(layer.weight.shape[:2]) for layer in (model.first, model.second)] == [(4, 1), (4, 4)]
+    assert (model.hidden.weight.shape, model.out.in_features) == ((12, 4), 12)
+    assert model(pixels)["logits"].shape == (16, 3)

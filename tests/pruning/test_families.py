@@ -5,30 +5,32 @@ import torch
 import transformers
 
 from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
-from hf_slim.pruning.mask import zero_groups_
+from hf_slim.pruning.config import KINDS
+from hf_slim.pruning.narrowing import narrow_modules_
 from hf_slim.pruning.removal import remove_groups_
 from hf_slim.pruning.structure import find_group_sets, understand
-from tests.families import FAMILIES, output, random_groups
-
-KINDS = ("ffn", "kv_heads", "heads", "channels", "layers")
+from hf_slim.pruning.transform import mask_groups_
+from tests.families import FAMILIES, output, random_groups, random_sizes
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_structure_is_found(name):
     family = FAMILIES[name]
     found, refusals = understand(family.build())
-    assert {refusal.kind for refusal in refusals} <= {"layers"}
+    assert not {refusal.kind for refusal in refusals} & {kind for kind in KINDS if getattr(family, kind)}
     assert {kind: sum(g.kind == kind for g in found) for kind in KINDS} == {
         kind: getattr(family, kind) for kind in KINDS
     }
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kinds", [("ffn", "channels"), ("kv_heads",), ("heads",), ("layers",), KINDS], ids="+".join)
+@pytest.mark.parametrize(
+    "kinds", [*((kind,) for kind in KINDS), KINDS], ids=lambda kinds: kinds[0] if len(kinds) == 1 else "all"
+)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
     seed = sum(map(ord, name + "".join(kinds)))
-    model = FAMILIES[name].build(seed)
+    model = FAMILIES[name].build(seed, **random_sizes(FAMILIES[name].config, seed))
     if attention not in (model.config._attn_implementation, "eager"):
         pytest.skip(f"{name} has no {attention} attention")
     model.set_attn_implementation(attention)
@@ -37,8 +39,9 @@ def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
         pytest.skip(f"{name} has no {', '.join(kinds)}")
     removed = random_groups(group_sets, seed)
     before = sum(parameter.numel() for parameter in model.parameters())
-    zero_groups_(model, group_sets, removed)
+    mask_groups_(model, group_sets, removed)
     masked = output(model)
+    narrow_modules_(model, group_sets, {})
     remove_groups_(model, group_sets, removed)
     torch.testing.assert_close(output(model), masked, rtol=1e-4, atol=2e-5)
     assert (sum(parameter.numel() for parameter in model.parameters()) < before) == bool(removed)
@@ -49,7 +52,9 @@ def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
 def test_what_was_pruned_is_saved_and_loads_back(name, uniform, tmp_path):
     family = FAMILIES[name]
     model = family.build()
-    kinds = [kind for kind in ("ffn", "kv_heads", "channels", "layers") if getattr(family, kind)]
+    kinds = [
+        kind for kind in KINDS if kind not in ("heads", "attention_blocks", "ffn_blocks") and getattr(family, kind)
+    ]
     model = convert(prepare(model, PruningConfig(dict.fromkeys(kinds, 0.5), uniform=uniform, criterion="l1")))
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
@@ -90,6 +95,37 @@ def test_what_was_pruned_and_packed_loads_back(name, uniform, tmp_path):
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.layers])
 def test_fewer_layers_give_an_ordinary_checkpoint(name):
     model = convert(prepare(FAMILIES[name].build(), PruningConfig({"layers": 0.5}, criterion="l1")))
+    assert getattr(model.config, "quantization_config", None) is None
+
+
+@pytest.mark.parametrize("kind", ["attention_blocks", "ffn_blocks", "experts", "hidden"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_kind_alone_loads_back(name, kind, tmp_path):
+    family = FAMILIES[name]
+    if not getattr(family, kind):
+        pytest.skip(f"{name} has no {kind}")
+    model = convert(prepare(family.build(), PruningConfig({kind: 0.5}, criterion="l1")))
+    model.save_pretrained(tmp_path)
+    loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
+    torch.testing.assert_close(output(loaded), output(model), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3", "mixtral", "qwen3_moe"])
+def test_a_smaller_hidden_width_gives_an_ordinary_checkpoint(name):
+    model = convert(prepare(FAMILIES[name].build(), PruningConfig({"hidden": 0.5}, criterion="l1")))
+    assert getattr(model.config, "quantization_config", None) is None
+    assert model.config.hidden_size == 24
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3"])
+def test_embeddings_scaled_by_their_width_keep_their_scale(name, tmp_path):
+    model = convert(prepare(FAMILIES[name].build(), PruningConfig({"hidden": 0.5}, criterion="l1")))
+    assert model.config.quantization_config.mode == "pruned"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_fewer_experts_give_an_ordinary_checkpoint(name):
+    model = convert(prepare(FAMILIES[name].build(), PruningConfig({"experts": 0.5}, criterion="l1")))
     assert getattr(model.config, "quantization_config", None) is None
 
 

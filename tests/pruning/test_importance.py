@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from hf_slim import SlimError
-from hf_slim.pruning.importance import CRITERIA, score_groups
-from hf_slim.pruning.statistics import readers, watched
+from hf_slim.pruning.criteria import CRITERIA, place_sums
+from hf_slim.pruning.importance import observed, score_groups
+from hf_slim.pruning.statistics import readers
 from hf_slim.pruning.structure import find_group_sets
 from tests import tiny
 
@@ -17,10 +18,10 @@ def with_gradients():
 
 
 def scores_of(model, criterion):
-    group_sets = [group_set for group_set in find_group_sets(model) if group_set.kind != "layers"]
-    with watched(model, readers(model, group_sets)) as moments:
+    group_sets = [group_set for group_set in find_group_sets(model) if not group_set.is_depth]
+    with observed(model, group_sets, criterion) as seen:
         tiny.logits(model)
-    return score_groups(model, group_sets, criterion, moments)
+    return score_groups(model, group_sets, criterion, seen)
 
 
 def neuron(model, index, of=lambda weight: weight):
@@ -72,6 +73,50 @@ def test_criteria_of_gradients_are_their_formulas(criterion, formula):
     torch.testing.assert_close(scores_of(model, criterion)[FFN][9].double(), expected, rtol=1e-4, atol=1e-12)
 
 
+def test_the_fisher_of_a_mask_is_the_squared_gradient_of_that_mask():
+    model = tiny.llama()
+    layer = model.model.layers[1].mlp.down_proj
+    mask = torch.ones(64, requires_grad=True)
+    hook = layer.register_forward_pre_hook(lambda module, given: (given[0] * mask,))
+    model(input_ids=tiny.tokens(), labels=tiny.tokens()).loss.backward()
+    hook.remove()
+    torch.testing.assert_close(scores_of(model, "fisher_mask")[FFN], mask.grad.square() / 2, rtol=1e-3, atol=1e-12)
+
+
+def test_the_fisher_of_a_mask_over_whole_layers_masks_what_they_write():
+    model = with_gradients()
+    score = score_groups(model, find_group_sets(model), "fisher_mask")["model.layers/layers"]
+    layers = ((layer.self_attn.o_proj, layer.mlp.down_proj) for layer in model.model.layers)
+    moved = [sum((part.weight * part.weight.grad).sum() for part in parts) for parts in layers]
+    torch.testing.assert_close(score, torch.stack(moved).detach().square() / 2, rtol=1e-3, atol=1e-12)
+
+
+def test_the_angular_distance_is_that_between_input_and_output_of_a_layer():
+    model = tiny.llama()
+    stack = [group_set for group_set in find_group_sets(model) if group_set.kind == "layers"]
+    with observed(model, stack, "angular") as seen:
+        for seed in (1, 2):
+            tiny.logits(model, tiny.tokens(seed=seed))
+    angles = []
+    for seed in (1, 2):
+        states = model.model(tiny.tokens(seed=seed), output_hidden_states=True).hidden_states
+        before, after = (torch.stack(list(part)).double() for part in (states[:-2], states[1:-1]))
+        angles.append((before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1))
+    expected = torch.cat(angles, 1).arccos().mean((1, 2)) / torch.pi
+    found = score_groups(model, stack, "angular", seen)["model.layers/layers"]
+    torch.testing.assert_close(found[:2].double(), expected, rtol=1e-4, atol=1e-6)  # the last state has been normed
+
+
+@pytest.mark.parametrize("piece", [1, 100, 2**19])
+def test_sums_over_places_do_not_depend_on_the_pieces(piece, monkeypatch):
+    monkeypatch.setattr("hf_slim.pruning.criteria.PIECE", piece)
+    for order in ((0, 1, 2, 3), (1, 0, 2, 3), (2, 3, 0, 1), (3, 1, 0, 2)):
+        weight, gradient = torch.randn(2, 5, 3, 4, 7)
+        weight, gradient = weight.permute(order), gradient.permute(order)
+        expected = (weight * gradient).abs().sum((2, 3))
+        torch.testing.assert_close(place_sums(torch.Tensor.abs_, weight, gradient), expected)
+
+
 @pytest.mark.parametrize(
     ("criterion", "formula"),
     [
@@ -95,7 +140,7 @@ def test_scores_that_do_not_compare_are_put_on_one_scale(criterion):
         torch.testing.assert_close(score.mean(), torch.tensor(1.0))
 
 
-@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in ("random", "movement")])
+@pytest.mark.parametrize("criterion", [name for name in CRITERIA if name not in ("random", "movement", "angular")])
 def test_a_group_of_small_weights_matters_least(criterion):
     model = with_gradients()
     mlp = model.model.layers[1].mlp
@@ -150,3 +195,8 @@ def test_whole_layers_refuse_criteria_of_what_flows_through_neurons():
     stack = [group_set for group_set in find_group_sets(model) if group_set.kind == "layers"]
     with pytest.raises(SlimError, match="not through whole layers"):
         score_groups(model, stack, "wanda")
+
+
+def test_neurons_refuse_a_criterion_of_whole_layers():
+    with pytest.raises(SlimError, match=r"cannot score kv_heads.*prune only `layers`"):
+        scores_of(tiny.llama(), "angular")

@@ -6,7 +6,9 @@ from torch import nn
 
 from hf_slim import PruningCallback, PruningConfig, SlimError, convert, prepare
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.selection import choose_removed, layer_cost, plan_removal
+from hf_slim.pruning.plan import expected_losses, plan_removal
+from hf_slim.pruning.savings import layer_cost
+from hf_slim.pruning.selection import choose_removed
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
 from tests.families import FAMILIES
@@ -37,7 +39,7 @@ def test_removal_grows_to_the_target_and_never_goes_back(counts, sparsity, unifo
         assert all(set(removed[name]) <= set(grown[name]) for name in removed)
         assert all(len(grown.get(group_set.name, [])) < group_set.count for group_set in group_sets)
         removed = grown
-    assert sum(map(len, removed.values())) == sum(quota for _, quota in plan.quotas)
+    assert sum(map(len, removed.values())) == sum(pot.amount for pot in plan.pots)
 
 
 def test_the_least_important_go_first_and_ties_go_to_the_lower_index():
@@ -46,6 +48,33 @@ def test_the_least_important_go_first_and_ties_go_to_the_lower_index():
     config = PruningConfig(sparsity={"ffn": 0.25}, uniform=False)
     plan = plan_removal(nn.Module(), group_sets, config)
     assert choose_removed(plan, scores, {}, config, 1.0) == {"layer0/ffn": [1, 2]}
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_nothing_is_chosen_anew_before_another_step_is_due(uniform):
+    group_sets, config = sets([64, 64]), PruningConfig({"ffn": 0.5}, uniform=uniform, start=0.0, round_to={"ffn": 16})
+    plan = plan_removal(nn.Module(), group_sets, config)
+    removed = choose_removed(plan, random_scores(group_sets), {}, config, 0.13)
+    assert removed
+    assert choose_removed(plan, {}, removed, config, 0.131) is removed  # without a look at the scores
+
+
+def test_pinned_groups_stay_however_little_they_matter():
+    group_set = GroupSet("layer/ffn", "ffn", 6, (), pinned=(0, 1))
+    config = PruningConfig({"ffn": 0.9})
+    plan = plan_removal(nn.Module(), [group_set], config)
+    assert choose_removed(plan, {"layer/ffn": torch.arange(6.0)}, {}, config, 1.0) == {"layer/ffn": [2, 3, 4, 5]}
+
+
+@pytest.mark.parametrize("amount", [{"sparsity": {"ffn": 0.5}}, {"target": {"parameters": 0.7}}])
+@pytest.mark.parametrize("uniform", [True, False])
+def test_what_is_expected_to_go_goes_on_average(amount, uniform):
+    model = FAMILIES["llama"].build()
+    config = PruningConfig(**amount, uniform=uniform)
+    plan = plan_pruning(model, config)
+    removed = choose_removed(plan, random_scores(plan.group_sets), {}, config, 1.0)
+    expected = plan.savings.of({name: range(round(count)) for name, count in expected_losses(plan).items()})
+    assert plan.savings.of(removed) == pytest.approx(expected, rel=0.1)
 
 
 def test_a_uniform_kind_takes_the_same_number_from_every_layer():
@@ -75,6 +104,31 @@ def test_a_target_is_met(family, measure, uniform):
     convert(prepare(model, config))
     left = layer_cost(model, measure) / before
     assert 0.55 < left <= 0.7  # tiny layers are cut in large steps: a whole head, eight neurons of every expert
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+@pytest.mark.parametrize("measure", ["parameters", "macs"])
+def test_a_target_counts_what_channels_save_together_only_once(measure, uniform):
+    model = FAMILIES["resnet"].build()
+    before = layer_cost(model, measure)
+    config = PruningConfig(target={measure: 0.5}, uniform=uniform, criterion="l1")
+    convert(prepare(model, config))
+    assert 0.3 < layer_cost(model, measure) / before <= 0.5
+
+
+@pytest.mark.parametrize("kind", ["layers", "heads", "kv_heads"])
+def test_a_target_is_spent_on_the_kinds_that_are_named(kind):
+    model = FAMILIES["llama"].build(num_hidden_layers=4)
+    before = layer_cost(model, "macs")
+    convert(prepare(model, PruningConfig(target={"macs": 0.88}, spend_on=[kind], criterion="l1")))
+    assert 0.6 < layer_cost(model, "macs") / before <= 0.88
+    assert all(layer.mlp.up_proj.out_features == 64 for layer in model.model.layers)
+    assert len(model.model.layers) == (3 if kind == "layers" else 4)
+
+
+def test_a_target_spent_on_what_the_model_lacks_says_so():
+    with pytest.raises(SlimError, match="no layer of this model has channels that could go"):
+        plan_pruning(tiny.llama(), PruningConfig(target={"macs": 0.9}, spend_on=["channels"]))
 
 
 def test_a_target_that_floors_forbid_says_how_much_can_go():
@@ -138,7 +192,10 @@ def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
         ({"target": {"bytes": 0.5}}, "must name one of parameters, macs"),
         ({"target": {"macs": 0}}, "would leave nothing"),
         ({"sparsity": {"neurons": 0.5}}, "has no kind 'neurons'"),
+        ({"target": {"macs": 0.5}, "spend_on": ["neurons"]}, "`spend_on` has no kind 'neurons'"),
+        ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which are parts of each other"),
         ({"round_to": {"ffn": 0}}, "positive whole number"),
+        ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number from 2"),
         ({"every": 0}, "`every` must be a positive whole number"),
         ({"floor": 1.0}, "`floor` must be in"),
         ({"calibration_batches": -1}, "must be a whole number from 0"),

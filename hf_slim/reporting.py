@@ -1,0 +1,72 @@
+"""The report of a run: every number, with what is needed to repeat it, as JSON, Markdown and a picture."""
+
+import datetime
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from hf_slim.core.report import SCHEMA_VERSION, as_markdown, ratios, write_atomically
+from hf_slim.evaluation.picture import draw
+from hf_slim.integration.loading import display_name
+from hf_slim.recipe import Recipe
+from hf_slim.version import __version__
+
+
+def build_report(
+    recipe: Recipe, measured: dict[str, Any], layers: list[dict], log: list[dict], notes: list[str]
+) -> dict[str, Any]:
+    """Every number of the run, with what is needed to repeat it."""
+    steps = [" + ".join(stage.techniques) or "fine-tuning" for stage in recipe.runs]
+    if recipe.vocabulary is not None:
+        steps.insert(0, "vocabulary")
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "title": f"{display_name(recipe.model)}: {', then '.join(steps)}",
+        "hf_slim_version": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "seed": recipe.runs[0].training.get("seed", 42),
+        "recipe": recipe.to_dict(),
+        "base": measured["base"],
+        "result": measured["result"],
+        "notes": notes,
+        "layers": layers,
+        "training_log": log,
+    }
+    report["ratios"] = ratios(report)
+    return report
+
+
+def environment() -> dict[str, str]:
+    """The machine and the versions that the numbers belong to."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """report.json, report.md and report.png in `folder`, each moved into place when complete."""
+    write_atomically(folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    write_atomically(folder / "report.md", lambda path: path.write_text(as_markdown(report)))
+    picture = folder / "report.png"
+    if draw(report, folder / ".report.png"):
+        os.replace(folder / ".report.png", picture)

@@ -1,0 +1,110 @@
+"""What a run keeps beside its output until it is complete, so that `--resume` can go on where it was interrupted."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_slim.core.errors import SlimError
+from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.integration.saving import publish
+from hf_slim.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+class RunFolders:
+    """The checkpoints of every stage, and the models of those that are finished.
+
+    Args:
+        scratch: Takes the place of folders that nobody asked to keep.
+    """
+
+    def __init__(self, recipe: Recipe, scratch: Path):
+        output = Path(recipe.output)
+        self.recipe, self.scratch = recipe, scratch
+        self.root = output.with_name(f"{output.name}.checkpoints")
+
+    def checkpoints(self, number: int) -> Path:
+        """Where the Trainer of a stage, counted from 1, writes."""
+        if self.recipe.runs[number - 1].training.get("save_strategy", "no") == "no":
+            return self.scratch / f"trainer-{number}"
+        return self._stage(number) if self.recipe.stages else self.root
+
+    def model(self, number: int) -> Path:
+        """Where the model of a finished stage lies."""
+        return self._stage(number) / "model"
+
+    def finished(self) -> int:
+        """How many stages are finished; the last one is only when the run is."""
+        numbers = range(1, len(self.recipe.stages))
+        return max((number for number in numbers if (self.model(number) / "config.json").is_file()), default=0)
+
+    def keep(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log: list[dict]) -> None:
+        """Writes what a finished stage leaves behind; the model is last and complete or not there at all."""
+        self._stage(number).mkdir(parents=True, exist_ok=True)
+        (self._stage(number) / "log.json").write_text(json.dumps(log))
+        publish(model, tokenizer, self.model(number))
+
+    def load(self, number: int, auto_class: type) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Model and tokenizer of a finished stage."""
+        folder = str(self.model(number))
+        return load_model(folder, auto_class=auto_class), load_tokenizer(folder)
+
+    def log(self, number: int) -> list[dict[str, Any]]:
+        """The training log of a finished stage."""
+        return json.loads((self._stage(number) / "log.json").read_text())
+
+    def start_afresh(self, overwrite: bool) -> None:
+        """Clears what an interrupted run left of its stages. Raises SlimError if that was not asked for."""
+        if self.recipe.stages and any(self.root.glob("stage-*/*")):
+            if not overwrite:
+                raise SlimError(
+                    f"'{self.root}' holds stages of a run that was interrupted. Pass --resume to go on with them, or "
+                    "--overwrite to start afresh."
+                )
+            for folder in self.root.glob("stage-*"):
+                shutil.rmtree(folder)
+
+    def clear(self) -> None:
+        """Removes the models of finished stages once the run is complete; checkpoints stay, as the recipe asks for."""
+        for number in range(1, len(self.recipe.stages)):
+            shutil.rmtree(self.model(number), ignore_errors=True)
+            (self._stage(number) / "log.json").unlink(missing_ok=True)
+            for folder in (self._stage(number), self.root):
+                if folder.is_dir() and not any(folder.iterdir()):
+                    folder.rmdir()
+
+    def _stage(self, number: int) -> Path:
+        return self.root / f"stage-{number}"
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The Trainer's newest complete checkpoint, None if there is none; damaged ones are passed over."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    for checkpoint in found:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text())  # the Trainer writes this file last
+            for file in checkpoint.glob("*.safetensors"):
+                with safe_open(file, "pt"):  # compares the header with the length of the file
+                    pass
+        except (OSError, ValueError, SafetensorError):
+            logger.warning("Checkpoint %s is incomplete or damaged and is passed over.", checkpoint)
+            continue
+        return str(checkpoint)
+    return None
+
+
+def last_checkpoint(folder: Path) -> str:
+    """`newest_checkpoint`. Raises SlimError if there is none."""
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        raise SlimError(
+            f"There is no complete checkpoint in '{folder}' to resume from. Set `training.save_strategy: steps` and "
+            "`training.save_steps`, or start without --resume."
+        )
+    return checkpoint
