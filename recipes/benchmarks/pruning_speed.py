@@ -90,11 +90,14 @@ def speed(repeats: int) -> None:
     print(f"SmolLM2, {left:.1%} of the transformer's multiply-adds left (parameters: {sizes})", flush=True)
     for tokens in PROMPTS:
         prompt = torch.tensor(token_blocks(1, tokens)["input_ids"])
-        found = inference_speed({name: model.eval() for name, model in models.items()}, prompt, DECODE, repeats)
+        for model in models.values():
+            model.eval()
+        found = inference_speed(models, dict.fromkeys(models, prompt), DECODE, repeats)
         add("SmolLM2", f"prefill, {tokens} tokens", medians(found, "prefill_ms"))
     add("SmolLM2", f"decode after {PROMPTS[-1]} tokens", medians(found, "decode_tokens_per_s"), "tokens/s")
     for precision in ("fp32", "bf16"):
         training = TRAINING | {"bf16": precision == "bf16"}
+        models = {"dense": load_model(SMOLLM2), "half": half(load_model(SMOLLM2))}  # a Trainer leaves its precision on
         batch = batch_of(token_blocks(1, TOKENS))
         found = training_speed_of(TASKS["causal-lm"], models, training, batch, repeats)
         add("SmolLM2", f"training step, {TOKENS} tokens, {precision}", medians(found))
@@ -105,6 +108,7 @@ def speed(repeats: int) -> None:
     add("MiniLM", f"batch of {TEXTS} x {TEXT_TOKENS} tokens", per_second, "texts/s")
     for precision in ("fp32", "bf16"):
         training = TRAINING | {"bf16": precision == "bf16", "per_device_train_batch_size": TEXTS}
+        models = {"dense": minilm(), "half": half(minilm())}
         found = training_speed_of(TASKS["sequence-classification"], models, training, batch_of(texts), repeats)
         add("MiniLM", f"training step, {TEXTS} x {TEXT_TOKENS} tokens, {precision}", medians(found))
     print("\n| model | | dense | half of the multiply-adds | faster |\n|---|---|---:|---:|---:|")
