@@ -22,15 +22,16 @@ Step = Callable[[nn.Module], None]
 class Technique:
     """How one technique prepares and converts a model. Lower `order` runs first: prune, then quantize.
 
-    `check` raises SlimError where `prepare` could not work, and changes nothing. `convert` is also given the optimizer
-    that goes on with the converted model, if any.
+    `check` raises SlimError where `prepare` could not work, and changes nothing; what it returns is the third argument
+    of `prepare`, so that nothing is looked for twice. `convert` is also given the optimizer that goes on with the
+    converted model, if any.
     """
 
     name: str
     order: int
     config_class: type[SlimConfig]
-    check: Callable[[nn.Module, SlimConfig], object]
-    prepare: Callable[[nn.Module, SlimConfig], None]
+    check: Callable[[nn.Module, SlimConfig], Any]
+    prepare: Callable[[nn.Module, SlimConfig, Any], None]
     convert: Callable[[nn.Module, Optimizer | None], None]
 
 
@@ -125,10 +126,9 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
             raise SlimError(f"Two configs for {technique.name} arrived. Pass one config per technique.")
     ordered = sorted(zip(chosen, configs, strict=True), key=lambda pair: pair[0].order)
     inner = unwrapped(model)
-    for technique, config in ordered:
-        technique.check(inner, config)
-    for technique, config in ordered:
-        technique.prepare(inner, config)
+    checked = [technique.check(inner, config) for technique, config in ordered]
+    for (technique, config), found in zip(ordered, checked, strict=True):
+        technique.prepare(inner, config, found)
     for step in _AFTER_PREPARE:
         step(inner)
     return model

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.pruning.depth import DOWN, remove_layers_, renamed
-from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor, without_blocks
+from hf_slim.pruning.groups import GroupSet, Refusal, common_ancestor, without_blocks
 from hf_slim.pruning.narrowing import narrow_modules_
 from hf_slim.pruning.probe import FAILURES, Probe, Reading, module_copy, run_cut
 from hf_slim.pruning.removal import Removed, cut_out_, kept_places
@@ -151,7 +151,8 @@ def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Remov
         whole_twin = module_copy(twin)
         narrow_modules_(whole_twin, sets, removed)
     sets, removed = without_blocks(sets, removed)
-    masked, smaller = _answers(probe, sets, removed)
+    gone = _Gone(sets, removed)
+    masked, smaller = _answers(probe, gone)
     small_twin = module_copy(twin)
     cut_out_(small_twin, sets, removed)
     try:
@@ -161,7 +162,7 @@ def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Remov
     if [reading.layer for reading in whole.readings] != [reading.layer for reading in rest.readings]:
         return "without one group other layers run"
     for before, after in zip(whole.readings, rest.readings, strict=True):
-        if not _is_same(_kept_channels(before, sets, removed), after.value):
+        if not _is_same(_kept_channels(before, gone), after.value):
             return f"'{before.layer}' reads something else once a group is removed instead of zeroed"
     return "" if _is_same(whole.result, rest.result) else "what the model gives back would lose channels"
 
@@ -175,16 +176,16 @@ def _victims(group_set: GroupSet, number: int) -> list[int]:
     return list(range(start, start + number))
 
 
-def _answers(probe: Probe, sets: list[GroupSet], removed: Removed) -> tuple[dict, dict]:
+def _answers(probe: Probe, gone: "_Gone") -> tuple[dict, dict]:
     """What each layer answers with the groups zero, and without them: layer -> one tensor per call."""
     masked: dict[str, list[Tensor]] = {}
     smaller: dict[str, list[Tensor]] = {}
     for output in probe.outputs:
         value, dim = output.value.detach(), output.value.dim() + output.dim
-        gone = _gone(sets, removed, output.layer, reads=False)
-        kept = kept_places(output.channels, gone)
-        masked.setdefault(output.layer, []).append(value.index_fill(dim, gone, 0))
-        smaller.setdefault(output.layer, []).append(value.index_select(dim, kept))
+        places = gone.of(output.layer, reads=False)
+        kept = kept_places(output.channels, places)
+        masked.setdefault(output.layer, []).append(value.index_fill(dim, places, 0) if len(places) else value)
+        smaller.setdefault(output.layer, []).append(value.index_select(dim, kept) if len(places) else value)
     return masked, smaller
 
 
@@ -240,28 +241,27 @@ def _is_same(before: Tensor, after: Tensor) -> bool:
     return before.shape == after.shape and torch.allclose(before.float(), after.float(), rtol=1e-3, atol=1e-4)
 
 
-def _kept_channels(reading: Reading, sets: list[GroupSet], removed: Removed) -> Tensor:
-    gone = _gone(sets, removed, reading.layer, reads=True)
-    return reading.value.index_select(reading.value.dim() + reading.dim, kept_places(reading.channels, gone))
+def _kept_channels(reading: Reading, gone: "_Gone") -> Tensor:
+    places = gone.of(reading.layer, reads=True)
+    if not len(places):
+        return reading.value
+    return reading.value.index_select(reading.value.dim() + reading.dim, kept_places(reading.channels, places))
 
 
-def _gone(sets: list[GroupSet], removed: Removed, layer: str, reads: bool) -> Tensor:
-    """Channels of a layer that go: those it reads, or those it writes."""
-    places = [
-        part.places(removed[group_set.name]).flatten()
-        for group_set in sets
-        for part in group_set.slices
-        if _is_channels_of(layer, part, reads) or (part.tensor == f"{layer}.weight" and _is_both(part, group_set))
-    ]
-    return torch.cat(places) if places else torch.empty(0, dtype=torch.long)
+class _Gone:
+    """The channels of every layer that go: those it reads, and those it writes."""
 
+    def __init__(self, sets: list[GroupSet], removed: Removed):
+        self._places: dict[tuple[str, bool], list[Tensor]] = {}
+        for group_set in sets:
+            norms = {part.module for part in group_set.slices if part.tensor.endswith(".running_mean")}
+            for part in group_set.slices if removed.get(group_set.name) else ():
+                # of fused experts, the rows of the last matrix are what they write
+                if part.tensor.endswith(".weight") or (part.tensor.endswith(f".{DOWN}") and part.dim == 1):
+                    places = part.places(removed[group_set.name]).flatten()
+                    for reads in (True, False) if part.module in norms else (part.reads,):
+                        self._places.setdefault((part.module, reads), []).append(places)
 
-def _is_channels_of(layer: str, part: Slice, reads: bool) -> bool:
-    """Whether these are channels that a layer reads, or those that it writes: of experts, rows of the last matrix."""
-    is_weight = part.tensor == f"{layer}.weight" or (part.tensor == f"{layer}.{DOWN}" and part.dim == 1)
-    return is_weight and part.reads == reads
-
-
-def _is_both(part: Slice, group_set: GroupSet) -> bool:
-    """Whether a layer hands each channel on: it reads what it writes."""
-    return any(other.tensor == f"{part.module}.running_mean" for other in group_set.slices)
+    def of(self, layer: str, reads: bool) -> Tensor:
+        places = self._places.get((layer, reads))
+        return torch.cat(places) if places else torch.empty(0, dtype=torch.long)

@@ -1,6 +1,6 @@
 """The prunable groups of a model, found from the modules themselves and verified on a weightless twin."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
-from hf_slim.pruning.depth import block_sets, layer_sets
+from hf_slim.pruning.config import KINDS
+from hf_slim.pruning.depth import BLOCKS, block_sets, layer_sets
 from hf_slim.pruning.experts import expert_sets
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.hidden import hidden_sets
 from hf_slim.pruning.inputs import example_inputs
 from hf_slim.pruning.layers import is_channelwise, matrix_of
 from hf_slim.pruning.patterns import Pattern, Run, find_pattern
-from hf_slim.pruning.probe import FAILURES, Output, run_cut, weightless_twin
+from hf_slim.pruning.probe import FAILURES, Output, Probe, run_cut, weightless_twin
 from hf_slim.pruning.sizes import removable_blocks, removable_layers, with_sizes
 
 
@@ -24,21 +25,25 @@ def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -
     return understand(model, inputs)[0]
 
 
-def understand(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> tuple[list[GroupSet], list[Refusal]]:
+def understand(
+    model: nn.Module, inputs: dict[str, Tensor] | None = None, kinds: Collection[str] = KINDS
+) -> tuple[list[GroupSet], list[Refusal]]:
     """The prunable group sets, and why other layers have none.
 
     Args:
         model: Any module; may lie on the meta device.
         inputs: Keyword arguments of a forward pass, one short example; None: made up from the model's config.
+        kinds: Those to look for: each takes its time to be proven.
     Returns: group sets in the order of the forward pass, and a sentence for every part that cannot be pruned.
     Raises: SlimError: if the model cannot be run on such inputs.
     """
     with torch.random.fork_rng(devices=[]):  # the numbers in the cuts are nobody's business
         torch.manual_seed(0)
-        return _understand(model, inputs or example_inputs(model))
+        found, refusals = _understand(model, inputs or example_inputs(model), {*kinds})
+    return [group_set for group_set in found if group_set.kind in kinds], refusals
 
 
-def _understand(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[GroupSet], list[Refusal]]:
+def _understand(model: nn.Module, inputs: dict[str, Tensor], kinds: set[str]) -> tuple[list[GroupSet], list[Refusal]]:
     twin = weightless_twin(model)
     try:
         probe = run_cut(twin, inputs)
@@ -58,21 +63,31 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[list[Group
         elif reason:
             reasons.append(Refusal("kv_heads" if family[0].block > 1 else "ffn", reason))
     found += expert_sets(model)
-    streams, no_streams = hidden_sets(model, probe)
-    found, failed = with_sizes(twin, probe, found + streams)
-    for blocks in list(block_sets(model, found)):
-        harm = removable_blocks(twin, probe, blocks)
-        if harm:
-            failed.append(Refusal(blocks.kind, f"Parts of '{blocks.name}' cannot be removed: {harm}"))
-        else:
-            found.append(blocks)
-    for stack in layer_sets(model, probe):
+    streams, no_streams = hidden_sets(model, probe) if "hidden" in kinds else ([], [])
+    inside = {part for part, blocks in BLOCKS.items() if blocks in kinds}
+    wanted = [group_set for group_set in found + streams if group_set.kind in kinds | inside]
+    found, failed = with_sizes(twin, probe, wanted)
+    parts, no_parts = _depth_sets(model, twin, probe, found, kinds)
+    return _distinct(found + parts), reasons + no_streams + failed + no_parts
+
+
+def _depth_sets(
+    model: nn.Module, twin: nn.Module, probe: Probe, found: list[GroupSet], kinds: set[str]
+) -> tuple[list[GroupSet], list[Refusal]]:
+    """Blocks and whole layers that may go, and why others may not."""
+    sets, refusals = [], []
+    for blocks in block_sets(model, found):
+        if blocks.kind in kinds and (harm := removable_blocks(twin, probe, blocks)):
+            refusals.append(Refusal(blocks.kind, f"Parts of '{blocks.name}' cannot be removed: {harm}"))
+        elif blocks.kind in kinds:
+            sets.append(blocks)
+    for stack in layer_sets(model, probe) if "layers" in kinds else ():
         removable, harm = removable_layers(twin, probe, stack)
         if removable:
-            found.append(removable)
+            sets.append(removable)
         else:
-            failed.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {harm}"))
-    return _distinct(found), reasons + no_streams + failed
+            refusals.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {harm}"))
+    return sets, refusals
 
 
 def _families(patterns: list[Pattern]) -> list[list[Pattern]]:

@@ -34,7 +34,7 @@ def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
-    found, refusals = understand(model)
+    found, refusals = understand(model, kinds={*config.kinds, *(["kv_heads"] if "heads" in config.kinds else [])})
     missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]
     if missing == ["heads"]:  # multi-head attention: every key-value head has one query head
         found, missing = [_as_heads(group_set) for group_set in found], []
@@ -67,8 +67,8 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
     narrow_modules_(model, group_sets, removed)
 
 
-def check_pruning(model: nn.Module, config: PruningConfig) -> None:
-    """Raises SlimError if `prepare_pruning` cannot work: no such structure, or no gradients where they are needed."""
+def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
+    """The plan. Raises SlimError if there is none for this model, or no gradients where they are needed."""
     plan = plan_pruning(model, config)
     graded = [name for name in sets_by_criterion(plan.group_sets, config) if CRITERIA[name].needs_gradient]
     if graded and all(parameter.grad is None for parameter in model.parameters()):
@@ -76,11 +76,13 @@ def check_pruning(model: nn.Module, config: PruningConfig) -> None:
             f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
             "some batches before `prepare`, choose criterion 'l1' or 'l2', or use PruningCallback in a Trainer."
         )
+    return plan
 
 
-def prepare_pruning(model: nn.Module, config: PruningConfig) -> None:
-    """Masks the whole target in one shot: for training loops without a Trainer."""
-    plan = claim_for_pruning(model, config)
+def prepare_pruning(model: nn.Module, config: PruningConfig, plan: Plan) -> None:
+    """Masks the whole target of a plan in one shot: for training loops without a Trainer."""
+    claim(model, "pruning", config)
+    record_of(model).plan = plan
     scores = score_all(model, plan.group_sets, config)
     removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
     mask_groups_(model, plan.group_sets, removed)

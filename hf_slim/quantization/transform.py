@@ -30,7 +30,7 @@ def check_quantization(model: nn.Module, config: QuantizationConfig) -> None:
                 require_finite(name, floats)
 
 
-def prepare_quantization(model: nn.Module, config: QuantizationConfig) -> None:
+def prepare_quantization(model: nn.Module, config: QuantizationConfig, checked: None = None) -> None:
     """Swaps every planned layer for its fake-quantized form, in place. Parameters and their names stay."""
     if claim(model, "quantization", config):
         fake_quantize_layers_(model, planned_schemes(model, config), config)
