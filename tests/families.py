@@ -33,6 +33,10 @@ WHISPER = {
 }  # fmt: skip
 T5_GROUPS = {"ffn": 4, "kv_heads": 3, "layers": 2, "attention_blocks": 0, "ffn_blocks": 2}
 GATED = {"feed_forward_proj": "gated-gelu"}
+WAV2VEC2 = SIZES | {
+    "vocab_size": 32, "conv_dim": [16, 16, 16], "conv_stride": [5, 4, 2], "conv_kernel": [10, 8, 4],
+    "num_feat_extract_layers": 3, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
+}  # fmt: skip
 PICTURE = {"image_size": 16, "patch_size": 8}
 
 
@@ -110,6 +114,7 @@ FAMILIES = {
         "ModernBertForSequenceClassification",
         TOKENS | SIZES | {"cls_token_id": 1, "sep_token_id": 2},
     ),
+    "wav2vec2": Family("Wav2Vec2ForCTC", WAV2VEC2, hidden=0),
     "smollm3": Family("SmolLM3ForCausalLM", GROUPED, heads=2),
     "resnet": Family(
         "ResNetForImageClassification",

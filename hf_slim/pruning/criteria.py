@@ -1,6 +1,6 @@
 """Criteria: what makes a group important, told from its weights, gradients and what flows through it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.statistics import Moments, Turning
 
+TAIL = 4.0  # times the mean absolute weight of a tensor
+OF_THE_BULK = 1e-3  # orders groups that have no such weights
 PIECE = 2**19  # numbers in work at a time: they stay in the cache, and memory does not grow with the model
 
 
@@ -141,6 +143,29 @@ def peak(evidence: Evidence) -> Tensor:
     return torch.stack([each / each.mean() for each in peaks]).amax(0)
 
 
+def l1_tail(evidence: Evidence) -> Tensor:
+    """L1 norm of what the weights of the group exceed `TAIL` times their tensor's mean by: the usable L1.
+
+    The neurons that a language model cannot do without are those with few, very large weights; the bulk of a norm says
+    nothing about them. Found by measuring (recipes/benchmarks/pruning_criteria.py).
+    """
+    return sum(tail.sum(1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
+
+
+def l2_tail(evidence: Evidence) -> Tensor:
+    """The same with the Euclidean norm: the usable L2."""
+    return sum(tail.norm(dim=1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
+
+
+def _tails(evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each matrix, relative to its mean: by how much weights exceed `TAIL`, and the mean weight of each group."""
+    for weight in evidence.weights:
+        if weight[0, 0].numel() > 1:
+            relative = weight.float().abs().flatten(1)
+            relative /= relative.mean()
+            yield (relative - TAIL).clamp_min_(0), relative.mean(1)
+
+
 def activation(evidence: Evidence) -> Tensor:
     """Mean absolute activation. Source: Muralidharan et al. 2024, Minitron, arXiv:2407.14679, sec. 2.2."""
     return sum((moments.absolute / moments.tokens).sum(1) for moments in evidence.inputs)
@@ -209,6 +234,8 @@ CRITERIA.register("fisher_mask")(Criterion(fisher_mask, needs_gradient=True, com
 CRITERIA.register("movement")(Criterion(movement, needs_gradient=True, comparable=True))
 CRITERIA.register("l1")(Criterion(l1))
 CRITERIA.register("l2")(Criterion(l2))
+CRITERIA.register("l1_tail")(Criterion(l1_tail, comparable=True))
+CRITERIA.register("l2_tail")(Criterion(l2_tail, comparable=True))
 CRITERIA.register("peak")(Criterion(peak))
 CRITERIA.register("activation")(Criterion(activation, sums=("absolute",)))
 CRITERIA.register("wanda")(Criterion(wanda, sums=("square",)))

@@ -12,6 +12,8 @@ TOKENS = 3  # attention needs more than one position to show its keys
 PIXELS = ("pixel_values",)
 ANY_SIZE = 64  # of pictures, for models that take every size
 SPECTROGRAMS = ("input_features",)
+WAVES = ("input_values",)
+SAMPLES = 3200  # of sound: a fifth of a second, some frames after the convolutions
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor]:
@@ -36,6 +38,8 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
         size = getattr(config, "image_size", None) or ANY_SIZE
         height, width = size if isinstance(size, tuple | list) else (size, size)
         return {name: torch.rand(1, _first(config, "num_channels"), height, width)}
+    if name in WAVES:
+        return {name: torch.rand(1, SAMPLES)}
     if name in SPECTROGRAMS:
         inputs = {name: torch.rand(1, _first(config, "num_mel_bins"), 2 * _first(config, "max_source_positions"))}
     else:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_slim import SlimError
+from hf_slim import PruningConfig, SlimError
 from hf_slim.pruning.criteria import CRITERIA, place_sums
 from hf_slim.pruning.importance import observed, score_groups
 from hf_slim.pruning.statistics import readers
@@ -19,9 +19,9 @@ def with_gradients():
 
 def scores_of(model, criterion):
     group_sets = [group_set for group_set in find_group_sets(model) if not group_set.is_depth]
-    with observed(model, group_sets, criterion) as seen:
+    with observed(model, group_sets, PruningConfig(criterion=criterion)) as seen:
         tiny.logits(model)
-    return score_groups(model, group_sets, criterion, seen)
+    return score_groups(model, group_sets, criterion, seen[criterion])
 
 
 def neuron(model, index, of=lambda weight: weight):
@@ -94,7 +94,7 @@ def test_the_fisher_of_a_mask_over_whole_layers_masks_what_they_write():
 def test_the_angular_distance_is_that_between_input_and_output_of_a_layer():
     model = tiny.llama()
     stack = [group_set for group_set in find_group_sets(model) if group_set.kind == "layers"]
-    with observed(model, stack, "angular") as seen:
+    with observed(model, stack, PruningConfig({"layers": 0.5}, criterion="angular")) as seen:
         for seed in (1, 2):
             tiny.logits(model, tiny.tokens(seed=seed))
     angles = []
@@ -103,7 +103,7 @@ def test_the_angular_distance_is_that_between_input_and_output_of_a_layer():
         before, after = (torch.stack(list(part)).double() for part in (states[:-2], states[1:-1]))
         angles.append((before * after).sum(-1) / before.norm(dim=-1) / after.norm(dim=-1))
     expected = torch.cat(angles, 1).arccos().mean((1, 2)) / torch.pi
-    found = score_groups(model, stack, "angular", seen)["model.layers/layers"]
+    found = score_groups(model, stack, "angular", seen["angular"])["model.layers/layers"]
     torch.testing.assert_close(found[:2].double(), expected, rtol=1e-4, atol=1e-6)  # the last state has been normed
 
 
@@ -154,6 +154,19 @@ def test_magnitudes_are_the_norms_of_the_whole_group():
     for criterion, order in (("l1", 1), ("l2", 2)):
         norms = torch.stack([neuron(model, index).norm(order) for index in range(64)])
         torch.testing.assert_close(scores_of(model, criterion)[FFN].double(), norms / norms.mean(), rtol=1e-5, atol=0)
+
+
+def test_tails_are_the_norms_of_what_exceeds_four_times_the_mean():
+    model = tiny.llama()
+    mlp = model.model.layers[1].mlp
+    mlp.gate_proj.weight.data[3, 5] *= 60
+    mlp.down_proj.weight.data[7, 3] *= 40
+    for criterion, order in (("l1_tail", 1), ("l2_tail", 2)):
+        expected = torch.zeros(64, dtype=torch.float64)
+        for weight in (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight.t()):
+            relative = weight.detach().double().abs() / weight.detach().double().abs().mean()
+            expected += (relative - 4).clamp(min=0).norm(order, dim=1) + 1e-3 * relative.mean(1)
+        torch.testing.assert_close(scores_of(model, criterion)[FFN].double(), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_random_scores_are_the_same_every_time_and_differ_between_layers():

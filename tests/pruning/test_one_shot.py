@@ -91,7 +91,20 @@ def test_the_callback_prunes_before_the_first_step_and_resumes_alike(criterion, 
 
 
 @pytest.mark.parametrize(
-    "criterion", ["wanda", "flap", "activation", "fisher", "fisher_mask", "movement", "taylor_sum", "peak", "random"]
+    "criterion",
+    [
+        "wanda",
+        "flap",
+        "activation",
+        "fisher",
+        "fisher_mask",
+        "movement",
+        "taylor_sum",
+        "l1_tail",
+        "l2_tail",
+        "peak",
+        "random",
+    ],
 )
 def test_every_criterion_prunes_gradually_and_resumes_alike(criterion, tmp_path):
     config = PruningConfig({"ffn": 0.5}, criterion=criterion, start=0.0, stop=0.9)
