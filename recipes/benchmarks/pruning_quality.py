@@ -21,7 +21,7 @@ from cells import Cells
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
-from hf_slim import PruningCallback
+from hf_slim import PruningCallback, PruningConfig, prune
 from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
@@ -83,7 +83,7 @@ class Bench:
         data, tokenizer = DataConfig(), load_tokenizer(MODEL)
         train, held_out = load_texts(data)
         self.steps, self.learning_rate = steps, learning_rate
-        n_train = max(steps, CALIBRATION_BLOCKS)
+        n_train = max(steps, CALIBRATION_BLOCKS, OURS["calibration_batches"])
         self.train_blocks = text_blocks(train, tokenizer, data, n_train, 42, "reading training text")
         self.held_out = text_blocks(held_out, tokenizer, data, blocks, 0, "reading held-out text")
 
@@ -109,6 +109,7 @@ class Bench:
     def rows(self, shares: list[float], sides: list[str], cells: Cells) -> None:
         """Fills "untouched", "fine-tuned", "torch_pruning 0.2", "hf_slim uniform 0.2", ..."""
         cells("untouched", lambda: {"perplexity": self.perplexity(load_model(MODEL))})
+        cells("one shot", self._one_shot)
         cells("fine-tuned", lambda: {"perplexity": self.perplexity(self.trained(load_model(MODEL), []))})
         for side in sides:
             for share in shares:
@@ -118,6 +119,15 @@ class Bench:
                     cells(
                         f"{side} {share}", lambda share=share, side=side: self._ours(share, side.endswith("uniform"))
                     )
+
+    def _one_shot(self) -> dict[str, float]:
+        """A quarter of the neurons, chosen across layers, without any training."""
+        settings = {key: OURS[key] for key in ("criterion", "calibration_batches", "repair")}
+        config = PruningConfig({"ffn": 0.25}, uniform=False, **settings)
+        rows = torch.tensor(self.train_blocks.select(range(config.calibration_batches))["input_ids"])
+        model = load_model(MODEL)
+        prune(model, config, [{"input_ids": row[None], "labels": row[None]} for row in rows])
+        return {"perplexity": self.perplexity(model)}
 
     def _ours(self, share: float, uniform: bool) -> dict[str, float]:
         config = OURS | {"target": {"parameters": 1 - share}, "uniform": uniform}
@@ -231,8 +241,10 @@ def _give_signal(model: PreTrainedModel, signal: str, criterion: Any, calibratio
 
 def table(found: dict[str, dict[str, float]], shares: list[float]) -> str:
     """The results as Markdown; a dash is what was not run."""
+    untouched, quarter = found["untouched"]["perplexity"], found["one shot"]["perplexity"]
     lines = [
-        f"Untouched {found['untouched']['perplexity']:.3f}, fine-tuned {found['fine-tuned']['perplexity']:.3f}.\n",
+        f"Untouched {untouched:.3f}, fine-tuned {found['fine-tuned']['perplexity']:.3f}. One shot without a quarter of "
+        f"the neurons, no training, {quarter:.3f}: {quarter / untouched:.2f}x.\n",
         "| transformer removed | Torch-Pruning, one shot | Torch-Pruning, recovered | hf_slim, uniform | hf_slim |",
         "|---:|---:|---:|---:|---:|",
     ]
