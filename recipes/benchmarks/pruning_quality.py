@@ -243,8 +243,8 @@ def table(found: dict[str, dict[str, float]], shares: list[float]) -> str:
     """The results as Markdown; a dash is what was not run."""
     untouched, quarter = found["untouched"]["perplexity"], found["one shot"]["perplexity"]
     lines = [
-        f"Untouched {untouched:.3f}, fine-tuned {found['fine-tuned']['perplexity']:.3f}. One shot without a quarter of "
-        f"the neurons, no training, {quarter:.3f}: {quarter / untouched:.2f}x.\n",
+        f"Untouched {untouched:.3f}, fine-tuned {found['fine-tuned']['perplexity']:.3f}. One shot, a quarter of "
+        f"the neurons removed, no training: {quarter:.3f}: {quarter / untouched:.2f}x.\n",
         "| transformer removed | Torch-Pruning, one shot | Torch-Pruning, recovered | hf_slim, uniform | hf_slim |",
         "|---:|---:|---:|---:|---:|",
     ]
