@@ -114,7 +114,7 @@ FAMILIES = {
         "ModernBertForSequenceClassification",
         TOKENS | SIZES | {"cls_token_id": 1, "sep_token_id": 2},
     ),
-    "wav2vec2": Family("Wav2Vec2ForCTC", WAV2VEC2, hidden=0),
+    "wav2vec2": Family("Wav2Vec2ForCTC", WAV2VEC2, channels=2, hidden=0),
     "smollm3": Family("SmolLM3ForCausalLM", GROUPED, heads=2),
     "resnet": Family(
         "ResNetForImageClassification",
