@@ -55,6 +55,7 @@ class Family:
     ffn_blocks: int = 1
     experts: int = 0
     hidden: int = 1
+    partly: str = ""  # the kind of which some sets are refused
 
     def build(self, seed: int = 0, **changes: object) -> PreTrainedModel:
         torch.manual_seed(seed)
@@ -114,7 +115,7 @@ FAMILIES = {
         "ModernBertForSequenceClassification",
         TOKENS | SIZES | {"cls_token_id": 1, "sep_token_id": 2},
     ),
-    "wav2vec2": Family("Wav2Vec2ForCTC", WAV2VEC2, channels=2, hidden=0),
+    "wav2vec2": Family("Wav2Vec2ForCTC", WAV2VEC2, channels=1, hidden=0, partly="channels"),
     "smollm3": Family("SmolLM3ForCausalLM", GROUPED, heads=2),
     "resnet": Family(
         "ResNetForImageClassification",

@@ -128,6 +128,8 @@ def without_blocks(
 ) -> tuple[list[GroupSet], dict[str, list[int]]]:
     """The same removal with blocks taken apart: a block that goes is every group within it."""
     gone = {name: set(indices) for name, indices in removed.items()}
+    if len({group_set.name for group_set in group_sets}) < len(group_sets):
+        raise ValueError(f"group sets of one name: {[group_set.name for group_set in group_sets]}")
     plain = {group_set.name: group_set for group_set in group_sets if not group_set.parts}
     for group_set in group_sets:
         for index in removed.get(group_set.name, ()) if group_set.parts else ():

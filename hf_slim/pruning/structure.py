@@ -65,7 +65,7 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor], kinds: set[str]) ->
     found += expert_sets(model)
     streams, no_streams = hidden_sets(model, probe) if "hidden" in kinds else ([], [])
     inside = {part for part, blocks in BLOCKS.items() if blocks in kinds}
-    wanted = [group_set for group_set in found + streams if group_set.kind in kinds | inside]
+    wanted = _distinct([group_set for group_set in found + streams if group_set.kind in kinds | inside])
     found, failed = with_sizes(twin, probe, wanted)
     parts, no_parts = _depth_sets(model, twin, probe, found, kinds)
     return _distinct(found + parts), reasons + no_streams + failed + no_parts

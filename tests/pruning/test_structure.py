@@ -8,6 +8,7 @@ from hf_slim.pruning.groups import tensor_of
 from hf_slim.pruning.structure import find_group_sets, understand
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
+from tests.families import FAMILIES
 
 
 @pytest.mark.parametrize(("family", "kv_heads"), [("llama", 3), ("qwen3", 3), ("bert", 4), ("bert_mlm", 4)])
@@ -59,3 +60,11 @@ def test_channels_that_the_model_gives_back_stay():
     found, refusals = understand(model)
     assert sorted(group_set.count for group_set in found if group_set.kind == "channels") == [8, 8, 16]
     assert any("would lose channels" in refusal.reason for refusal in refusals)
+
+
+def test_channels_under_a_norm_of_fixed_groups_are_refused_alone():
+    found, refusals = understand(FAMILIES["wav2vec2"].build())
+    assert [group_set.name for group_set in found if group_set.kind == "channels"] == [
+        "wav2vec2.feature_extractor.conv_layers.2.conv/channels"
+    ]
+    assert any("divisible by num_groups" in refusal.reason for refusal in refusals)
