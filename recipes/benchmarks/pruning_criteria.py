@@ -1,8 +1,8 @@
 """Which criterion to trust for which structure: one shot, no training and no repair, groups ranked across all layers.
 
-SmolLM2-135M loses a quarter of its feed-forward neurons, or an eighth of its key-value heads, of its layers, or of their
-attention or feed-forward parts: held-out perplexity as a multiple of the dense one. MiniLM-L6, fine-tuned on SST-2 by
-`pruning_encoder.py`, loses a quarter of its neurons or heads: accuracy.
+SmolLM2-135M loses a quarter of its feed-forward neurons, or an eighth of its key-value heads, of its layers, or of
+their attention or feed-forward parts: held-out perplexity as a multiple of the dense one. MiniLM-L6, fine-tuned on
+SST-2 by `pruning_encoder.py`, loses a quarter of its neurons or heads: accuracy.
 
     python recipes/benchmarks/pruning_criteria.py                     # 15 minutes on one core
     python recipes/benchmarks/pruning_criteria.py --models SmolLM2 --criteria l1 l2 random
