@@ -1,10 +1,10 @@
 """Which criterion to trust for which structure: one shot, no training and no repair, groups ranked across all layers.
 
-SmolLM2-135M loses a quarter of its feed-forward neurons, an eighth of its key-value heads, or an eighth of its whole
-layers: held-out perplexity as a multiple of the dense one. MiniLM-L6, fine-tuned on SST-2 by `pruning_encoder.py`,
-loses a quarter of its neurons or heads: accuracy.
+SmolLM2-135M loses a quarter of its feed-forward neurons, or an eighth of its key-value heads, of its layers, or of
+their attention or feed-forward parts: held-out perplexity as a multiple of the dense one. MiniLM-L6, fine-tuned on
+SST-2 by `pruning_encoder.py`, loses a quarter of its neurons or heads: accuracy.
 
-    python recipes/benchmarks/pruning_criteria.py                     # 8 minutes on one core
+    python recipes/benchmarks/pruning_criteria.py                     # 15 minutes on one core
     python recipes/benchmarks/pruning_criteria.py --models SmolLM2 --criteria l1 l2 random
 
 All criteria see the same calibration batches, in one pass. Finished cells are kept in `--results`, so that an
@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -86,16 +87,15 @@ def minilm(folder: Path, data: str) -> Subject:
 
 
 def score_(subject: Subject, shares: dict[str, float], criteria: list[str]) -> None:
-    """Fills `subject.plans` and `subject.scores` in one pass over the batches."""
+    """Fills `subject.scores` in one pass over the batches."""
     model, seen = subject.model, {}
     with ExitStack() as watching:
         for kind, share in shares.items():
-            plan = subject.plans[kind] = plan_pruning(model, config_of(kind, share))
-            subject.scores[kind] = {}
+            plan, subject.scores[kind] = subject.plans[kind], {}
             for name in criteria:
                 try:
                     found = watching.enter_context(observed(model, plan.group_sets, config_of(kind, share, name)))
-                except SlimError:  # a criterion that does not fit the kind: no cell
+                except SlimError:  # the criterion does not fit the kind
                     continue
                 seen[kind, name] = found[name]
         for batch in subject.batches:
@@ -135,18 +135,20 @@ def fill(cells: Cells, name: str, make: Callable[[], Subject], criteria: list[st
     if {f"{name} dense", *wanted} <= cells.found.keys():
         return
     subject = make()
-    cells(f"{name} dense", lambda: subject.judge(subject.model))
-    score_(subject, SHARES[name], criteria)
-    for kind, share in SHARES[name].items():
-        for criterion in subject.scores[kind]:
-            cells(
-                f"{name} {kind} {criterion}",
-                lambda kind=kind, share=share, criterion=criterion: pruned_measure(subject, kind, criterion, share),
-            )
+    subject.plans = {kind: plan_pruning(subject.model, config_of(kind, share)) for kind, share in SHARES[name].items()}
+    # without its cache: that one would hold the weights of the model that was judged before
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        cells(f"{name} dense", lambda: subject.judge(subject.model))
+        score_(subject, SHARES[name], criteria)
+        for kind, share in SHARES[name].items():
+            for criterion in criteria:
+                fits = criterion in subject.scores[kind]
+                measure = partial(pruned_measure, subject, kind, criterion, share) if fits else dict
+                cells(f"{name} {kind} {criterion}", measure)
 
 
 def table(found: dict[str, dict[str, float]], criteria: list[str]) -> str:
-    """The results as Markdown; a dash is where a criterion does not apply, or was not run."""
+    """The results as Markdown; a dash is where a criterion does not fit the kind, or was not run."""
     columns = [(model, kind) for model, shares in SHARES.items() for kind in shares if f"{model} dense" in found]
     titles = [f"{model}: {SHARES[model][kind]:.3g} of {kind}" for model, kind in columns]
     lines = [f"| criterion | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
@@ -157,7 +159,7 @@ def table(found: dict[str, dict[str, float]], criteria: list[str]) -> str:
 
 
 def _shown(cell: dict[str, float] | None, dense: dict[str, float]) -> str:
-    if cell is None:
+    if not cell:
         return "-"
     if "accuracy" in cell:
         return f"{cell['accuracy']:.1%}"
@@ -177,9 +179,7 @@ def main() -> None:
     cells = Cells(options.results, {})
     makers = {"SmolLM2": smollm2, "MiniLM": lambda: minilm(options.dense, options.data)}
     for name in options.models:
-        # without its cache: that one would hold the weights of the model that was judged before
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-            fill(cells, name, makers[name], options.criteria)
+        fill(cells, name, makers[name], options.criteria)
     print("\n" + table(cells.found, options.criteria))
 
 
