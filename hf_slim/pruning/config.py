@@ -13,9 +13,10 @@ KINDS = (
 MEASURES = ("parameters", "macs", "latency")
 # what measured best on SmolLM2 and MiniLM (recipes/benchmarks/pruning_criteria.py); taylor where neither has any
 DEFAULT_CRITERIA = dict.fromkeys(KINDS, "taylor") | {
-    "ffn": "fisher", "ffn_blocks": "taylor_sum", "kv_heads": "taylor_sum", "heads": "taylor_sum",
-    "attention_blocks": "taylor_sum", "layers": "taylor_sum",
+    "ffn": "fisher_mask", "kv_heads": "fisher_mask", "heads": "fisher_mask", "layers": "angular",
+    "attention_blocks": "taylor_sum", "ffn_blocks": "l2_tail",
 }  # fmt: skip
+SHARED_CRITERION = "fisher_mask"  # for a target that is spent on several kinds
 SPEND_ON = ("ffn", "kv_heads", "channels")
 # no target is spent on both
 APART = {
@@ -66,7 +67,7 @@ class PruningConfig(SlimConfig):
         default=None,
         metadata={
             "help": f"Importance of a group, for all kinds or per kind: {', '.join(CRITERIA)}. None: what measures "
-            "best for the kind, and for a target on several kinds taylor_sum."
+            "best for the kind; for a target on several kinds fisher_mask."
         },
     )
     schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
@@ -125,7 +126,7 @@ class PruningConfig(SlimConfig):
 
     def _check_criterion(self) -> None:
         shared = self.target is not None and len(self.spend_on) > 1
-        default = dict.fromkeys(KINDS, "taylor_sum") if shared else DEFAULT_CRITERIA
+        default = dict.fromkeys(KINDS, SHARED_CRITERION) if shared else DEFAULT_CRITERIA
         chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
         chosen = {kind: chosen[kind] or default[kind] for kind in KINDS}
         for name in chosen.values():
