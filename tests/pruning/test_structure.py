@@ -68,3 +68,11 @@ def test_channels_under_a_norm_of_fixed_groups_are_refused_alone():
         "wav2vec2.feature_extractor.conv_layers.2.conv/channels"
     ]
     assert any("divisible by num_groups" in refusal.reason for refusal in refusals)
+
+
+def test_a_model_that_is_being_watched_is_understood():
+    model, seen = tiny.llama(), []
+    expected = find_group_sets(model)
+    model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda module, given: seen.append(given[0].shape))
+    assert find_group_sets(model) == expected
+    assert not seen
