@@ -181,7 +181,7 @@ def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
         if tensor.grad is None:
             raise SlimError(
                 f"No gradient reached '{part.tensor}', so the importance of its groups is unknown. Unfreeze the "
-                "layer, set the sparsity of its kind to 0, or choose a criterion that needs no gradient: l1 or l2."
+                "layer, set the sparsity of its kind to 0, or choose a criterion without gradient: l1_tail, wanda."
             )
         blocks.append(_blocks(tensor.grad, part, group_set.count))
     return blocks

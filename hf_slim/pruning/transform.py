@@ -74,7 +74,7 @@ def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
             f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
-            "some batches before `prepare`, choose criterion 'l1' or 'l2', or use PruningCallback in a Trainer."
+            "some batches before `prepare`, choose criterion 'l1_tail', or use PruningCallback in a Trainer."
         )
     return plan
 

@@ -132,3 +132,14 @@ def test_whole_layers_go_while_training_and_resume_alike(criterion, tmp_path):
 def test_calibration_can_tell_which_layers_turn_the_stream_least():
     config = PruningConfig({"layers": 0.34}, criterion="angular", calibration_batches=2)
     assert len(prune(tiny.llama(), config, batches()).model.layers) == 2
+
+
+@pytest.mark.parametrize("kind", ["hidden", "attention_blocks"])
+def test_repair_leaves_alone_what_the_stream_and_whole_blocks_hold(kind):
+    settings = {"sparsity": {kind: 0.5}, "criterion": "l1", "calibration_batches": 4}
+    plain, repaired = (
+        prune(tiny.llama(), PruningConfig(**settings, repair=repair), batches(4)) for repair in (False, True)
+    )
+    assert repaired.lm_head.weight is repaired.model.embed_tokens.weight
+    expected = plain.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in repaired.state_dict().items())
