@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.attention_states import AttentionState
 
-BLOCK = 2**24  # relations in float32 at a time: 64 MB per tensor
+BLOCK = 2**20  # relations in float32 at a time: 4 MB per tensor, which stay in a CPU's cache
+ACCELERATOR_BLOCKS = 16  # as many at once where starting a kernel costs more than memory traffic
 STATES = ("query", "key", "value")
 KINDS = ("kl", "mse")
 
@@ -98,10 +99,10 @@ class _RelationKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, student: Tensor, teacher: Tensor, valid: Tensor, causal: bool) -> Tensor:
         ours, theirs = (x if x.dtype == torch.float64 else x.float() for x in (student, teacher))
-        batch, heads, length, width = ours.shape
+        _, heads, length, width = ours.shape
         total, gradient = ours.new_zeros(()), torch.zeros_like(ours)
         with torch.autocast(ours.device.type, enabled=False):
-            for rows in torch.arange(length, device=ours.device).split(max(1, BLOCK // (batch * heads * length))):
+            for rows in torch.arange(length, device=ours.device).split(_rows_at_once(ours)):
                 student_log, teacher_log = (_log_relations(x, rows, valid, causal) for x in (ours, theirs))
                 teacher_share = teacher_log.exp()
                 counted = valid[:, None, rows, None]
@@ -118,6 +119,12 @@ class _RelationKL(torch.autograd.Function):
     def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.to(gradient.dtype), None, None, None
+
+
+def _rows_at_once(states: Tensor) -> int:
+    batch, heads, length, _ = states.shape
+    block = BLOCK if states.device.type == "cpu" else BLOCK * ACCELERATOR_BLOCKS
+    return max(1, block // max(1, batch * heads * length))
 
 
 def _log_relations(states: Tensor, rows: Tensor, valid: Tensor, causal: bool) -> Tensor:
