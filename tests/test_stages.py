@@ -54,7 +54,7 @@ def test_each_stage_starts_from_the_model_of_the_one_before(recipe_file, tmp_pat
     assert sum(layer.mlp.up_proj.out_features for layer in small.model.layers) == 3 * 32
     assert small.model.layers[0].mlp.up_proj.weight.dtype == torch.int8
     assert [entry["stage"] for entry in made.log if "loss" in entry] == [1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert any("loss_distillation" in entry for entry in made.log if entry["stage"] == 2)
+    assert any("loss_distill" in entry for entry in made.log if entry["stage"] == 2)
     base = AutoModelForCausalLM.from_pretrained(made.base)
     assert torch.equal(tiny.logits(base), tiny.logits(tiny.llama()))
 

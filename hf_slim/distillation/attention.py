@@ -1,11 +1,13 @@
 """Distances between how student and teacher attend, summed over positions."""
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.attention_states import AttentionState
 
@@ -13,6 +15,74 @@ BLOCK = 2**20  # relations in float32 at a time: 4 MB per tensor, which stay in 
 ACCELERATOR_BLOCKS = 16  # as many at once where starting a kernel costs more than memory traffic
 STATES = ("query", "key", "value")
 KINDS = ("kl", "mse")
+LOSSES = ("relations", "maps")
+
+
+@dataclass(frozen=True)
+class AttentionConfig(SlimConfig):
+    """How the student learns to attend, and how much that counts."""
+
+    loss: str = field(
+        default="relations",
+        metadata={
+            "help": "relations (of queries, keys and values: heads may differ in number, any attention) or maps (of "
+            "attention probabilities, averaged over heads where they differ in number)."
+        },
+    )
+    layers: str | dict[int, int] = field(
+        default="last",
+        metadata={"help": "'last', or student layer: teacher layer; from 0, negative ones from the end."},
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Parts that relations are computed in; None: the student's heads, if they divide all widths."
+        },
+    )
+    weight: float = field(default=1.0, metadata={"help": "Against the divergence of the answers."})
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise SlimError(f"`attention.loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
+        if not isinstance(self.weight, (int, float)) or not 0 < self.weight < math.inf:
+            raise SlimError(f"`attention.weight` must be a positive number, got {self.weight!r}.")
+        if self.layers != "last":
+            try:  # JSON and YAML may have made texts of the numbers
+                mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
+            except (AttributeError, TypeError, ValueError) as error:
+                hint = "It must be 'last', or map layer numbers to layer numbers."
+                raise SlimError(f"`attention.layers` is {self.layers!r}. {hint}") from error
+            object.__setattr__(self, "layers", mapping)
+
+    @property
+    def layer_pairs(self) -> dict[int, int]:
+        """Student layer -> teacher layer."""
+        return {-1: -1} if self.layers == "last" else self.layers
+
+
+def attention_sum(
+    student: list[AttentionState],
+    teacher: list[AttentionState],
+    weights: Tensor,
+    config: AttentionConfig,
+    causal: bool,
+) -> Tensor:
+    """The configured loss, a sum over positions as `weights` weighs them, a mean over layers."""
+    total = 0
+    for ours, theirs in zip(student, teacher, strict=True):
+        if config.loss == "maps":
+            total = total + states_map_loss(ours, theirs, weights)
+        else:
+            parts = config.relation_heads or _common_parts(ours, theirs)
+            total = total + relation_loss(ours, theirs, weights, parts, causal)
+    return total / len(student)
+
+
+def _common_parts(student: AttentionState, teacher: AttentionState) -> int:
+    """The largest number up to the student's heads that divides the joined widths of all states."""
+    states = [getattr(state, name) for state in (student, teacher) for name in STATES]
+    common = math.gcd(*(state.shape[1] * state.shape[-1] for state in states))
+    return max(parts for parts in range(1, student.query.shape[1] + 1) if common % parts == 0)
 
 
 def relation_loss(
@@ -31,7 +101,7 @@ def relation_loss(
     Args:
         student: Gets the gradient.
         teacher: Gets none; of the same batch and length.
-        valid: `(batch, length)`, nonzero where a token is; other positions count neither as `t` nor as `u`.
+        valid: `(batch, length)`, what a position weighs as `t`; where it is 0 there is no token, for `u` neither.
         relation_heads: Parts; must divide the joined widths of all states of both.
         causal: Whether `t` relates to positions up to its own alone, as in models that write from left to right.
     Returns: a scalar, float32 (float64 for float64 states). Divide by the number of valid positions for the mean.
@@ -46,7 +116,7 @@ def relation_loss(
             for state, who in ((student, "student"), (teacher, "teacher"))
         )
         _check_alike(ours, theirs, valid)
-        total = total + _RelationKL.apply(ours, theirs.detach(), valid.bool(), causal)
+        total = total + _RelationKL.apply(ours, theirs.detach(), valid, causal)
     return total
 
 
@@ -59,7 +129,7 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
     Args:
         student_map: Attention probabilities `(batch, heads, length, length)`; gets the gradient.
         teacher_map: `(batch, other_heads, length, length)`; gets none.
-        valid: `(batch, length)`, nonzero where a token is.
+        valid: `(batch, length)`, what a position weighs; 0 where no token is.
         kind: "kl", `KL(teacher || student)` of each row in nats, or "mse", its squared differences averaged over
             valid positions.
     Returns: a scalar, float32 (float64 for float64 maps).
@@ -79,7 +149,7 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
         distance = (torch.xlogy(theirs, theirs) - theirs * ours.clamp_min(smallest).log()).sum(-1)
     else:
         distance = (ours - theirs).square().sum(-1) / rows.sum(-1).clamp_min(1)[:, None, None]
-    return (distance.mean(1) * rows).sum()
+    return (distance.mean(1) * valid).sum()
 
 
 def states_map_loss(student: AttentionState, teacher: AttentionState, valid: Tensor, kind: str = "kl") -> Tensor:
@@ -103,7 +173,7 @@ class _RelationKL(torch.autograd.Function):
         total, gradient = ours.new_zeros(()), torch.zeros_like(ours)
         with torch.autocast(ours.device.type, enabled=False):
             for rows in torch.arange(length, device=ours.device).split(_rows_at_once(ours)):
-                student_log, teacher_log = (_log_relations(x, rows, valid, causal) for x in (ours, theirs))
+                student_log, teacher_log = (_log_relations(x, rows, valid.bool(), causal) for x in (ours, theirs))
                 teacher_share = teacher_log.exp()
                 counted = valid[:, None, rows, None]
                 total += (teacher_share * (teacher_log - student_log) * counted).sum() / heads

@@ -1,32 +1,152 @@
-"""Which teacher, and how much it counts."""
+"""Which teachers, what of them is learned, and how much it counts."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError
+from hf_slim.core.schedule import SCHEDULES, scheduled
+from hf_slim.distillation.attention import AttentionConfig
+from hf_slim.distillation.divergences import DIVERGENCES
+from hf_slim.distillation.hidden import HiddenConfig
+from hf_slim.distillation.on_policy import OnPolicyConfig
+
+PARTS = {"hidden": HiddenConfig, "attention": AttentionConfig, "on_policy": OnPolicyConfig}
+LOAD_OPTIONS = ("dtype", "quantization", "device_map")
+QUANTIZATIONS = ("nf4", "fp4", "int8")
 
 
 @dataclass(frozen=True)
 class DistillationConfig(SlimConfig):
-    """The loss becomes `(1 - alpha) * task + alpha * temperature**2 * KL(teacher || student)` per predicted token."""
+    """The loss becomes `(1 - alpha) * task + alpha * (terms)`, each term a weighted mean per predicted token.
 
-    teacher: str = field(
+    Divergences of the answers are multiplied by the square of the temperature, so that gradients keep their size
+    (Hinton et al. 2015, arXiv:1503.02531, sec. 2).
+    """
+
+    teacher: str | list[str] = field(
         default="self",
-        metadata={"help": "'self' (the model as it was before training), a Hub id, or a path of a saved model."},
+        metadata={
+            "help": "'self' (the model as it was before training; of one with adapters, the model without them), a "
+            "Hub id, a path of a saved model or of a teacher stored by `hf-slim cache-teacher`; or several of them."
+        },
     )
-    alpha: float = field(
-        default=0.5, metadata={"help": "Weight of the teacher's answers against the labels, in (0, 1]."}
+    teacher_weights: list[float] | None = field(
+        default=None, metadata={"help": "How much each of several teachers counts; default: alike."}
     )
+    teacher_load: dict[str, str] = field(
+        default_factory=dict,
+        metadata={
+            "help": "How a named teacher is loaded: `dtype` (bfloat16), `quantization` (nf4, fp4, int8; bitsandbytes) "
+            "and `device_map` (auto: what does not fit on the device is offloaded)."
+        },
+    )
+    alpha: float = field(default=0.5, metadata={"help": "Weight of the teacher against the labels, in [0, 1]."})
+    alpha_end: float | None = field(
+        default=None, metadata={"help": "Weight of the teacher at the end; None: as at the start."}
+    )
+    alpha_schedule: str = field(
+        default="linear", metadata={"help": f"How it gets there: {', '.join(SCHEDULES)}."}
+    )  # fmt: skip
     temperature: float = field(
         default=1.0,
         metadata={"help": "Softens both distributions; above 1 the teacher's small probabilities count more."},
     )
+    losses: str | dict[str, float] = field(
+        default="forward_kl",
+        metadata={
+            "help": f"Divergence of the answers, or several with weights: {', '.join(DIVERGENCES)}. An empty mapping: "
+            "only hidden states or attention."
+        },
+    )
+    beta: float = field(default=0.5, metadata={"help": "Of jensen_shannon, in (0, 1): small is like forward_kl."})
+    skew: float = field(default=0.1, metadata={"help": "Of the skewed losses, in (0, 1)."})
+    top_k: int | None = field(
+        default=None,
+        metadata={"help": "Learns the teacher's likeliest classes and the sum of the rest; None: all classes."},
+    )
+    hidden: HiddenConfig | None = field(
+        default=None, metadata={"help": "Hidden states that the student follows; see HiddenConfig. None: none."}
+    )
+    attention: AttentionConfig | None = field(
+        default=None, metadata={"help": "Attention that the student follows; see AttentionConfig. None: none."}
+    )
+    on_policy: OnPolicyConfig | None = field(
+        default=None,
+        metadata={"help": "Batches in which the student is taught on what it writes itself; None: only on the data."},
+    )
 
     def __post_init__(self) -> None:
-        require_share("alpha", self.alpha)
-        if self.alpha == 0:
-            raise SlimError("`alpha` is 0: the teacher would run and not count. Raise it, or drop the distillation.")
-        if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < float("inf"):
+        for name, part in PARTS.items():
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, part.from_dict(getattr(self, name)))
+        self._check_teachers()
+        self._check_alpha()
+        if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < math.inf:
             raise SlimError(f"`temperature` must be a positive number, got {self.temperature!r}. Use 1 for none.")
-        if not isinstance(self.teacher, str) or not self.teacher:
-            raise SlimError(f"`teacher` must be 'self', a Hub id or a path, got {self.teacher!r}.")
+        self._check_losses()
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Every teacher's name."""
+        return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
+
+    @property
+    def divergences(self) -> dict[str, float]:
+        """Name of a divergence -> its weight."""
+        return {self.losses: 1.0} if isinstance(self.losses, str) else dict(self.losses)
+
+    def parameter_of(self, divergence: str) -> float:
+        """What a divergence takes beside the two distributions."""
+        return self.beta if divergence == "jensen_shannon" else self.skew
+
+    def alpha_at(self, progress: float) -> float:
+        """The teacher's weight when this share of training is done."""
+        if self.alpha_end is None:
+            return self.alpha
+        return self.alpha + (self.alpha_end - self.alpha) * scheduled(self.alpha_schedule, progress, 0.0, 1.0, 2)
+
+    def _check_teachers(self) -> None:
+        names = self.teachers
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise SlimError(f"`teacher` must be 'self', a Hub id or a path, or a list of them, got {self.teacher!r}.")
+        weights = self.teacher_weights
+        if weights is not None and (len(weights) != len(names) or not all(_positive(weight) for weight in weights)):
+            raise SlimError(
+                f"`teacher_weights` must be {len(names)} positive numbers, one per teacher, got {weights}."
+            )
+        for key, value in self.teacher_load.items():
+            if key not in LOAD_OPTIONS:
+                raise SlimError(f"`teacher_load` has no '{key}'. Allowed: {', '.join(LOAD_OPTIONS)}.")
+            if key == "quantization" and value not in QUANTIZATIONS:
+                raise SlimError(
+                    f"`teacher_load.quantization` must be one of {', '.join(QUANTIZATIONS)}, got {value!r}."
+                )
+
+    def _check_alpha(self) -> None:
+        for name, value in (("alpha", self.alpha), ("alpha_end", self.alpha_end)):
+            if value is not None:
+                require_share(name, value)
+        if self.alpha == 0 and not self.alpha_end:
+            raise SlimError("`alpha` is 0: the teacher would run and not count. Raise it, or drop the distillation.")
+        SCHEDULES[self.alpha_schedule]
+
+    def _check_losses(self) -> None:
+        for name, weight in self.divergences.items():
+            DIVERGENCES[name]
+            if not _positive(weight):
+                raise SlimError(f"The weight of the loss '{name}' must be a positive number, got {weight!r}.")
+        if not self.divergences and self.hidden is None and self.attention is None:
+            raise SlimError("`losses` is empty, and there is nothing else to learn from the teacher. Name a loss.")
+        for name, value in (("beta", self.beta), ("skew", self.skew)):
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise SlimError(
+                    f"`{name}` must lie between 0 and 1, got {value!r}. At the ends it is forward_kl or reverse_kl."
+                )
+        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
+            raise SlimError(f"`top_k` must be a whole number from 1, or None for all classes; got {self.top_k!r}.")
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,13 +1,16 @@
-"""From logits and labels to one loss, normalised as the task loss is, so that accumulation stays exact."""
+"""From answers and labels to one loss, normalised as the task loss is, so that accumulation stays exact."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.distillation.answers import Answers
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.distillation.losses import forward_kl_sum
+from hf_slim.distillation.divergences import DIVERGENCES
+from hf_slim.distillation.fused import LogitLoss, Rows, Term, logit_sums
 
 
 @dataclass(frozen=True)
@@ -15,14 +18,13 @@ class Objective:
     """The parts of one micro-batch's loss.
 
     Attributes:
-        total: What the Trainer optimises.
-        task: The task loss in the same normalisation.
-        distillation: The teacher's term before its weight `alpha`.
+        total: What is optimised; without the task's share where the trainer computes the task loss itself.
+        parts: The values of "task" (if it is part of the total), of every term by name, and of "distillation": the
+            terms' weighted sum before `alpha`.
     """
 
     total: Tensor
-    task: Tensor
-    distillation: Tensor
+    parts: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,56 +35,128 @@ class Targets:
         labels: `(batch, length)` with -100 where nothing is predicted, or `(batch,)` for one answer per example.
         shifted: Whether position `i` predicts label `i + 1`, as in causal language models.
         items_in_batch: Predictions in all accumulated micro-batches together; None if only this one counts.
+        token_weights: `(batch, length)` of the divergences at every position; None: 1.
     """
 
     labels: Tensor
     shifted: bool
     items_in_batch: Tensor | int | None = None
+    token_weights: Tensor | None = None
 
-    def rows(self) -> Tensor:
-        """Indices into `logits.flatten(0, -2)` of the rows that predict something."""
-        labels = self.labels
-        if self.shifted:
-            labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
-        return (labels.reshape(-1) != -100).nonzero().squeeze(1)
+    @property
+    def aligned(self) -> Tensor:
+        """What every position predicts."""
+        if not self.shifted:
+            return self.labels
+        return torch.nn.functional.pad(self.labels, (0, 1), value=-100)[..., 1:]
+
+    @property
+    def divisor(self) -> Tensor | int:
+        """What sums over predictions are divided by."""
+        return (self.aligned != -100).sum().clamp_min(1) if self.items_in_batch is None else self.items_in_batch
+
+    def rows(self) -> Rows:
+        """The rows of `logits.flatten(0, -2)` that predict something."""
+        labels = self.aligned.reshape(-1)
+        places = (labels != -100).nonzero().squeeze(1)
+        weights = None if self.token_weights is None else self.token_weights.reshape(-1)[places]
+        return Rows(places, labels[places], weights)
+
+    def shared_out(self, mask: Tensor) -> Tensor:
+        """`(batch, length)`: every example counts for as many predictions as it has, shared out among its tokens.
+
+        Terms on hidden states then weigh examples as the task loss does, however a batch is cut into parts.
+
+        Args:
+            mask: `(batch, length)`, 0 for padding.
+        """
+        counts = (self.aligned.reshape(len(mask), -1) != -100).sum(1, keepdim=True)
+        return mask.float() * (counts / mask.sum(1, keepdim=True).clamp_min(1)).to(mask.device)
 
 
-def mix_losses(
-    task: Tensor, student: Tensor, teacher: Tensor, targets: Targets, config: DistillationConfig
-) -> Objective:
-    """The task loss and the distillation term of one micro-batch, mixed.
+@dataclass(frozen=True)
+class Student:
+    """What the student answered.
 
-    The term is a sum over rows divided by what the Trainer counts over the whole accumulated batch, exactly like the
-    causal task loss; a mean per micro-batch would weigh short ones too much. Many encoders' own loss is such a mean
-    whatever the Trainer counts; it is brought to the same count here.
+    Attributes:
+        states: `(batch, [length,] width)`, what enters the output layer; or the logits.
+        head: The output layer; None where `states` are the logits.
+        n_classes: Columns of the logits.
+        task: The model's own loss; None where it is computed here with the terms, or by the trainer.
+        task_mean: The mean that an encoder's own loss may be, of logits and labels; None: cross-entropy.
+        sums: Terms beside the divergences: name -> (its weight, its sum over predictions).
+    """
+
+    states: Tensor
+    head: nn.Module | None
+    n_classes: int
+    task: Tensor | None = None
+    task_mean: Callable[[Tensor, Tensor], Tensor] | None = None
+    sums: dict[str, tuple[float, Tensor]] = field(default_factory=dict)
+
+
+def objective_of(
+    student: Student, teacher: Answers | None, targets: Targets, config: DistillationConfig, alpha: float,
+    computes_task: bool,
+) -> Objective:  # fmt: skip
+    """The task loss and the distillation terms of one micro-batch, mixed.
+
+    Every term is a sum divided by what the Trainer counts over the whole accumulated batch, exactly like the causal
+    task loss; a mean per micro-batch would weigh short ones too much. Many encoders' own loss is such a mean whatever
+    the Trainer counts; it is brought to the same count here.
 
     Args:
-        task: The model's own loss, a scalar.
-        student: Logits `(batch, [length,] n_classes)`.
-        teacher: Logits of the same shape.
-        config: Gives `alpha` and `temperature`; the term is multiplied by the square of the temperature, so that
-            gradients keep their size.
+        teacher: None where nothing of its answers is compared.
+        alpha: The teacher's weight now.
+        computes_task: Whether the task loss is computed here from the labels.
+    Raises: SlimError: if the answers do not fit each other.
     """
-    if student.shape != teacher.shape:
-        raise SlimError(
-            f"The teacher's logits have shape {tuple(teacher.shape)}, the student's {tuple(student.shape)}. "
-            "Both must see the same inputs and share one vocabulary or label set."
+    weights = config.divergences if teacher is not None else {}
+    terms = [Term(DIVERGENCES[name], config.parameter_of(name), alpha * weight) for name, weight in weights.items()]
+    loss = LogitLoss((1 - alpha) if computes_task else 0.0, terms, config.temperature, config.top_k)
+    divisor, total, parts = targets.divisor, 0, {}
+    if loss.task_weight or terms:
+        _check_classes(student, teacher, config)
+        found = logit_sums(
+            student.states.flatten(0, -2), student.head, targets.rows(), teacher, loss, student.n_classes
         )
-    rows, items = targets.rows(), targets.items_in_batch
-    divergence = forward_kl_sum(student.flatten(0, -2), teacher.flatten(0, -2), rows, config.temperature)
-    distillation = config.temperature**2 * divergence / (max(len(rows), 1) if items is None else items)
-    if items is not None and not targets.shifted:
-        task = task * _task_share(task, student.flatten(0, -2)[rows], targets.labels.reshape(-1)[rows], items)
-    return Objective((1 - config.alpha) * task + config.alpha * distillation, task, distillation)
+        total = found.total / divisor
+        parts = dict(zip(weights, found.terms * config.temperature**2 / divisor, strict=True))
+        parts |= {"task": found.task / divisor} if loss.task_weight else {}
+    for name, (weight, value) in student.sums.items():
+        total = total + alpha * weight * value / divisor
+        parts[name] = value.detach() / divisor
+    weights = weights | {name: weight for name, (weight, _) in student.sums.items()}
+    parts["distillation"] = sum(weight * parts[name] for name, weight in weights.items())
+    if student.task is not None:
+        task = student.task * _task_share(student, targets)
+        total, parts["task"] = total + (1 - alpha) * task, task.detach()
+    return Objective(total, parts)
+
+
+def _check_classes(student: Student, teacher: Answers | None, config: DistillationConfig) -> None:
+    theirs = teacher.n_classes if teacher is not None else None
+    if theirs is not None and theirs != student.n_classes and set(config.divergences) != {"universal"}:
+        raise SlimError(
+            f"The teacher answers with {theirs} classes, the student with {student.n_classes}. Both must share one "
+            "vocabulary or label set; for another vocabulary use `losses: universal`."
+        )
 
 
 @torch.no_grad()
-def _task_share(task: Tensor, answers: Tensor, labels: Tensor, items_in_batch: Tensor | int) -> Tensor:
+def _task_share(student: Student, targets: Targets) -> Tensor | float:
     """What to multiply a model's own loss by: 1 if it is a sum over the whole batch's count, a share if it is a mean.
 
-    Models do not say which they return, but its value does: the cross-entropy of their logits is at hand.
+    Models do not say which they return, but its value does: the mean of their logits' losses is at hand.
     """
-    mean = torch.nn.functional.cross_entropy(answers.float(), labels)
-    share = len(labels) / torch.as_tensor(items_in_batch, device=task.device)
-    is_sum = (task - mean * share).abs() < (task - mean).abs()
+    if targets.items_in_batch is None or targets.shifted or student.head is not None:
+        return 1.0
+    if student.task_mean is not None:
+        mean, counted = student.task_mean(student.states.float(), targets.labels), targets.labels.numel()
+    else:
+        rows = targets.rows()
+        answers = student.states.flatten(0, -2)[rows.places].float()
+        mean, counted = torch.nn.functional.cross_entropy(answers, rows.labels), len(rows.places)
+    share = counted / torch.as_tensor(targets.items_in_batch, device=student.task.device)
+    is_sum = (student.task - mean * share).abs() < (student.task - mean).abs()
     return torch.where(is_sum, torch.ones_like(share), share)

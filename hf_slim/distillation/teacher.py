@@ -1,12 +1,134 @@
-"""The model that teaches: frozen, in evaluation mode, outside of the student's parameters."""
+"""The models that teach: frozen, in evaluation mode, outside of the student's parameters."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import plain_copy
+from hf_slim.distillation.answers import Answers, LogitAnswers
+from hf_slim.distillation.attention_states import AttentionState, attention_states
+from hf_slim.distillation.head import Split, head_tap, output_layer, split_of
 
-NOT_FOR_THE_TEACHER = ("labels", "num_items_in_batch", "return_dict", "use_cache")
+NOT_FOR_THE_TEACHER = (
+    "labels", "shift_labels", "num_items_in_batch", "return_dict", "use_cache", "logits_to_keep", "fused_lm_head",
+    "output_hidden_states", "output_attentions",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What a teacher says about one micro-batch.
+
+    Attributes:
+        answers: Of the output layer; None for a model without one.
+        hidden: Layer -> `(batch, length, width)`, the embedding first; empty if nobody asked.
+        attention: States of the asked layers.
+    """
+
+    answers: Answers | None
+    hidden: tuple[Tensor, ...] = ()
+    attention: list[AttentionState] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a teacher beside its answers.
+
+    Attributes:
+        autocast_dtype: Precision of the run, None for the teacher's own.
+        hidden: Whether hidden states are asked for.
+        attention: Layers whose attention is asked for.
+    """
+
+    autocast_dtype: torch.dtype | None = None
+    hidden: bool = False
+    attention: Sequence[int] = ()
+
+
+class LiveTeacher:
+    """A model that answers while the student learns.
+
+    Args:
+        model: Frozen and in evaluation mode; or the student itself.
+        is_student: Whether it is the student, who teaches itself without its adapters: no second copy.
+    Raises: SlimError: if the model could change while it teaches.
+    """
+
+    def __init__(self, model: nn.Module, is_student: bool = False):
+        if not is_student:
+            _check_frozen(model)
+        self.model, self.is_student = model, is_student
+        self.split: Split | None = split_of(model)
+        self.is_busy = False  # hooks on the student must not see it teach
+
+    @torch.no_grad()
+    def ask(self, inputs: Mapping[str, Any], question: Question) -> Taught:
+        """Its answers to the student's inputs.
+
+        Args:
+            inputs: The student's keyword arguments; labels are left out.
+        Raises: SlimError: if the text is too long for it, or memory ends.
+        """
+        inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_TEACHER}
+        device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
+        dtype = question.autocast_dtype
+        _check_length(self.model, inputs)
+        try:
+            self._move_to(device)
+            with ExitStack() as stack:
+                stack.enter_context(self._teaching())
+                stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not None))
+                tap = stack.enter_context(head_tap(self.model)) if self.split else None
+                layers = question.attention
+                attention = stack.enter_context(attention_states(self.model, layers)) if layers else []
+                outputs = self.model(**inputs, **({"output_hidden_states": True} if question.hidden else {}))
+        except torch.OutOfMemoryError as error:
+            raise SlimError(memory_advice(self.model)) from error
+        answers = None
+        if tap is not None:
+            states, head = tap.states.flatten(0, -2), output_layer(self.model)
+            answers = LogitAnswers(states, head, self.split.n_classes, dtype)
+        elif getattr(outputs, "logits", None) is not None:
+            answers = LogitAnswers(outputs.logits.flatten(0, -2), None, outputs.logits.shape[-1])
+        return Taught(answers, hidden_states(outputs) if question.hidden else (), attention)
+
+    def _move_to(self, device: torch.device) -> None:
+        placed = self.is_student or hasattr(self.model, "hf_device_map")
+        if not placed and next(self.model.parameters()).device != device:
+            self.model.to(device)
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        if not self.is_student:
+            yield
+            return
+        training = [module for module in self.model.modules() if module.training]
+        self.is_busy = True
+        self.model.eval()
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self.is_busy = False
+            for module in training:
+                module.training = True
+
+
+def hidden_states(outputs: Any) -> tuple[Tensor, ...]:
+    """Hidden states from the embedding to the last layer; of an encoder-decoder those of the decoder."""
+    for name in ("decoder_hidden_states", "hidden_states"):
+        if getattr(outputs, name, None) is not None:
+            return outputs[name]
+    raise SlimError(
+        f"A model whose output is {type(outputs).__name__} shows no hidden states. Leave out `hidden`, or use a model "
+        "that takes `output_hidden_states=True`."
+    )
 
 
 def freeze_(teacher: nn.Module) -> nn.Module:
@@ -19,32 +141,60 @@ def self_teacher(student: nn.Module) -> nn.Module:
     return freeze_(plain_copy(student))
 
 
-def check_teacher(student: nn.Module, teacher: nn.Module) -> None:
-    """Raises SlimError if the teacher's answers do not fit the student's: another vocabulary or label set."""
-    for name, what in (("vocab_size", "vocabulary"), ("num_labels", "label set")):
-        sizes = [getattr(getattr(model, "config", None), name, None) for model in (student, teacher)]
-        if sizes[0] != sizes[1] and None not in sizes:
-            raise SlimError(
-                f"The teacher has another {what} than the student: {name} {sizes[1]} against {sizes[0]}. "
-                "Choose a teacher of the same family, with the same tokenizer and labels."
-            )
-
-
-@torch.no_grad()
-def ask(teacher: nn.Module, inputs: dict, autocast_dtype: torch.dtype | None) -> Tensor:
-    """The teacher's logits for the student's inputs.
+def check_teacher(student: nn.Module, teacher: nn.Module, shares_classes: bool = True) -> None:
+    """Raises SlimError if the teacher's answers do not fit the student's: another vocabulary or label set.
 
     Args:
-        inputs: The student's keyword arguments; labels are left out.
-        autocast_dtype: Precision of the run, None for the teacher's own.
-    Raises: SlimError: if the teacher answers NaN.
+        shares_classes: Whether the losses compare class by class.
     """
-    inputs = {name: value for name, value in inputs.items() if name not in NOT_FOR_THE_TEACHER}
-    device = next(value.device for value in inputs.values() if isinstance(value, Tensor))
-    if next(teacher.parameters()).device != device:
-        teacher.to(device)
-    with torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
-        logits = teacher(**inputs).logits
-    if torch.isnan(logits).any():
-        raise SlimError("The teacher answers NaN. Check its checkpoint, or run it in a wider dtype than fp16.")
-    return logits
+    for name, what in (("vocab_size", "vocabulary"), ("num_labels", "label set")):
+        sizes = [getattr(getattr(model, "config", None), name, None) for model in (student, teacher)]
+        if shares_classes and sizes[0] != sizes[1] and None not in sizes:
+            raise SlimError(
+                f"The teacher has another {what} than the student: {name} {sizes[1]} against {sizes[0]}. Choose a "
+                "teacher of the same family, with the same tokenizer and labels; for another vocabulary use "
+                "`losses: universal`."
+            )
+    own = {id(parameter) for parameter in student.parameters()}
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise SlimError(
+            "The teacher shares weights with the student, so it would change as the student learns. Pass "
+            "`copy.deepcopy(model)`, or `teacher='self'`, which copies it or takes the adapters off."
+        )
+
+
+def memory_advice(model: nn.Module) -> str:
+    """What to do about a teacher that does not fit, with the sizes that it would have."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    sizes = ", ".join(
+        f"{option} {count * size / 1e9:.2f} GB"
+        for option, size in (
+            ("`dtype: bfloat16`", 2), ("`quantization: int8`", 1.1), ("`quantization: nf4`", 0.6),
+        )
+    )  # fmt: skip
+    return (
+        f"There is no memory for the teacher of {count / 1e6:,.0f} M parameters. Its weights alone would take, with "
+        f"`teacher_load`: {sizes}; `device_map: auto` offloads what does not fit, and `hf-slim cache-teacher` stores "
+        "its answers, so that it need not be in memory at all. Smaller micro-batches help too."
+    )
+
+
+def _check_frozen(teacher: nn.Module) -> None:
+    learning = [name for name, parameter in teacher.named_parameters() if parameter.requires_grad]
+    if teacher.training or learning:
+        what = f"requires gradients ('{learning[0]}')" if learning else "is in training mode, with dropout"
+        raise SlimError(
+            f"The teacher {what}, so what it teaches would not be what it knows. Pass it as "
+            "`teacher.eval().requires_grad_(False)`."
+        )
+
+
+def _check_length(teacher: nn.Module, inputs: Mapping[str, Any]) -> None:
+    config = getattr(unwrapped(teacher), "config", None)
+    allowed = getattr(config, "max_position_embeddings", None)
+    ids = inputs.get("input_ids")
+    if type(allowed) is int and isinstance(ids, Tensor) and ids.shape[-1] > allowed > 0:
+        raise SlimError(
+            f"The teacher takes at most {allowed} tokens, and {ids.shape[-1]} arrived. Use shorter blocks, or a "
+            "teacher that reads as far as the student."
+        )

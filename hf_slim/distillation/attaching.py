@@ -1,0 +1,68 @@
+"""The teacher's term for trainers that do not optimise the model's own loss."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from transformers import Trainer
+
+from hf_slim.core.errors import SlimError
+from hf_slim.distillation.objective import Objective
+
+
+class Distilling(Protocol):
+    """What is asked of the callback."""
+
+    alpha: float
+
+    def keep_targets(self, labels: Tensor | None, items_in_batch: Tensor | int | None) -> None:
+        """Notes what is about to be trained on."""
+
+    def take_objective(self) -> Objective | None:
+        """The term, in the model's normalisation, without the task's share."""
+
+    def add_to_log(self, name: str, value: Tensor) -> None:
+        """Notes a loss in the model's normalisation."""
+
+
+def loss_with_term(trainer: Trainer, callback: Distilling) -> Callable[..., Any]:
+    """The trainer's `compute_loss`, which mixes the term into the loss while the model trains.
+
+    Raises: SlimError: from the returned function, if the trainer never ran the model.
+    """
+    inner = trainer.compute_loss
+
+    def compute_loss(
+        model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if not model.training:
+            return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        callback.keep_targets(inputs.get("labels"), num_items_in_batch)
+        found = inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        loss, outputs = found if return_outputs else (found, None)
+        objective = callback.take_objective()
+        if objective is None:
+            raise SlimError("The trainer computed a loss without running the model that is to be distilled.")
+        scale = _scale(trainer, num_items_in_batch)
+        callback.add_to_log("task", loss / scale)
+        loss = (1 - callback.alpha) * loss + scale * objective.total
+        return (loss, outputs) if return_outputs else loss
+
+    return compute_loss
+
+
+def _scale(trainer: Trainer, items_in_batch: Any) -> float:
+    """What the trainer multiplies a loss by that is divided by its count, or a mean where it does not count."""
+    counted = items_in_batch is not None
+    scale = 1.0
+    if counted and trainer.args.average_tokens_across_devices:
+        scale *= trainer.accelerator.num_processes  # the count is of all ranks, and gradients are averaged over them
+    divides = trainer.loss_is_scaled_for_ga
+    if divides is None:
+        divides = (trainer.model_accepts_loss_kwargs and counted) or trainer.compute_loss_func is not None
+    steps = getattr(trainer, "current_gradient_accumulation_steps", trainer.args.gradient_accumulation_steps)
+    if counted and not divides:
+        scale *= steps  # it will be divided by the number of steps once more
+    if not counted and divides:
+        scale /= steps
+    return scale

@@ -1,0 +1,136 @@
+"""Hidden states: the student's layers follow the teacher's, through a learned projection where widths differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hf_slim.core.config import SlimConfig
+from hf_slim.core.errors import SlimError
+from hf_slim.core.registry import Registry
+
+# Per token: student and teacher `(..., width)` -> `(...)`
+HIDDEN_LOSSES: Registry = Registry("hidden-state loss")
+PROJECTIONS = "distillation_projections"  # the submodule of the student while it trains
+
+
+@dataclass(frozen=True)
+class HiddenConfig(SlimConfig):
+    """Which hidden states the student follows, and how much they count."""
+
+    loss: str = field(default="cosine", metadata={"help": "cosine or mse, a mean over the width."})
+    layers: str | dict[int, int] = field(
+        default="even",
+        metadata={
+            "help": "'even' (the student's layers spread over the teacher's), 'last', or student: teacher. "
+            "0 is the embedding, the last is what the model hands to its head."
+        },
+    )
+    weight: float = field(default=1.0, metadata={"help": "Against the divergence of the answers."})
+    pooled: bool = field(
+        default=False, metadata={"help": "Compares the mean over the tokens: sentence embeddings, one per text."}
+    )
+
+    def __post_init__(self) -> None:
+        HIDDEN_LOSSES[self.loss]
+        if not isinstance(self.weight, (int, float)) or not 0 < self.weight < float("inf"):
+            raise SlimError(f"`hidden.weight` must be a positive number, got {self.weight!r}.")
+        if isinstance(self.layers, str):
+            if self.layers not in ("even", "last"):
+                raise SlimError(f"`hidden.layers` must be 'even', 'last' or a mapping, got '{self.layers}'.")
+            return
+        try:  # JSON and YAML may have made texts of the numbers
+            mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
+        except (AttributeError, TypeError, ValueError) as error:
+            raise SlimError(
+                f"`hidden.layers` must map layer numbers to layer numbers, got {self.layers!r}."
+            ) from error
+        if not mapping:
+            raise SlimError("`hidden.layers` is empty. Name layers, or drop `hidden`.")
+        object.__setattr__(self, "layers", mapping)
+
+
+@HIDDEN_LOSSES.register("mse")
+def _mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Jiao et al. 2020, TinyBERT, arXiv:1909.10351, eq. 8."""
+    return (student - teacher).square().mean(-1)
+
+
+@HIDDEN_LOSSES.register("cosine")
+def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
+    """Sanh et al. 2019, DistilBERT, arXiv:1910.01108, sec. 3: directions, whatever the lengths."""
+    return 1 - F.cosine_similarity(student, teacher, dim=-1)
+
+
+def layer_map(config: HiddenConfig, student_layers: int, teacher_layers: int) -> dict[int, int]:
+    """Student layer -> teacher layer, both counted from the embedding, which is 0.
+
+    Raises: SlimError: if a layer does not exist.
+    """
+    if config.layers == "last":
+        return {student_layers: teacher_layers}
+    if config.layers == "even":
+        return {layer: round(layer * teacher_layers / student_layers) for layer in range(student_layers + 1)}
+    for layers, count, side in (
+        (config.layers.keys(), student_layers, "student"),
+        (config.layers.values(), teacher_layers, "teacher"),
+    ):
+        wrong = sorted(layer for layer in layers if not 0 <= layer <= count)
+        if wrong:
+            raise SlimError(
+                f"`hidden.layers` names layer {wrong[0]} of the {side}, which has 0 (its embedding) to {count}."
+            )
+    return dict(config.layers)
+
+
+def projections_for(layers: Mapping[int, int], student_width: int, teacher_width: int) -> nn.ModuleDict | None:
+    """One linear layer per followed layer from the student's width to the teacher's; None if the widths agree.
+
+    Starts as a projection that keeps lengths on average, from a generator of its own: the run's random numbers, and
+    with them its data order, are those of a run without.
+    """
+    if student_width == teacher_width:
+        return None
+    generator = torch.Generator().manual_seed(0)
+    made = nn.ModuleDict()
+    for layer in layers:
+        linear = nn.utils.skip_init(nn.Linear, student_width, teacher_width, bias=False)
+        with torch.no_grad():
+            linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) / student_width**0.5)
+        made[str(layer)] = linear
+    return made
+
+
+def hidden_sum(
+    student: Mapping[int, Tensor],
+    teacher: Mapping[int, Tensor],
+    layers: Mapping[int, int],
+    token_weights: Tensor,
+    config: HiddenConfig,
+    projections: nn.ModuleDict | None = None,
+) -> Tensor:
+    """The loss, a weighted sum over tokens, a mean over layers.
+
+    Args:
+        student: Layer -> `(batch, length, width)`, for all keys of `layers`.
+        teacher: Likewise for all its values, of the teacher's width.
+        token_weights: `(batch, length)`, 0 for padding. A text's weights add up to what it counts for.
+    """
+    total = token_weights.new_zeros((), dtype=torch.float32)
+    for student_layer, teacher_layer in layers.items():
+        ours = student[student_layer]
+        if projections is not None:
+            ours = projections[str(student_layer)](ours.to(projections[str(student_layer)].weight.dtype))
+        theirs, weights = teacher[teacher_layer].detach(), token_weights
+        ours, theirs = ours.float(), theirs.to(ours.device).float()
+        if config.pooled:
+            ours, theirs, weights = _pooled(ours, weights), _pooled(theirs, weights), weights.sum(1)
+        total = total + (HIDDEN_LOSSES[config.loss](ours, theirs) * weights).sum()
+    return total / len(layers)
+
+
+def _pooled(states: Tensor, token_weights: Tensor) -> Tensor:
+    share = token_weights / token_weights.sum(1, keepdim=True).clamp_min(torch.finfo(token_weights.dtype).tiny)
+    return torch.einsum("blw,bl->bw", states, share.to(states.dtype))
