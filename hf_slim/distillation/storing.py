@@ -22,6 +22,7 @@ from hf_slim.distillation.store import (
     batch_keys,
     data_fingerprint,
     read_index,
+    tail_mass,
 )
 
 SHARD_BYTES = 256_000_000
@@ -105,7 +106,7 @@ class StoredTeacherWriter:
             "ids": torch.cat(ids),
             "log_probabilities": torch.cat(log_probabilities),
         }
-        mass = sum(one.double().exp().sum().item() for one in log_probabilities)
+        mass = sum((1 - tail_mass(one)).sum().item() for one in log_probabilities)
         metadata = {"info": json.dumps(self.info.to_dict()), "mass_held": repr(mass)}
         path = self.folder / f"shard-{self.rank}-{self._next}.safetensors"
         write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
