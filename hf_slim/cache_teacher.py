@@ -76,17 +76,10 @@ def run_cache_teacher(
     _on_first_rank(args, lambda: _publish(partial, output, info))
     store = StoredTeacher.open(output)
     store.check_data(work.rows)
-    size = sum(shard["size_bytes"] for shard in store.manifest["shards"])
-    asked = [index for batch in work.batches for index in batch]
-    return {
+    return _report(work, store.manifest) | {
         "output": str(output),
-        "examples": len(asked),
-        "tokens": sum(work.lengths[index] for index in asked),
         "processes": args.world_size,
-        "bytes": size,
-        "bytes_per_answer": size / store.manifest["n_answers"],
         "minutes": (time.perf_counter() - started) / 60,
-        **{name: store.manifest[name] for name in ("k", "n_classes", "per", "n_answers", "mass_held")},
     }
 
 
@@ -236,6 +229,17 @@ def _on_first_rank(args: TrainingArguments, act: Callable[[], Any]) -> None:
     if args.process_index == 0:
         act()
     args.distributed_state.wait_for_everyone()
+
+
+def _report(work: Work, manifest: dict[str, Any]) -> dict[str, Any]:
+    size = sum(shard["size_bytes"] for shard in manifest["shards"])
+    return {
+        "examples": sum(len(batch) for batch in work.batches),
+        "tokens": sum(work.lengths[index] for batch in work.batches for index in batch),
+        "bytes": size,
+        "bytes_per_answer": size / manifest["n_answers"],
+        **{name: manifest[name] for name in ("k", "n_classes", "per", "n_answers", "mass_held")},
+    }
 
 
 def _publish(partial: Path, output: Path, info: StoreInfo) -> None:

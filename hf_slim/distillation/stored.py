@@ -19,7 +19,7 @@ from torch import Tensor
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.store import MANIFEST, NO_MASS, VERSION, StoreInfo, batch_keys, read_index, row_key
 
-CHECKED_ROWS = 10_000  # of a dataset, before training: about a second
+CHECKED_ROWS = 10_000  # of a dataset, before training: a few seconds
 STORE_AGAIN = (
     "Run `hf-slim cache-teacher` again with the recipe, tokenizer, data and number of processes that you train with."
 )
