@@ -10,6 +10,7 @@ from typing import Any
 
 import transformers
 from accelerate.utils import extract_model_from_parallel
+from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from hf_slim.core.errors import SlimError
@@ -79,12 +80,12 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
 def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
     """Runs every stage that is not finished and publishes the last one's model; the base is kept for comparison."""
     task, finished = TASKS[recipe.task], folders.finished() if resume else 0
-    model, tokenizer, has_fresh_head = _load(recipe)
+    model, tokenizer, has_fresh_head = load_base(recipe)
     save(model, tokenizer, folders.scratch / "base")
     if finished:
         model, tokenizer = folders.load(finished, task.auto_class)
     elif recipe.vocabulary is not None:
-        tokenizer = _trim_vocabulary(recipe, model, tokenizer, folders.scratch / "trimmed")
+        tokenizer = trim_vocabulary(recipe, model, tokenizer, folders.scratch / "trimmed")
     log = [{"stage": number, **entry} for number in range(1, finished + 1) for entry in folders.log(number)]
     layers: list[dict[str, Any]] = []
     for number, stage in list(enumerate(recipe.runs, 1))[finished:]:
@@ -102,7 +103,7 @@ def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
     return _trained(recipe, folders, has_fresh_head, layers, log)
 
 
-def _load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+def load_base(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
     """Model, tokenizer, and whether the model's head is fresh."""
     task, first = TASKS[recipe.task], recipe.runs[0]
     train, _ = load_texts(first.data, task.columns(first.data))
@@ -114,7 +115,7 @@ def _load(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, boo
     return model, tokenizer, label_names is not None and lacks_head(recipe.model, task.auto_class)
 
 
-def _trim_vocabulary(
+def trim_vocabulary(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path
 ) -> PreTrainedTokenizerBase:
     """Removes what no stage's data uses from the model; returns its tokenizer, once both were loaded and compared."""
@@ -136,9 +137,7 @@ def _run_stage(
     Returns: the Trainer's log.
     """
     task, args = TASKS[stage.task], stage.training_arguments(str(folder))
-    texts, _ = load_texts(stage.data, task.columns(stage.data))
-    count = _examples_needed(args)
-    examples = task.examples(texts, tokenizer, model.config.label2id, stage.data, count, args.seed)
+    examples = training_examples(stage, tokenizer, model.config.label2id, args)
     try:
         trainer = trainer_for(
             task, model, args, train_dataset=examples, data_collator=task.collator(tokenizer),
@@ -151,6 +150,15 @@ def _run_stage(
     trainer.train(resume_from_checkpoint=checkpoint)
     _release_(model)
     return trainer.state.log_history
+
+
+def training_examples(
+    stage: Recipe, tokenizer: PreTrainedTokenizerBase, label2id: dict[str, int], args: transformers.TrainingArguments
+) -> Dataset:
+    """The tokenized examples that a stage is trained on."""
+    task = TASKS[stage.task]
+    texts, _ = load_texts(stage.data, task.columns(stage.data))
+    return task.examples(texts, tokenizer, label2id, stage.data, _examples_needed(args), args.seed)
 
 
 def _release_(model: PreTrainedModel) -> None:
