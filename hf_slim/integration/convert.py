@@ -61,6 +61,12 @@ def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[
     return shapes, attributes
 
 
+def is_plain(model: nn.Module) -> bool:
+    """Whether the model's config alone builds a model of exactly these tensors: an ordinary checkpoint."""
+    skeleton = _skeleton(model, model.config)
+    return logical_shapes(skeleton) == logical_shapes(model, skeleton) and not any(differences(model))
+
+
 def _skeleton(model: nn.Module, config: object) -> nn.Module:
     """The model as its config alone describes it, without memory."""
     config = copy.deepcopy(config)
