@@ -79,7 +79,7 @@ def load_skeleton(
     _check_label_count(spec, config, label_names)
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config)
+            return getattr(auto_class, "from_config", auto_class)(config)  # a class that is no Auto class builds one
     except Exception as error:
         raise _not_loadable(spec, auto_class, error) from error
 

@@ -26,8 +26,8 @@ def plan_student(structure: Structure, shape: StudentShape) -> list[Cut]:
         if not asked:
             raise SlimError(f"{name} cannot say which layers would be left: they differ in kind. Choose other layers.")
         raise SlimError(
-            f"No {name} describes a student with {asked}, cut from a teacher of hidden {config.hidden_size} with heads "
-            f"{config.num_attention_heads}, so it would be no ordinary checkpoint. Legal with what else was asked: "
+            f"No {name} describes a student with {asked}, cut from a teacher of hidden {config.hidden_size} with "
+            f"heads {config.num_attention_heads}: it would be no ordinary checkpoint. Legal with what else was asked: "
             f"{'; '.join(_legal_near(structure, shape)) or 'nothing near it'}."
         )
     return cuts
