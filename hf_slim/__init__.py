@@ -17,6 +17,7 @@ from hf_slim.quantization.callback import QuantizationCallback
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grid import Grid
 from hf_slim.quantization.scheme import Scheme
+from hf_slim.student import StudentShape, make_student
 from hf_slim.version import __version__
 
 register()
@@ -32,8 +33,10 @@ __all__ = [
     "Scheme",
     "SlimConfig",
     "SlimError",
+    "StudentShape",
     "__version__",
     "convert",
+    "make_student",
     "prepare",
     "prune",
 ]

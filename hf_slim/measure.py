@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.evaluation.compare import SEED_OF_HELD_OUT, measure_models, vocabulary_size
+from hf_slim.evaluation.compare import measure_models, vocabulary_size
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.data import DataConfig, load_texts
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
@@ -119,6 +120,7 @@ def _training_speed(base: str, recipe: Recipe) -> dict[str, dict]:
     model, tokenizer = load_model(base, auto_class=task.auto_class), load_tokenizer(base)
     task.settle_(model, tokenizer)
     size = recipe.training.get("per_device_train_batch_size", 8)
-    examples = task.examples(texts, tokenizer, model.config.label2id, recipe.data, size, SEED_OF_HELD_OUT)
+    seed = recipe.training.get("seed", TrainingArguments.seed)  # examples of the run: a stored teacher knows no others
+    examples = task.examples(texts, tokenizer, model.config.label2id, recipe.data, size, seed)
     batch = task.collator(tokenizer)([examples[i % len(examples)] for i in range(size)])
     return training_speed(task, model, configs, recipe.training, batch, recipe.evaluation.training_repeats)

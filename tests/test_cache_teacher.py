@@ -87,9 +87,9 @@ def test_an_interrupted_run_goes_on_to_the_same_store(recipe_file, tmp_path, mon
             raise KeyboardInterrupt
         return asked(*arguments)
 
-    asked = cache_teacher.ask
+    asked = cache_teacher._answers
     with monkeypatch.context() as broken:
-        broken.setattr(cache_teacher, "ask", killed)
+        broken.setattr(cache_teacher, "_answers", killed)
         with pytest.raises(KeyboardInterrupt):
             stored(recipe_file)
     assert not (tmp_path / "store").exists()
@@ -97,7 +97,7 @@ def test_an_interrupted_run_goes_on_to_the_same_store(recipe_file, tmp_path, mon
         stored(recipe_file)
     calls.clear()
     with monkeypatch.context() as counted:
-        counted.setattr(cache_teacher, "ask", lambda *arguments: calls.append(1) or asked(*arguments))
+        counted.setattr(cache_teacher, "_answers", lambda *arguments: calls.append(1) or asked(*arguments))
         resumed = stored(recipe_file, resume=True)
     assert len(calls) == 3  # the probe and two of four batches
     assert not (tmp_path / "store.partial").exists()

@@ -13,7 +13,7 @@ def run(capsys, *arguments):
 
 
 def test_help_teaches_every_command(capsys):
-    for command in ("train", "inspect", "eval", "sensitivity", "shrink-vocabulary", "cache-teacher"):
+    for command in ("train", "inspect", "eval", "sensitivity", "shrink-vocabulary", "make-student", "cache-teacher"):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -12,6 +13,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import is_prepared
 from hf_slim.distillation.attaching import loss_with_term
 from hf_slim.distillation.config import DistillationConfig
+from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.distiller import Distiller, Pass
 from hf_slim.distillation.loading import teachers_for
 from hf_slim.distillation.objective import Objective, Targets
@@ -59,19 +61,20 @@ class DistillationCallback(TrainerCallback):
         self._seed = self._rank = self._micro_step = 0
 
     @property
-    def teacher(self) -> nn.Module:
-        """The first teacher's model."""
+    def teacher(self) -> nn.Module | None:
+        """The first teacher's model; None if its answers are stored."""
         return self.distiller.teachers[0].model
 
     def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
+        processing_class: Any = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         for other in [getattr(hook, "__self__", None) for hook in model._forward_hooks.values()]:
             if isinstance(other, DistillationCallback):
                 if other._state is state:
                     raise SlimError("Two DistillationCallbacks in one Trainer. Use one, with a list of teachers.")
                 other._unhook()  # of an earlier Trainer around this model
-        teachers = teachers_for(model, self.given, self.config)
+        teachers = teachers_for(model, self.given, self.config, processing_class)
         followed = follow_(model, teachers, self.config.hidden) if self.config.hidden else None
         precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.distiller = Distiller(model, teachers, self.config, followed, precision)
@@ -95,7 +98,8 @@ class DistillationCallback(TrainerCallback):
         if self not in handler.callbacks:
             if trainer.optimizer is not None and self.config.hidden:
                 raise SlimError("Attach before the optimizer is made: it would not train the projections.")
-            self.on_init_end(trainer.args, trainer.state, trainer.control, trainer.model)
+            tokenizer = trainer.processing_class
+            self.on_init_end(trainer.args, trainer.state, trainer.control, trainer.model, processing_class=tokenizer)
         handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
         if not self._attached:
             self._attached = True
@@ -123,8 +127,9 @@ class DistillationCallback(TrainerCallback):
         return self.config.alpha_at(self._state.global_step / max(self._state.max_steps, 1))
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
+        train_dataloader: DataLoader | None = None, **kwargs: Any,
+    ) -> None:  # fmt: skip
         if self.distiller is None:
             raise SlimError(NOT_REACHED)
         if args.label_smoothing_factor and not self._attached:
@@ -133,6 +138,9 @@ class DistillationCallback(TrainerCallback):
                 "loss, and the teacher's term would be lost. Call `callback.attach(trainer)` before `train`, or set "
                 "it to 0: a teacher smooths the labels already."
             )
+        for teacher in self.distiller.teachers:
+            if isinstance(teacher, DiskTeacher) and train_dataloader is not None:
+                teacher.check_data(train_dataloader.dataset)
         if is_prepared(self.distiller.model):
             self._copy_own_teachers()
         if not self._hooks:  # `train` is called once more

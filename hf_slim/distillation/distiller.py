@@ -14,6 +14,7 @@ from hf_slim.distillation.answers import Answers, MixedAnswers
 from hf_slim.distillation.attention import attention_sum
 from hf_slim.distillation.attention_states import AttentionState, attention_states
 from hf_slim.distillation.config import DistillationConfig
+from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.head import HeadTap, head_tap, output_layer, split_of
 from hf_slim.distillation.hidden import hidden_sum
 from hf_slim.distillation.objective import Objective, Student, Targets, objective_of
@@ -22,6 +23,7 @@ from hf_slim.distillation.outputs import OUTPUT_LOSSES, TASK_MEANS
 from hf_slim.distillation.states import Followed
 from hf_slim.distillation.teacher import LiveTeacher, Question, Taught, hidden_states
 
+Teacher = LiveTeacher | DiskTeacher
 TOKEN_WEIGHTS = "token_weights"  # a column of the data: (batch, length) weights of the divergences
 
 
@@ -66,7 +68,7 @@ class Distiller:
     """
 
     def __init__(
-        self, model: nn.Module, teachers: Sequence[LiveTeacher], config: DistillationConfig, followed: Followed | None,
+        self, model: nn.Module, teachers: Sequence[Teacher], config: DistillationConfig, followed: Followed | None,
         autocast_dtype: torch.dtype | None,
     ):  # fmt: skip
         self.model, self.teachers, self.config, self.followed = model, list(teachers), config, followed

@@ -130,6 +130,9 @@ def over_buckets(divergence: Divergence, log_q: Tensor, teacher: TopK, parameter
     Args:
         log_q: `(rows, classes)`, all classes of the student.
     """
+    if teacher.ids.shape[-1] == log_q.shape[-1]:  # no tail: what is left of the mass is rounding
+        log_p = torch.empty_like(log_q).scatter_(-1, teacher.ids, teacher.log_probabilities.to(log_q.dtype))
+        return divergence(log_q, log_p, parameter)
     rest = log_q.exp().scatter_(-1, teacher.ids, 0)
     tail = rest.sum(-1, keepdim=True).clamp_min_(SMALLEST_MASS)
     student = torch.cat([log_q.gather(-1, teacher.ids), tail.log()], dim=-1)

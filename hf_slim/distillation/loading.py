@@ -10,6 +10,8 @@ from torch import nn
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
 from hf_slim.distillation.config import DistillationConfig
+from hf_slim.distillation.disk_teacher import DiskTeacher
+from hf_slim.distillation.stored import is_stored_teacher
 from hf_slim.distillation.teacher import LiveTeacher, check_teacher, freeze_, memory_advice, self_teacher
 
 AUTO_CLASSES = (
@@ -23,11 +25,21 @@ QUANTIZED = {
 }
 
 
-def teachers_for(student: nn.Module, given: Sequence[nn.Module], config: DistillationConfig) -> list[LiveTeacher]:
+def teachers_for(
+    student: nn.Module, given: Sequence[nn.Module], config: DistillationConfig, tokenizer: Any = None
+) -> list[LiveTeacher | DiskTeacher]:
     """The given models, or those that the config names.
+
+    Args:
+        tokenizer: Of the data; a stored teacher must have had the same.
 
     Raises: SlimError: if one cannot be loaded, or its answers do not fit the student's.
     """
+    stored = [] if given else [name for name in config.teachers if is_stored_teacher(name)]
+    if stored and len(config.teachers) > 1:
+        raise SlimError(f"The stored teacher '{stored[0]}' cannot be mixed with others: it holds no whole answers.")
+    if stored:
+        return [DiskTeacher(stored[0], unwrapped(student), tokenizer, config)]
     teachers = [LiveTeacher(model) for model in given] or [_named(name, student, config) for name in config.teachers]
     weights = config.teacher_weights
     if weights is not None and len(weights) != len(teachers):

@@ -33,6 +33,7 @@ def describe_converted(model: nn.Module) -> None:
         return
     packed = any(is_packed(module) for module in model.modules())
     _shrink_plain_config(model)
+    _settle_copies_(model)
     if packed:
         _write_config(model, "packed")
         share_tied_scales_(model)
@@ -59,6 +60,12 @@ def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[
         if plain.get((path, attribute), value) != value:
             attributes.setdefault(path, {})[attribute] = value
     return shapes, attributes
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether the model's config alone builds a model of exactly these tensors: an ordinary checkpoint."""
+    skeleton = _skeleton(model, model.config)
+    return logical_shapes(skeleton) == logical_shapes(model, skeleton) and not any(differences(model))
 
 
 def _skeleton(model: nn.Module, config: object) -> nn.Module:
@@ -101,10 +108,17 @@ def _shrink_plain_config(model: nn.Module) -> None:
             set_count_(model, attribute, value)
     if _same_counts(skeleton, model):
         model.config.__dict__.update(config.__dict__)
-        now = counts(model)
-        for (path, attribute), value in counts(skeleton).items():  # stacks and layers may hold copies of the config
-            if path and attribute.startswith("config.") and now.get((path, attribute), value) != value:
-                set_count_(model.get_submodule(path), attribute, value)
+
+
+def _settle_copies_(model: nn.Module) -> None:
+    """Makes the copies of the config that stacks and layers may hold say the same, where it describes the model."""
+    skeleton = _skeleton(model, model.config)
+    if logical_shapes(skeleton) != logical_shapes(model, skeleton):
+        return
+    now = counts(model)
+    for (path, attribute), value in counts(skeleton).items():
+        if path and attribute.startswith("config.") and now.get((path, attribute), value) != value:
+            set_count_(model.get_submodule(path), attribute, value)
 
 
 def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
@@ -112,7 +126,8 @@ def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
     kinds = (int, float)  # floats too: Gemma scales its embeddings by the root of their width
     expected = counts(skeleton, kinds)
     found = counts(model, kinds).items()
-    return all(expected.get(key) == value for key, value in found if not key[1].startswith("config."))
+    # what a module knows of layers that have gone, such as a rotary embedding of their kind, no longer counts
+    return all(expected.get(key, value) == value for key, value in found if not key[1].startswith("config."))
 
 
 register_finish(describe_prepared, describe_converted)

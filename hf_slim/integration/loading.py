@@ -79,7 +79,7 @@ def load_skeleton(
     _check_label_count(spec, config, label_names)
     try:
         with torch.device("meta"):
-            return auto_class.from_config(config)
+            return getattr(auto_class, "from_config", auto_class)(config)  # a class that is no Auto class builds one
     except Exception as error:
         raise _not_loadable(spec, auto_class, error) from error
 
@@ -92,9 +92,13 @@ def lacks_head(spec: str, auto_class: type) -> bool:
 
 def has_head(config: PretrainedConfig, auto_class: type) -> bool:
     """Whether a checkpoint with this config was saved as a model that `auto_class` loads."""
+    return bool({one.__name__ for one in classes_for(config, auto_class)} & set(config.architectures or ()))
+
+
+def classes_for(config: PretrainedConfig, auto_class: type) -> tuple[type, ...]:
+    """The classes that `auto_class` loads checkpoints with such a config as."""
     classes = auto_class._model_mapping.get(type(config), None) or ()
-    names = {one.__name__ for one in (classes if isinstance(classes, tuple) else (classes,))}
-    return bool(names & set(config.architectures or ()))
+    return classes if isinstance(classes, tuple) else (classes,)
 
 
 def class_of(spec: str) -> type:

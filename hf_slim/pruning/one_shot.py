@@ -10,6 +10,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, record_of, unwrapped
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.criteria import CRITERIA
+from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import observed, score_all, sets_by_criterion
 from hf_slim.pruning.plan import Plan
 from hf_slim.pruning.repair import repair_readers_
@@ -33,7 +34,7 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
     plan = claim_for_pruning(model, config)
     was_training = model.training
     model.eval()
-    prune_at_once_(model, plan, config, lambda with_gradient: _run(model, batches, with_gradient))
+    prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
     return convert(model).train(was_training)
 
 
@@ -42,17 +43,22 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
 
     Raises: SlimError: if no batch came.
     """
-    scores = _scores(model, plan, config, run_batches)
+    scores = mean_scores(model, plan.group_sets, config, run_batches)
     removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
     if config.repair:
         repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
     mask_groups_(unwrapped(model), plan.group_sets, removed)
 
 
-def _scores(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> dict[str, Tensor]:
-    """The mean score of every group over the batches."""
+def mean_scores(
+    model: nn.Module, group_sets: list[GroupSet], config: PruningConfig, run_batches: RunBatches
+) -> dict[str, Tensor]:
+    """The score of every group by the criterion of its kind, summed over the batches: name -> `(count,)`.
+
+    Raises: SlimError: if no batch came.
+    """
     inner, total, batches = unwrapped(model), {}, 0
-    by_criterion = sets_by_criterion(plan.group_sets, config)
+    by_criterion = sets_by_criterion(group_sets, config)
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
     with observed(inner, others, config) as seen:
@@ -71,7 +77,11 @@ def _scores(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: Ru
     return total | score_all(inner, others, config, seen)
 
 
-def _run(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:
+def forward_passes(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:
+    """Runs the batches through the model, with gradients or without, one for each item that it yields.
+
+    Raises: SlimError: if gradients are wanted and the model gives no loss.
+    """
     for batch in batches:
         with torch.set_grad_enabled(with_gradient):
             made = model(**batch)

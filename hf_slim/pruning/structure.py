@@ -19,6 +19,9 @@ from hf_slim.pruning.patterns import Pattern, Run, find_pattern
 from hf_slim.pruning.probe import FAILURES, Output, Probe, run_cut, weightless_twin
 from hf_slim.pruning.sizes import removable_blocks, removable_layers, with_sizes
 
+# neurons outside the stacks, as of poolers and classifiers: no kind that a config prunes, but some follow others
+UNSTACKED = "unstacked"
+
 
 def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> list[GroupSet]:
     """Every prunable group set of `model`, in the order of its forward pass; `understand` without the reasons."""
@@ -139,7 +142,7 @@ def _group_sets(model: nn.Module, family: list[Pattern]) -> Iterator[GroupSet]:
     layer = common_ancestor([*producers, *consumers])
     kind = _kind(model, family)
     if kind == "ffn" and not _is_repeated(model, layer):
-        return
+        kind = UNSTACKED
     yield GroupSet(f"{layer}/{kind}".strip("/"), kind, family[0].count, tuple(_slices(model, family)))
     if kind == "kv_heads" and family[0].per_group > 1 and all(pattern.own_rows for pattern in family):
         slices = tuple(_query_slices(model, family))

@@ -2,39 +2,59 @@ import pytest
 import torch
 
 from hf_slim import DistillationConfig, SlimError
-from hf_slim.distillation.objective import Targets, mix_losses
+from hf_slim.distillation.answers import LogitAnswers
+from hf_slim.distillation.objective import Student, Targets, objective_of
+
+
+def answers(logits):
+    return LogitAnswers(logits.flatten(0, -2), None, logits.shape[-1])
 
 
 def test_a_shifted_position_predicts_the_next_label():
     labels = torch.tensor([[-100, 5, -100, 7], [1, 2, 3, -100]])
-    assert Targets(labels, shifted=True).rows().tolist() == [0, 2, 4, 5]
-    assert Targets(labels, shifted=False).rows().tolist() == [1, 3, 4, 5, 6]
+    assert Targets(labels, shifted=True).rows().places.tolist() == [0, 2, 4, 5]
+    assert Targets(labels, shifted=False).rows().places.tolist() == [1, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("computes_task", [True, False])
 @pytest.mark.parametrize("shape", [(6, 3), (6, 5, 3)])
-def test_micro_batches_add_up_to_the_whole_batch(shape):
+def test_micro_batches_add_up_to_the_whole_batch(shape, computes_task):
     student, teacher = torch.randn(shape), torch.randn(shape)
     labels = torch.randint(0, 3, shape[:-1])
     if labels.dim() == 2:
         labels[0, :4] = -100
-    items = int((labels != -100).sum())
+    items = (labels != -100).sum()
 
     def objective(rows):
         counted = labels[rows].reshape(-1) != -100
-        answers = student[rows].flatten(0, -2)[counted]
+        logits = student[rows].flatten(0, -2)[counted]
         reduction = "mean" if student.dim() == 2 else "sum"  # as the models of transformers do it
-        task = torch.nn.functional.cross_entropy(answers, labels[rows].reshape(-1)[counted], reduction=reduction)
-        task = task if student.dim() == 2 else task / items
+        task = torch.nn.functional.cross_entropy(logits, labels[rows].reshape(-1)[counted], reduction=reduction)
+        task = None if computes_task else task if student.dim() == 2 else task / items
+        made = Student(student[rows], None, 3, task, sums={"hidden": (0.5, student[rows].square().sum())})
+        config = DistillationConfig(temperature=2.0, losses={"forward_kl": 1.0, "reverse_kl": 0.5})
         targets = Targets(labels[rows], shifted=False, items_in_batch=items)
-        return mix_losses(task, student[rows], teacher[rows], targets, DistillationConfig(alpha=0.4, temperature=2.0))
+        return objective_of(made, answers(teacher[rows]), targets, config, 0.4, computes_task)
 
     parts = [objective(rows) for rows in torch.arange(6).split([1, 3, 2])]
     whole = objective(torch.arange(6))
-    for name in ("total", "task", "distillation"):
-        torch.testing.assert_close(sum(getattr(part, name) for part in parts), getattr(whole, name))
+    torch.testing.assert_close(sum(part.total for part in parts), whole.total)
+    for name, value in whole.parts.items():
+        torch.testing.assert_close(sum(part.parts[name] for part in parts), value)
+    mixed = 0.6 * whole.parts["task"] + 0.4 * whole.parts["distillation"]
+    torch.testing.assert_close(mixed, whole.total)
+
+
+def test_an_examples_tokens_share_what_it_counts_for():
+    labels, mask = torch.tensor([[4, 4, -100, -100], [4, 4, 4, 4]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
+    weights = Targets(labels, shifted=True).shared_out(mask)
+    torch.testing.assert_close(weights.sum(1), torch.tensor([1.0, 3.0]))
+    assert weights[0, 3] == 0
 
 
 def test_a_teacher_with_another_vocabulary_is_refused():
     targets = Targets(torch.zeros(2, dtype=torch.long), shifted=False)
     with pytest.raises(SlimError, match="share one vocabulary"):
-        mix_losses(torch.tensor(0.0), torch.zeros(2, 3), torch.zeros(2, 4), targets, DistillationConfig())
+        objective_of(
+            Student(torch.zeros(2, 3), None, 3), answers(torch.zeros(2, 4)), targets, DistillationConfig(), 0.5, False
+        )

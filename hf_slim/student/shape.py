@@ -1,0 +1,140 @@
+"""What a student looks like: which layers of the teacher it keeps, and how wide they are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hf_slim.core.config import SlimConfig
+from hf_slim.core.errors import SlimError
+from hf_slim.core.registry import Registry
+from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.selection import least_first
+
+# stack of layers, how many stay, their importance -> indices of those that stay
+Choice = Callable[[GroupSet, int, Tensor], list[int]]
+CHOICES: Registry[Choice] = Registry("choice of layers")
+WIDTHS = ("hidden", "heads", "ffn")
+
+
+def even(stack: GroupSet, number: int, score: Tensor) -> list[int]:
+    """Layers spread evenly, the first and the last among them. Source: Sanh et al. 2019, arXiv:1910.01108, sec. 3."""
+    return [round(place * (stack.count - 1) / max(number - 1, 1)) for place in range(number)]
+
+
+def first(stack: GroupSet, number: int, score: Tensor) -> list[int]:
+    """The first layers."""
+    return list(range(number))
+
+
+def last(stack: GroupSet, number: int, score: Tensor) -> list[int]:
+    """The last layers, and before them those that must stay."""
+    free = [index for index in range(stack.count) if index not in stack.pinned]
+    return sorted([*stack.pinned, *free[len(free) - (number - len(stack.pinned)) :]])
+
+
+def importance(stack: GroupSet, number: int, score: Tensor) -> list[int]:
+    """The layers that matter most."""
+    return sorted(least_first(stack, score, [])[stack.count - number :].tolist())
+
+
+CHOICES.register("even")(even)
+CHOICES.register("first")(first)
+CHOICES.register("last")(last)
+CHOICES.register("importance")(importance)
+
+
+@dataclass(frozen=True)
+class StudentShape(SlimConfig):
+    """Layers and widths of a student. What is not set stays as in the teacher."""
+
+    layers: list[int] | dict[str, list[int]] | None = field(
+        default=None,
+        metadata={
+            "help": "Layers of the teacher that stay, counted from 0; per stack, such as {decoder: [0, 5]}, where "
+            "there are several."
+        },
+    )
+    keep: float | dict[str, float] | None = field(
+        default=None, metadata={"help": "Instead of `layers`: share of the layers that stays, in (0, 1]."}
+    )
+    choose: str = field(default="even", metadata={"help": f"Which layers `keep` keeps: {', '.join(CHOICES)}."})
+    hidden: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
+    heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Query heads per layer; of grouped-query attention whole groups go with their key-value head."
+        },
+    )
+    ffn: int | None = field(default=None, metadata={"help": "Neurons of every feed-forward layer, of every expert."})
+    fresh: bool = field(default=False, metadata={"help": "Whether only the shape is the teacher's, weights random."})
+
+    def __post_init__(self) -> None:
+        CHOICES[self.choose]
+        if self.layers is not None and self.keep is not None:
+            raise SlimError("`layers` and `keep` both say which layers stay. Give one of them.")
+        if self.choose != "even" and self.keep is None:
+            raise SlimError(
+                f"`choose` {self.choose} says which layers stay, and `keep` how many: set `keep`, such as 0.5."
+            )
+        if self.choose == "importance" and self.fresh:
+            raise SlimError(
+                "`fresh` starts from random weights, so no layer matters more: leave out `choose` importance."
+            )
+        for stack, indices in self.per_stack(self.layers).items():
+            _check_indices(f"layers{stack and f'.{stack}'}", indices)
+        for stack, share in self.per_stack(self.keep).items():
+            _check_keep(f"keep{stack and f'.{stack}'}", share)
+        for name in WIDTHS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+        if not self.fresh and all(getattr(self, name) is None for name in ("layers", "keep", *WIDTHS)):
+            raise SlimError(
+                "Nothing to change: the student would be the teacher. Set layers, keep, hidden, heads or ffn, or "
+                "fresh for random weights."
+            )
+
+    @staticmethod
+    def per_stack(value: Any) -> dict[str, Any]:
+        """`layers` or `keep` by the name of the stack; "" stands for all stacks."""
+        return {} if value is None else value if isinstance(value, dict) else {"": value}
+
+
+def _check_indices(name: str, indices: Any) -> None:
+    is_list = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
+    if not is_list or not indices or indices != sorted(set(indices)):
+        raise SlimError(
+            f"`{name}` must list layers from the first to the last, each once, such as 0,3,6; got {indices!r}."
+        )
+
+
+def _check_keep(name: str, share: Any) -> None:
+    if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
+        raise SlimError(
+            f"`{name}` must be in (0, 1], got {share!r}: it is the share of layers that stays, such as 0.5."
+        )
+
+
+def parse_layers(texts: list[str] | None) -> list[int] | dict[str, list[int]] | None:
+    """`layers` from the command line: ["0,3"], or per stack ["encoder=0,3", "decoder=0"]. Raises SlimError."""
+    example = "--layers 0,3,6, or --layers encoder=0,3 decoder=0"
+    return _per_stack(texts, lambda text: [int(number) for number in text.split(",")], example)
+
+
+def parse_shares(texts: list[str] | None) -> float | dict[str, float] | None:
+    """`keep` from the command line: ["0.5"], or per stack ["decoder=0.5"]. Raises SlimError."""
+    return _per_stack(texts, float, "--keep 0.5, or --keep decoder=0.5")
+
+
+def _per_stack(texts: list[str] | None, parse: Callable[[str], Any], example: str) -> Any:
+    if texts is None:
+        return None
+    try:
+        if len(texts) == 1 and "=" not in texts[0]:
+            return parse(texts[0])
+        pairs = [text.split("=") for text in texts]
+        return {stack: parse(value) for stack, value in pairs}
+    except ValueError as error:
+        raise SlimError(f"'{' '.join(texts)}' was not understood. Write {example}.") from error

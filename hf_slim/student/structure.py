@@ -1,0 +1,102 @@
+"""What of a teacher can be cut; its weights are not looked at."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_slim.core.adapters import adapter_layers
+from hf_slim.core.errors import SlimError
+from hf_slim.core.lifecycle import is_prepared
+from hf_slim.integration.convert import is_plain
+from hf_slim.pruning.groups import GroupSet, Refusal
+from hf_slim.pruning.inputs import example_inputs
+from hf_slim.pruning.probe import weightless_twin
+from hf_slim.pruning.structure import UNSTACKED, understand
+from hf_slim.student.shape import StudentShape
+
+# setting -> kinds of groups; with the hidden width go poolers, and GPT-2's config must then say how wide its ffn is
+KINDS_OF = {
+    "layers": ["layers"], "hidden": ["hidden", "ffn", UNSTACKED], "heads": ["kv_heads", "heads"], "ffn": ["ffn"],
+}  # fmt: skip
+INNER = "inner"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be cut in a teacher.
+
+    Attributes:
+        twin: The teacher without its weights.
+        group_sets: Of the kinds that a shape changes.
+        refusals: Why other parts cannot be cut.
+    """
+
+    twin: nn.Module
+    group_sets: list[GroupSet]
+    refusals: list[Refusal]
+
+    @property
+    def config(self) -> Any:
+        return self.twin.config.get_text_config()
+
+    def of(self, kind: str) -> list[GroupSet]:
+        return [group_set for group_set in self.group_sets if group_set.kind == kind]
+
+
+def structure_of(model: PreTrainedModel, shape: StudentShape) -> Structure:
+    """What of a teacher the shape can change; weights are not looked at.
+
+    Raises: SlimError: if the teacher is quantized, prepared for something, wrapped in adapters, or not plain.
+    """
+    name = type(model).__name__
+    if any(not parameter.is_floating_point() for parameter in model.parameters()):
+        raise SlimError(f"This {name} holds packed integers, which cannot be cut. Start from the model in float.")
+    if is_prepared(model) or adapter_layers(model):
+        raise SlimError(f"This {name} is prepared for training or holds adapters. `convert` or merge it first.")
+    if not is_plain(model):
+        raise SlimError(f"The layers of this {name} differ in size, so no student of it has a plain config.")
+    asked = [kind for kind in KINDS_OF if getattr(shape, kind) is not None or (kind == "layers" and shape.keep)]
+    kinds = [inner for kind in asked for inner in KINDS_OF[kind]]
+    found, refusals = understand(model, kinds=kinds) if kinds else ([], [])
+    if "hidden" in kinds and not any(group_set.kind == "hidden" for group_set in found):
+        found, refusals = _with_outputs_read(model, kinds)
+    return Structure(weightless_twin(model), found, refusals)
+
+
+class _Answering(nn.Module):
+    """A model without a head, with one: layers that read what it gives back, so that this may get narrower too."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.inner, self.config, self.main_input_name = model, model.config, model.main_input_name
+        width = model.config.get_text_config().hidden_size
+        self.readers = nn.ModuleDict({name: nn.Linear(width, 2) for name in ("last_hidden_state", "pooler_output")})
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        made = self.inner(**inputs)
+        return sum(reader(made[name]) for name, reader in self.readers.items() if made.get(name) is not None)
+
+
+def _with_outputs_read(model: nn.Module, kinds: list[str]) -> tuple[list[GroupSet], list[Refusal]]:
+    """`understand` of a model whose outputs would lose channels, as if a head read them."""
+    found, refusals = understand(_Answering(model), example_inputs(model), kinds)
+    return [_without_readers(group_set) for group_set in found], refusals
+
+
+def _without_readers(group_set: GroupSet) -> GroupSet:
+    """The same set in the model itself."""
+
+    def own(path: str) -> str:
+        return path.removeprefix(INNER).removeprefix(".")
+
+    parts = [part for part in group_set.slices if part.tensor.startswith(f"{INNER}.")]
+    return replace(
+        group_set,
+        name=own(group_set.name),
+        slices=tuple(replace(part, tensor=own(part.tensor)) for part in parts),
+        attributes=tuple((own(path), name) for path, name in group_set.attributes if path.startswith(INNER)),
+        narrowed=tuple(own(path) for path in group_set.narrowed),
+        stack=group_set.stack and own(group_set.stack),
+    )
