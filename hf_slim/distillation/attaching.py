@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from torch import Tensor, nn
-from transformers import Trainer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.objective import Objective
@@ -25,9 +24,11 @@ class Distilling(Protocol):
         """Notes a loss in the model's normalisation."""
 
 
-def loss_with_term(trainer: Trainer, callback: Distilling) -> Callable[..., Any]:
+def loss_with_term(trainer: Any, callback: Distilling) -> Callable[..., Any]:
     """The trainer's `compute_loss`, which mixes the term into the loss while the model trains.
 
+    Args:
+        trainer: A `transformers.Trainer`, or a subclass of it.
     Raises: SlimError: from the returned function, if the trainer never ran the model.
     """
     inner = trainer.compute_loss
@@ -51,7 +52,7 @@ def loss_with_term(trainer: Trainer, callback: Distilling) -> Callable[..., Any]
     return compute_loss
 
 
-def _scale(trainer: Trainer, items_in_batch: Any) -> float:
+def _scale(trainer: Any, items_in_batch: Any) -> float:
     """What the trainer multiplies a loss by that is divided by its count, or a mean where it does not count."""
     counted = items_in_batch is not None
     scale = 1.0

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.answers import StoredAnswers
@@ -22,7 +21,7 @@ class DiskTeacher:
     Args:
         folder: Of the store.
         student: Whose vocabulary or label set the store must have.
-        tokenizer: Of the data; None if it is not known here.
+        tokenizer: Of the data; None, or something else that prepares data, is not compared.
     Raises: SlimError: if the store is not complete, or does not fit.
     """
 
@@ -30,7 +29,7 @@ class DiskTeacher:
     is_student = is_busy = False
 
     def __init__(
-        self, folder: str | Path, student: nn.Module, tokenizer: PreTrainedTokenizerBase | None,
+        self, folder: str | Path, student: nn.Module, tokenizer: Any,
         config: DistillationConfig,
     ):  # fmt: skip
         if config.hidden or config.attention or config.on_policy:
@@ -40,7 +39,7 @@ class DiskTeacher:
             )
         self.store = StoredTeacher.open(folder)
         sizes = student.config.num_labels if self.store.info.per == "example" else student.config.vocab_size
-        is_tokenizer = isinstance(tokenizer, PreTrainedTokenizerBase)
+        is_tokenizer = hasattr(tokenizer, "get_vocab")
         self.store.check(sizes, tokenizer_hash(tokenizer) if is_tokenizer else None, config.temperature)
 
     def check_data(self, dataset: Any) -> None:
