@@ -79,7 +79,9 @@ def gpt2(seed: int = 0, **changes: object) -> GPT2LMHeadModel:
 def t5(seed: int = 0, **changes: object) -> T5ForConditionalGeneration:
     torch.manual_seed(seed)
     sizes = {"vocab_size": VOCAB_SIZE, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(**(sizes | {"dropout_rate": 0.0} | changes)))
+    return T5ForConditionalGeneration(
+        T5Config(**(sizes | {"dropout_rate": 0.0, "decoder_start_token_id": 0} | changes))
+    )
 
 
 def vit(seed: int = 0, **changes: object) -> ViTForImageClassification:

@@ -51,6 +51,8 @@ def split_of(model: nn.Module) -> Split | None:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             ids = torch.randint(0, inner.config.get_text_config().vocab_size, (1, PROBE_LENGTH), device=device)
             return _split(inner, head, ids)
+    except (TypeError, ValueError, AttributeError, RuntimeError):
+        return None  # it does not run on tokens alone; if something is wrong with it, training will say so
     finally:
         for module in was_training:
             module.training = True
