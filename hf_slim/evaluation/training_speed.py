@@ -55,10 +55,10 @@ def training_speed(
     plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        base = _Stepper.around(trainer_for(task, plain, args), batch)
+        base = Stepper.around(trainer_for(task, plain, args), batch)
         ours = trainer_for(task, model, args, callbacks=callbacks_for(configs), optimizers=(base.optimizer, None))
         ours.callback_handler.optimizer = base.optimizer
-        result = _Stepper.around(ours, batch)
+        result = Stepper.around(ours, batch)
         samples = interleaved_ms({"base": base.step, "result": result.step}, repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}
 
@@ -69,14 +69,14 @@ def training_speed_of(
     """Milliseconds of one plain optimizer step of each model; arguments as in `training_speed`."""
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        steppers = {name: _Stepper.around(trainer_for(task, model, args), batch) for name, model in models.items()}
+        steppers = {name: Stepper.around(trainer_for(task, model, args), batch) for name, model in models.items()}
         steps = {name: stepper.step for name, stepper in steppers.items()}
         samples = interleaved_ms(steps, repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}
 
 
 @dataclass
-class _Stepper:
+class Stepper:
     """One optimizer step as the Trainer makes it, callable on its own."""
 
     trainer: Trainer
@@ -85,7 +85,7 @@ class _Stepper:
     batch: dict
 
     @classmethod
-    def around(cls, trainer: Trainer, batch: dict) -> "_Stepper":
+    def around(cls, trainer: Trainer, batch: dict) -> "Stepper":
         optimizer = trainer.optimizer or trainer.create_optimizer()
         state = trainer.state
         state.max_steps, state.global_step = 100, 20  # in the midst of gradual pruning, where it costs most
