@@ -25,6 +25,7 @@ from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.recipe import Recipe
+from hf_slim.student import student_skeleton
 from hf_slim.vocabulary import choose_kept, texts_of
 
 
@@ -50,6 +51,11 @@ def describe_recipe(recipe: Recipe) -> str:
         lines.append(f"vocabulary  {before:,} -> {len(trim_vocabulary_(model, choice.new_ids)):,} rows")
     for number, stage in enumerate(recipe.runs, 1):
         lines += ["", f"stage {number} of {len(recipe.stages)}"] if recipe.stages else []
+        if stage.student is not None:
+            before = sum(parameter.numel() for parameter in model.parameters())
+            model = student_skeleton(model, stage.student)
+            left = sum(parameter.numel() for parameter in model.parameters())
+            lines.append(f"student     {before / 1e6:.1f} M -> {left / 1e6:.1f} M")
         plan = plan_pruning(model, stage.pruning) if stage.pruning else None
         lines += _stage_lines(stage, model, tokenizer, plan)
         if plan is not None and number < len(recipe.runs):  # the next stage starts from the smaller model

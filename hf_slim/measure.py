@@ -22,6 +22,7 @@ from hf_slim.evaluation.task import TASKS, Side
 from hf_slim.evaluation.training_speed import training_speed
 from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
 from hf_slim.recipe import Recipe
+from hf_slim.student import make_student
 
 Measures = dict[str, Any]
 
@@ -123,4 +124,5 @@ def _training_speed(base: str, recipe: Recipe) -> dict[str, dict]:
     seed = recipe.training.get("seed", TrainingArguments.seed)  # examples of the run: a stored teacher knows no others
     examples = task.examples(texts, tokenizer, model.config.label2id, recipe.data, size, seed)
     batch = task.collator(tokenizer)([examples[i % len(examples)] for i in range(size)])
-    return training_speed(task, model, configs, recipe.training, batch, recipe.evaluation.training_repeats)
+    student = make_student(model, recipe.student) if recipe.student else None
+    return training_speed(task, model, configs, recipe.training, batch, recipe.evaluation.training_repeats, student)

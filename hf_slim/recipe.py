@@ -19,16 +19,17 @@ from hf_slim.evaluation.task import TASKS
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.vocabulary import VocabularyConfig
 from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.student.shape import StudentShape
 
 TECHNIQUES: dict[str, type[SlimConfig]] = {
     "distillation": DistillationConfig,
     "pruning": PruningConfig,
     "quantization": QuantizationConfig,
 }
-OPTIONAL: dict[str, type[SlimConfig]] = {"vocabulary": VocabularyConfig, **TECHNIQUES}
+OPTIONAL: dict[str, type[SlimConfig]] = {"vocabulary": VocabularyConfig, "student": StudentShape, **TECHNIQUES}
 SECTIONS: dict[str, type[SlimConfig]] = {"data": DataConfig, "evaluation": EvaluationConfig, **OPTIONAL}
 LAID_OVER = ("data", "training")  # single settings of these change from stage to stage; a technique changes whole
-STAGE_SECTIONS = (*LAID_OVER, *TECHNIQUES)
+STAGE_SECTIONS = (*LAID_OVER, "student", *TECHNIQUES)
 # the progress bar follows transformers' log level otherwise, which hf-slim keeps quiet
 TRAINING_DEFAULTS = {"save_strategy": "no", "disable_tqdm": False}
 SET_BY_HF_SLIM = {"output_dir": "the top-level `output`"}
@@ -43,6 +44,7 @@ class Recipe:
         model: A Hub id, a folder, or `package:<module>/<file>`.
         output: Folder that the compressed model is written to.
         task: What the model is trained for: a name in `TASKS`.
+        student: Shape of the smaller model that is trained in the place of `model`; the teacher "self" is the whole.
         training: Fields of `TrainingArguments`.
         stages: Runs that follow each other, each on the model of the one before: this recipe with changes. Empty
             where the recipe is one run.
@@ -53,6 +55,7 @@ class Recipe:
     task: str = "causal-lm"
     data: DataConfig = field(default_factory=DataConfig)
     vocabulary: VocabularyConfig | None = None
+    student: StudentShape | None = None
     training: dict[str, Any] = field(default_factory=dict)
     distillation: DistillationConfig | None = None
     pruning: PruningConfig | None = None

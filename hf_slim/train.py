@@ -25,6 +25,7 @@ from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
 from hf_slim.reporting import build_report, write_report
 from hf_slim.stages import RunFolders, last_checkpoint, newest_checkpoint
+from hf_slim.student import make_student
 from hf_slim.vocabulary import texts_of, trim_
 
 
@@ -45,6 +46,21 @@ class Trained:
     log: list[dict[str, Any]]
     notes: list[str]
     base_is_judged: bool
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What one stage starts from, beside its model.
+
+    Attributes:
+        folder: For the Trainer's checkpoints.
+        checkpoint: To go on from, if any.
+        whole: The model that the stage's student was made of, or the model itself.
+    """
+
+    folder: Path
+    checkpoint: str | None
+    whole: PreTrainedModel
 
 
 def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
@@ -89,11 +105,15 @@ def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
     log = [{"stage": number, **entry} for number in range(1, finished + 1) for entry in folders.log(number)]
     layers: list[dict[str, Any]] = []
     for number, stage in list(enumerate(recipe.runs, 1))[finished:]:
+        whole = model
+        if stage.student is not None:
+            model = make_student(whole, stage.student)
         layers = layer_fates(model, stage)
         checkpoint = None
         if resume and number == finished + 1:  # a later stage may have been interrupted before its first checkpoint
             checkpoint = (newest_checkpoint if finished else last_checkpoint)(folders.checkpoints(number))
-        entries = _run_stage(stage, model, tokenizer, folders.checkpoints(number), checkpoint)
+        entries = _run_stage(stage, model, tokenizer, RunInputs(folders.checkpoints(number), checkpoint, whole))
+        del whole
         log += [{"stage": number, **entry} for entry in entries] if recipe.stages else entries
         if number < len(recipe.runs):
             folders.keep(number, model, tokenizer, entries)
@@ -127,27 +147,22 @@ def trim_vocabulary(
 
 
 def _run_stage(
-    stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, checkpoint: str | None
+    stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: RunInputs
 ) -> list[dict[str, Any]]:
-    """Trains the model in place, its final form included.
-
-    Args:
-        folder: For the Trainer's checkpoints.
-        checkpoint: To go on from.
-    Returns: the Trainer's log.
-    """
-    task, args = TASKS[stage.task], stage.training_arguments(str(folder))
+    """Trains the model in place, its final form included. Returns the Trainer's log."""
+    task, args = TASKS[stage.task], stage.training_arguments(str(inputs.folder))
+    own_teacher = inputs.whole if inputs.whole is not model else None
     examples = training_examples(stage, tokenizer, model.config.label2id, args)
     try:
         trainer = trainer_for(
             task, model, args, train_dataset=examples, data_collator=task.collator(tokenizer),
-            processing_class=tokenizer, callbacks=callbacks_for(list(stage.techniques.values())),
+            processing_class=tokenizer, callbacks=callbacks_for(list(stage.techniques.values()), own_teacher),
         )  # fmt: skip
     except SlimError:
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # the Trainer makes it before callbacks can object
+        if inputs.folder.is_dir() and not any(inputs.folder.iterdir()):
+            inputs.folder.rmdir()  # the Trainer makes it before callbacks can object
         raise
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=inputs.checkpoint)
     _release_(model)
     return trainer.state.log_history
 

@@ -13,8 +13,8 @@ LAYER = {
     "version": 0, "core": 0,
     "quantization": 1, "pruning": 1, "distillation": 1,
     "integration": 2, "export": 2, "evaluation": 2,
-    "recipe": 3, "measure": 4, "reporting": 4, "sensitivity": 4, "stages": 4, "student": 4, "vocabulary": 4,
-    "describe": 5, "train": 6, "cache_teacher": 7, "cli_teaching": 8, "cli": 9, "__init__": 10,
+    "student": 3, "recipe": 4, "measure": 5, "reporting": 5, "sensitivity": 5, "stages": 5, "vocabulary": 5,
+    "describe": 6, "train": 7, "cache_teacher": 8, "cli_teaching": 9, "cli": 10, "__init__": 11,
 }  # fmt: skip
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -26,10 +26,18 @@ CALLBACKS: dict[type[SlimConfig], type[TrainerCallback]] = {
 }
 
 
-def callbacks_for(configs: list[SlimConfig]) -> list[TrainerCallback]:
-    """The callback of each config, the teacher's first, so that it copies the model before anything touches it."""
-    order = list(CALLBACKS)
-    return [CALLBACKS[type(config)](config) for config in sorted(configs, key=lambda c: order.index(type(c)))]
+def callbacks_for(configs: list[SlimConfig], own_teacher: PreTrainedModel | None = None) -> list[TrainerCallback]:
+    """The callback of each config, the teacher's first, so that it copies the model before anything touches it.
+
+    Args:
+        own_teacher: What the teacher "self" means, where the student is only a part of it.
+    """
+    order, made = list(CALLBACKS), []
+    for config in sorted(configs, key=lambda c: order.index(type(c))):
+        taught = isinstance(config, DistillationConfig) and config.teacher == "self" and own_teacher is not None
+        given = {"teacher": own_teacher.eval().requires_grad_(False)} if taught else {}
+        made.append(CALLBACKS[type(config)](config, **given))
+    return made
 
 
 def trainer_for(task: Task, model: PreTrainedModel, args: TrainingArguments, **arguments: Any) -> Trainer:
@@ -40,11 +48,13 @@ def trainer_for(task: Task, model: PreTrainedModel, args: TrainingArguments, **a
 
 
 def training_speed(
-    task: Task, model: PreTrainedModel, configs: list[SlimConfig], training: dict[str, Any], batch: dict, repeats: int
-) -> dict[str, dict]:
+    task: Task, model: PreTrainedModel, configs: list[SlimConfig], training: dict[str, Any], batch: dict, repeats: int,
+    student: PreTrainedModel | None = None,
+) -> dict[str, dict]:  # fmt: skip
     """Milliseconds of one optimizer step on one micro-batch, without and with the callbacks.
 
-    Both sides train the same parameters with the same optimizer, so memory is that of one run.
+    Both sides train the same parameters with the same optimizer, so memory is that of one run; with a student, the
+    whole model without callbacks is compared with the student with them.
 
     Args:
         model: The base model; its weights are spoilt.
@@ -56,8 +66,13 @@ def training_speed(
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
         base = Stepper.around(trainer_for(task, plain, args), batch)
-        ours = trainer_for(task, model, args, callbacks=callbacks_for(configs), optimizers=(base.optimizer, None))
-        ours.callback_handler.optimizer = base.optimizer
+        if student is None:
+            callbacks = callbacks_for(configs)
+            ours = trainer_for(task, model, args, callbacks=callbacks, optimizers=(base.optimizer, None))
+            ours.callback_handler.optimizer = base.optimizer
+        else:
+            teacher = copy.deepcopy(model)
+            ours = trainer_for(task, student, args, callbacks=callbacks_for(configs, teacher))
         result = Stepper.around(ours, batch)
         samples = interleaved_ms({"base": base.step, "result": result.step}, repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -73,6 +74,17 @@ def fresh_student(structure: Structure, cuts: list[Cut], shape: StudentShape) ->
     smaller = module_copy(structure.twin)
     cut_(smaller, structure, cuts, choose(cuts, shape))
     return type(smaller)(smaller.config)
+
+
+def student_skeleton(model: PreTrainedModel, shape: StudentShape) -> PreTrainedModel:
+    """The student without weights, of a teacher that needs none: what it would look like."""
+    structure = structure_of(model, shape)
+    cuts = plan_student(structure, shape)
+    if shape.choose == "importance":  # which layers stay does not change the shape
+        shape = replace(shape, choose="first")
+    smaller = module_copy(structure.twin)
+    cut_(smaller, structure, cuts, choose(cuts, shape))
+    return smaller
 
 
 def check_data(cuts: list[Cut], shape: StudentShape, is_given: bool) -> None:
