@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class Distiller:
         """
         inputs = dict(inputs)
         weights = inputs.pop(TOKEN_WEIGHTS, None)
-        targets = targets or self._targets(inputs, weights, alpha)
+        targets = self._targets(inputs, weights, alpha) if targets is None else replace(targets, token_weights=weights)
         _add_decoder_inputs(unwrapped(self.model), inputs, targets)
         narrow = self.split is not None and not leaves_task and inputs.get("labels") is not None
         read_mask = _read_mask(inputs)
