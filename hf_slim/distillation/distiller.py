@@ -34,6 +34,7 @@ class Pass:
     Attributes:
         targets: Labels and their count.
         computes_task: Whether the task loss is computed from the labels here.
+        leaves_task: Whether the trainer computes the task loss: the model's own, if it computes one, does not count.
         narrow: Whether the model makes no logits.
         alpha: The teacher's weight now.
         taught: What each teacher said.
@@ -42,6 +43,7 @@ class Pass:
 
     targets: Targets
     computes_task: bool
+    leaves_task: bool
     narrow: bool
     alpha: float
     taught: list[Taught] = field(default_factory=list)
@@ -101,7 +103,7 @@ class Distiller:
         narrow = self.split is not None and not leaves_task and inputs.get("labels") is not None
         read_mask = _read_mask(inputs)
         mask = read_mask if inputs.get("decoder_input_ids") is None else targets.labels != -100
-        made = Pass(targets, narrow and alpha < 1, narrow, alpha, mask=mask, read_mask=read_mask)
+        made = Pass(targets, narrow and alpha < 1, leaves_task, narrow, alpha, mask=mask, read_mask=read_mask)
         pairs = self.config.attention.layer_pairs if self.config.attention else {}
         question = Question(self.autocast_dtype, self.followed is not None, list(pairs.values()))
         made.taught = [teacher.ask(inputs, question) for teacher in self.teachers]
@@ -153,7 +155,7 @@ class Distiller:
             sums["hidden"] = (self.config.hidden.weight, self._hidden(made, outputs))
         if self.config.attention is not None:
             sums["attention"] = (self.config.attention.weight, self._attention(made))
-        task = None if made.narrow or made.alpha == 1 else getattr(outputs, "loss", None)
+        task = None if made.narrow or made.leaves_task or made.alpha == 1 else getattr(outputs, "loss", None)
         if made.tap is not None:
             head = output_layer(self.model)
             return Student(made.tap.states, head, self.split.n_classes, task, sums=sums)
