@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,29 @@ class HeadTap:
 
     def close(self) -> None:
         """Leaves the layer as it was."""
+        self._handle.remove()
+
+
+class BackboneTap:
+    """Keeps what the backbone returns in one forward pass of a model that does not call its output layer.
+
+    TRL's trainers multiply by the layer's weights themselves: what leaves the backbone is what would enter the layer.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.outputs: Any = None
+        self._handle: RemovableHandle = unwrapped(model).base_model.register_forward_hook(self._keep)
+
+    def _keep(self, _: nn.Module, __: tuple, outputs: Any) -> None:
+        self.outputs = outputs
+
+    @property
+    def states(self) -> Tensor:
+        """`(batch, length, width)`."""
+        return self.outputs.last_hidden_state
+
+    def close(self) -> None:
+        """Leaves the backbone as it was."""
         self._handle.remove()
 
 
