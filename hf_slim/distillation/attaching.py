@@ -24,6 +24,13 @@ class Distilling(Protocol):
         """Notes a loss in the model's normalisation."""
 
 
+def optimises_own_loss_of_model(trainer: Any) -> bool:
+    """Whether a `Trainer` optimises what the model computes, so that nothing needs to be wrapped."""
+    plain = [base for base in type(trainer).__mro__ if base.__module__ == "transformers.trainer"]
+    replaced = "compute_loss" in vars(trainer) or not plain or type(trainer).compute_loss is not plain[0].compute_loss
+    return not replaced and trainer.label_smoother is None and trainer.compute_loss_func is None
+
+
 def loss_with_term(trainer: Any, callback: Distilling) -> Callable[..., Any]:
     """The trainer's `compute_loss`, which mixes the term into the loss while the model trains.
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import is_prepared
-from hf_slim.distillation.attaching import loss_with_term
+from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.distiller import Distiller, Pass
@@ -101,7 +101,7 @@ class DistillationCallback(TrainerCallback):
             tokenizer = trainer.processing_class
             self.on_init_end(trainer.args, trainer.state, trainer.control, trainer.model, processing_class=tokenizer)
         handler.callbacks = [self, *(callback for callback in handler.callbacks if callback is not self)]
-        if not self._attached:
+        if not self._attached and not optimises_own_loss_of_model(trainer):
             self._attached = True
             trainer.compute_loss = loss_with_term(trainer, self)
         return self

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from hf_slim.distillation.attention import attention_sum
 from hf_slim.distillation.attention_states import AttentionState, attention_states
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
-from hf_slim.distillation.head import HeadTap, head_tap, output_layer, split_of
+from hf_slim.distillation.head import BackboneTap, HeadTap, head_tap, output_layer, split_of
 from hf_slim.distillation.hidden import hidden_sum
 from hf_slim.distillation.objective import Objective, Student, Targets, objective_of
 from hf_slim.distillation.on_policy import own_answers
@@ -24,6 +24,7 @@ from hf_slim.distillation.states import Followed
 from hf_slim.distillation.teacher import LiveTeacher, Question, Taught, hidden_states
 
 Teacher = LiveTeacher | DiskTeacher
+BYPASSES_HEAD = "fused_lm_head"  # TRL's trainers tell the model not to make logits
 TOKEN_WEIGHTS = "token_weights"  # a column of the data: (batch, length) weights of the divergences
 
 
@@ -34,6 +35,7 @@ class Pass:
     Attributes:
         targets: Labels and their count.
         computes_task: Whether the task loss is computed from the labels here.
+        leaves_task: Whether the trainer computes the task loss: the model's own, if it computes one, does not count.
         narrow: Whether the model makes no logits.
         alpha: The teacher's weight now.
         taught: What each teacher said.
@@ -42,11 +44,12 @@ class Pass:
 
     targets: Targets
     computes_task: bool
+    leaves_task: bool
     narrow: bool
     alpha: float
     taught: list[Taught] = field(default_factory=list)
     contexts: ExitStack = field(default_factory=ExitStack)
-    tap: HeadTap | None = None
+    tap: HeadTap | BackboneTap | None = None
     attention: list[AttentionState] = field(default_factory=list)
     mask: Tensor | None = None  # of the tokens whose hidden states are followed; None: all
     read_mask: Tensor | None = None  # of the tokens that are read; of an encoder-decoder, by the encoder
@@ -96,18 +99,22 @@ class Distiller:
         """
         inputs = dict(inputs)
         weights = inputs.pop(TOKEN_WEIGHTS, None)
-        targets = targets or self._targets(inputs, weights, alpha)
+        targets = self._targets(inputs, weights, alpha) if targets is None else replace(targets, token_weights=weights)
         _add_decoder_inputs(unwrapped(self.model), inputs, targets)
         narrow = self.split is not None and not leaves_task and inputs.get("labels") is not None
         read_mask = _read_mask(inputs)
         mask = read_mask if inputs.get("decoder_input_ids") is None else targets.labels != -100
-        made = Pass(targets, narrow and alpha < 1, narrow, alpha, mask=mask, read_mask=read_mask)
+        made = Pass(targets, narrow and alpha < 1, leaves_task, narrow, alpha, mask=mask, read_mask=read_mask)
         pairs = self.config.attention.layer_pairs if self.config.attention else {}
         question = Question(self.autocast_dtype, self.followed is not None, list(pairs.values()))
         made.taught = [teacher.ask(inputs, question) for teacher in self.teachers]
         if narrow:
             inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
-        if self.split is not None and self.config.divergences:
+        if inputs.get(BYPASSES_HEAD):
+            self._check_bypass(leaves_task)
+            made.tap = BackboneTap(self.model)
+            made.contexts.callback(made.tap.close)
+        elif self.split is not None and self.config.divergences:
             made.tap = made.contexts.enter_context(head_tap(self.model, narrow))
         if pairs:
             made.attention = made.contexts.enter_context(attention_states(self.model, list(pairs)))
@@ -153,16 +160,16 @@ class Distiller:
             sums["hidden"] = (self.config.hidden.weight, self._hidden(made, outputs))
         if self.config.attention is not None:
             sums["attention"] = (self.config.attention.weight, self._attention(made))
-        task = None if made.narrow or made.alpha == 1 else getattr(outputs, "loss", None)
+        task = None if made.narrow or made.leaves_task or made.alpha == 1 else getattr(outputs, "loss", None)
         if made.tap is not None:
             head = output_layer(self.model)
-            return Student(made.tap.states, head, self.split.n_classes, task, sums=sums)
+            return Student(made.tap.states, head, self.split.n_classes if self.split else 0, task, sums=sums)
         logits = getattr(outputs, "logits", None)
         n_classes = 0 if logits is None else logits.shape[-1]
         return Student(logits, None, n_classes, task, TASK_MEANS.get(self.problem), sums)
 
     def _hidden(self, made: Pass, outputs: Any) -> Tensor:
-        ours = hidden_states(outputs)
+        ours = hidden_states(made.tap.outputs if isinstance(made.tap, BackboneTap) else outputs)
         weights = made.targets.shared_out(made.mask if made.mask is not None else ours[0].new_ones(ours[0].shape[:2]))
         total = 0
         for share, taught, layers in zip(self._shares(), made.taught, self.followed.layers, strict=True):
@@ -214,6 +221,18 @@ class Distiller:
     def is_shifted(self) -> bool:
         """Whether a position predicts the next label."""
         return self.split.shifted if self.split else getattr(self.model, "loss_type", None) == "ForCausalLM"
+
+    def _check_bypass(self, leaves_task: bool) -> None:
+        if not leaves_task:
+            raise SlimError(
+                "TRL's trainer computes a loss of its own, so the teacher's term would be lost. Call "
+                "`callback.attach(trainer)` before `train`."
+            )
+        if self.split is None and self.config.divergences:
+            raise SlimError(
+                f"The logits of {type(unwrapped(self.model)).__name__} are not just what its output layer makes, and "
+                "TRL's trainer does not show them. Use `transformers.Trainer`, or `losses: {}` with `hidden`."
+            )
 
     def _check_problem(self) -> None:
         if self.problem and self.config.divergences != {"forward_kl": 1.0}:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,10 +73,12 @@ def _split(model: nn.Module, head: nn.Module, ids: Tensor) -> Split | None:
     if len(made) != 1 or made[0].shape != large.shape or not torch.equal(made[0], large):
         return None
     outputs = model(input_ids=ids, labels=ids)
-    logits = outputs.logits.float()
+    if getattr(outputs, "aux_loss", None) is not None:
+        return None  # too small to be seen in the loss of a model that knows nothing yet
+    logits, tolerance = outputs.logits.float(), max(1e-5, 2 * torch.finfo(outputs.loss.dtype).eps)
     for shifted in (True, False):
         answers, labels = (logits[:, :-1], ids[:, 1:]) if shifted else (logits, ids)
-        if torch.isclose(outputs.loss.float(), F.cross_entropy(answers.flatten(0, 1), labels.flatten()), rtol=1e-3):
+        if torch.isclose(outputs.loss.float(), F.cross_entropy(answers.flatten(0, 1), labels.flatten()), rtol=tolerance):
             return Split(logits.shape[-1], shifted)
     return None
 
@@ -99,6 +102,29 @@ class HeadTap:
 
     def close(self) -> None:
         """Leaves the layer as it was."""
+        self._handle.remove()
+
+
+class BackboneTap:
+    """Keeps what the backbone returns in one forward pass of a model that does not call its output layer.
+
+    TRL's trainers multiply by the layer's weights themselves: what leaves the backbone is what would enter the layer.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.outputs: Any = None
+        self._handle: RemovableHandle = unwrapped(model).base_model.register_forward_hook(self._keep)
+
+    def _keep(self, _: nn.Module, __: tuple, outputs: Any) -> None:
+        self.outputs = outputs
+
+    @property
+    def states(self) -> Tensor:
+        """`(batch, length, width)`."""
+        return self.outputs.last_hidden_state
+
+    def close(self) -> None:
+        """Leaves the backbone as it was."""
         self._handle.remove()
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from types import MethodType
 from typing import Any
 
 import torch
@@ -138,7 +139,11 @@ def freeze_(teacher: nn.Module) -> nn.Module:
 
 def self_teacher(student: nn.Module) -> nn.Module:
     """A frozen copy of the student as it is now, without its preparation for quantization."""
-    return freeze_(plain_copy(student))
+    twin = plain_copy(student)
+    inner = unwrapped(twin)
+    if isinstance(vars(inner).get("forward"), MethodType):  # TRL's, which calls the forward of the model it was made for
+        del inner.forward
+    return freeze_(twin)
 
 
 def check_teacher(student: nn.Module, teacher: nn.Module, shares_classes: bool = True) -> None:
