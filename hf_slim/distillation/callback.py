@@ -15,7 +15,7 @@ from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.distiller import Distiller, Pass
-from hf_slim.distillation.loading import teachers_for
+from hf_slim.distillation.loading import retokenizer_for, teachers_for
 from hf_slim.distillation.objective import Objective, Targets
 from hf_slim.distillation.on_policy import answer_seed, is_on_policy
 from hf_slim.distillation.states import follow_, forget_projections_
@@ -40,13 +40,17 @@ class DistillationCallback(TrainerCallback):
     Args:
         config: A `DistillationConfig`, or its fields as a dictionary.
         teacher: A model, or several, to use instead of those that `config.teacher` names: frozen, in evaluation mode.
+        teacher_tokenizer: Of a teacher with another vocabulary; it hears the text in its own tokens, and is compared
+            where both have read equally far (`losses: universal`). The student's is the Trainer's `processing_class`.
     """
 
     def __init__(
-        self, config: DistillationConfig | dict | None = None, teacher: nn.Module | Sequence[nn.Module] | None = None
-    ):
+        self, config: DistillationConfig | dict | None = None, teacher: nn.Module | Sequence[nn.Module] | None = None,
+        teacher_tokenizer: Any = None,
+    ):  # fmt: skip
         self.config = DistillationConfig.of(config or {})
         self.given = [teacher] if isinstance(teacher, nn.Module) else list(teacher or [])
+        self.teacher_tokenizer = teacher_tokenizer
         self.distiller: Distiller | None = None
         self._hooks: list[RemovableHandle] = []
         self._state: TrainerState | None = None  # of the Trainer that this callback belongs to
@@ -77,7 +81,8 @@ class DistillationCallback(TrainerCallback):
         teachers = teachers_for(model, self.given, self.config, processing_class)
         followed = follow_(model, teachers, self.config.hidden) if self.config.hidden else None
         precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        self.distiller = Distiller(model, teachers, self.config, followed, precision)
+        retokenizer = retokenizer_for(self.config, processing_class, self.teacher_tokenizer)
+        self.distiller = Distiller(model, teachers, self.config, followed, precision, retokenizer)
         self._state, self._seed, self._rank = state, args.seed, args.process_index
         self._hook()  # before the Trainer wraps the model: on a wrapper, parameters would be gathered or sharded
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
+from hf_slim.distillation.alignment import IGNORED, AlignedAnswers, Retokenizer
 from hf_slim.distillation.answers import Answers, MixedAnswers
 from hf_slim.distillation.attention import attention_sum
 from hf_slim.distillation.attention_states import AttentionState, attention_states
@@ -67,15 +68,16 @@ class Distiller:
         model: The student, as the Trainer has it: adapters around it, but no parallel wrapper.
         teachers: At least one.
         followed: Hidden states that the student follows; None: none.
+        retokenizer: For teachers with another vocabulary; None: they read the student's tokens.
         autocast_dtype: Precision of the run; None: that of the weights.
     """
 
     def __init__(
         self, model: nn.Module, teachers: Sequence[Teacher], config: DistillationConfig, followed: Followed | None,
-        autocast_dtype: torch.dtype | None,
+        autocast_dtype: torch.dtype | None, retokenizer: Retokenizer | None = None,
     ):  # fmt: skip
         self.model, self.teachers, self.config, self.followed = model, list(teachers), config, followed
-        self.autocast_dtype = autocast_dtype
+        self.autocast_dtype, self.retokenizer = autocast_dtype, retokenizer
         self.split = split_of(model)
         self.problem = _problem_type(unwrapped(model))
         self._check_problem()
@@ -107,7 +109,7 @@ class Distiller:
         made = Pass(targets, narrow and alpha < 1, leaves_task, narrow, alpha, mask=mask, read_mask=read_mask)
         pairs = self.config.attention.layer_pairs if self.config.attention else {}
         question = Question(self.autocast_dtype, self.followed is not None, list(pairs.values()))
-        made.taught = [teacher.ask(inputs, question) for teacher in self.teachers]
+        made.taught = self._ask(made, inputs, question)
         if narrow:
             inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
         if inputs.get(BYPASSES_HEAD):
@@ -122,6 +124,16 @@ class Distiller:
             made.wants_hidden = bool(inputs.get("output_hidden_states"))
             inputs["output_hidden_states"] = True
         return inputs, made
+
+    def _ask(self, made: Pass, inputs: dict[str, Any], question: Question) -> list[Taught]:
+        if self.retokenizer is None:
+            return [teacher.ask(inputs, question) for teacher in self.teachers]
+        translated, places = self.retokenizer.translate(inputs)
+        heard = (places != IGNORED).view(inputs["input_ids"].shape)
+        weights = made.targets.token_weights
+        made.targets = replace(made.targets, token_weights=heard.float() if weights is None else weights * heard)
+        taught = [teacher.ask(translated, question) for teacher in self.teachers]
+        return [replace(one, answers=AlignedAnswers(one.answers, places)) for one in taught]
 
     def own_words(self, inputs: dict[str, Any], seed: int) -> tuple[dict[str, Any], Targets]:
         """The batch with the student's own answers in the place of the data's.

@@ -78,7 +78,9 @@ def _split(model: nn.Module, head: nn.Module, ids: Tensor) -> Split | None:
     logits, tolerance = outputs.logits.float(), max(1e-5, 2 * torch.finfo(outputs.loss.dtype).eps)
     for shifted in (True, False):
         answers, labels = (logits[:, :-1], ids[:, 1:]) if shifted else (logits, ids)
-        if torch.isclose(outputs.loss.float(), F.cross_entropy(answers.flatten(0, 1), labels.flatten()), rtol=tolerance):
+        if torch.isclose(
+            outputs.loss.float(), F.cross_entropy(answers.flatten(0, 1), labels.flatten()), rtol=tolerance
+        ):
             return Split(logits.shape[-1], shifted)
     return None
 

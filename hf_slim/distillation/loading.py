@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
+from hf_slim.distillation.alignment import Retokenizer
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.stored import is_stored_teacher
@@ -48,6 +49,32 @@ def teachers_for(
         if not teacher.is_student:
             check_teacher(student, teacher.model, bool(set(config.divergences) - {"universal"}))
     return teachers
+
+
+def retokenizer_for(config: DistillationConfig, student: Any, teacher: Any) -> Retokenizer | None:
+    """Between the tokenizers of student and teacher; None if the teacher reads the student's tokens.
+
+    Args:
+        teacher: The teacher's tokenizer; None: the named teacher's, for the loss that needs no common vocabulary.
+    Raises: SlimError: if tokens of another vocabulary are asked for what only one vocabulary can say.
+    """
+    is_universal = set(config.divergences) == {"universal"}
+    name = config.teachers[0]
+    if teacher is None and is_universal and name != "self" and not is_stored_teacher(name) and student is not None:
+        try:
+            teacher = transformers.AutoTokenizer.from_pretrained(name)
+        except (OSError, ValueError):
+            return None  # a teacher without a tokenizer reads what the student reads
+        if teacher.get_vocab() == student.get_vocab():
+            return None
+    if teacher is None:
+        return None
+    if not is_universal or config.hidden or config.attention:
+        raise SlimError(
+            "A teacher with a tokenizer of its own can only be compared by `losses: universal`, without `hidden` and "
+            f"`attention`: positions and classes are others. Got losses {config.losses!r}."
+        )
+    return Retokenizer(student, teacher)
 
 
 def _named(name: str, student: nn.Module, config: DistillationConfig) -> LiveTeacher:

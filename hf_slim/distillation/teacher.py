@@ -141,7 +141,9 @@ def self_teacher(student: nn.Module) -> nn.Module:
     """A frozen copy of the student as it is now, without its preparation for quantization."""
     twin = plain_copy(student)
     inner = unwrapped(twin)
-    if isinstance(vars(inner).get("forward"), MethodType):  # TRL's, which calls the forward of the model it was made for
+    if isinstance(
+        vars(inner).get("forward"), MethodType
+    ):  # TRL's, which calls the forward of the model it was made for
         del inner.forward
     return freeze_(twin)
 
