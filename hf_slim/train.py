@@ -28,6 +28,8 @@ from hf_slim.stages import RunFolders, last_checkpoint, newest_checkpoint
 from hf_slim.student import make_student
 from hf_slim.vocabulary import texts_of, trim_
 
+IMPORTANCE_EXAMPLES = 32  # of the training data, which say what of a teacher its student needs most
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -107,7 +109,7 @@ def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
     for number, stage in list(enumerate(recipe.runs, 1))[finished:]:
         whole = model
         if stage.student is not None:
-            model = make_student(whole, stage.student)
+            model = make_student(whole, stage.student, _batches_for_importance(stage, whole, tokenizer))
         layers = layer_fates(model, stage)
         checkpoint = None
         if resume and number == finished + 1:  # a later stage may have been interrupted before its first checkpoint
@@ -165,6 +167,18 @@ def _run_stage(
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
     _release_(model)
     return trainer.state.log_history
+
+
+def _batches_for_importance(
+    stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> list[dict[str, Any]] | None:
+    """The first training examples, one by one; None where a student is not chosen by them."""
+    if not stage.student.is_scored:
+        return None
+    args = stage.training_arguments(stage.output)
+    examples = training_examples(stage, tokenizer, model.config.label2id, args)
+    collate = TASKS[stage.task].collator(tokenizer)
+    return [collate([examples[index]]) for index in range(min(len(examples), IMPORTANCE_EXAMPLES))]
 
 
 def training_examples(

@@ -96,6 +96,11 @@ class StudentShape(SlimConfig):
                 "fresh for random weights."
             )
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether importance decides about something, so that data helps."""
+        return not self.fresh and (self.choose == "importance" or any(getattr(self, name) for name in WIDTHS))
+
     @staticmethod
     def per_stack(value: Any) -> dict[str, Any]:
         """`layers` or `keep` by the name of the stack; "" stands for all stacks."""
