@@ -137,6 +137,7 @@ class DistillationCallback(TrainerCallback):
     ) -> None:  # fmt: skip
         if self.distiller is None:
             raise SlimError(NOT_REACHED)
+        self._state = state  # `train` begins with a new one
         if args.label_smoothing_factor and not self._attached:
             raise SlimError(
                 f"`label_smoothing_factor` is {args.label_smoothing_factor}: the Trainer then replaces the model's "
