@@ -162,6 +162,15 @@ def check_teacher(student: nn.Module, teacher: nn.Module, shares_classes: bool =
                 "teacher of the same family, with the same tokenizer and labels; for another vocabulary use "
                 "`losses: universal`."
             )
+    names = [
+        list((getattr(getattr(model, "config", None), "id2label", None) or {}).values())
+        for model in (student, teacher)
+    ]
+    if shares_classes and names[0] != names[1] and sorted(map(str, names[0])) == sorted(map(str, names[1])):
+        raise SlimError(
+            f"The teacher numbers its classes otherwise: {names[1][:5]} against the student's {names[0][:5]}. Give both "
+            "the same `id2label`."
+        )
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
         raise SlimError(
