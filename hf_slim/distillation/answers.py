@@ -1,11 +1,11 @@
 """What a teacher answers, read a few rows at a time, so that its logits never exist all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.divergences import TopK
@@ -35,7 +35,7 @@ class LogitAnswers:
     """
 
     states: Tensor
-    head: nn.Module | None
+    head: Callable[[Tensor], Tensor] | None
     n_classes: int | None
     autocast_dtype: torch.dtype | None = None
 

@@ -16,7 +16,7 @@ from hf_slim.distillation.attention import attention_sum
 from hf_slim.distillation.attention_states import AttentionState, attention_states
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
-from hf_slim.distillation.head import BackboneTap, HeadTap, head_tap, output_layer, split_of
+from hf_slim.distillation.head import BackboneTap, HeadTap, head_tap, output_layer, shifts_labels, split_of
 from hf_slim.distillation.hidden import hidden_sum
 from hf_slim.distillation.objective import Objective, Student, Targets, objective_of
 from hf_slim.distillation.on_policy import own_answers
@@ -234,7 +234,7 @@ class Distiller:
     @property
     def is_shifted(self) -> bool:
         """Whether a position predicts the next label."""
-        return self.split.shifted if self.split else getattr(self.model, "loss_type", None) == "ForCausalLM"
+        return self.split.shifted if self.split else shifts_labels(self.model)
 
     def _check_bypass(self, leaves_task: bool) -> None:
         if not leaves_task:

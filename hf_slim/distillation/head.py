@@ -35,6 +35,14 @@ def output_layer(model: nn.Module) -> nn.Module | None:
     return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
 
 
+def shifts_labels(model: nn.Module) -> bool:
+    """What a model whose output layer cannot be taken apart says about its loss."""
+    inner = unwrapped(model)
+    if output_layer(model) is None or getattr(inner.config, "is_encoder_decoder", False):
+        return False
+    return getattr(getattr(inner, "loss_function", None), "__name__", "") == "ForCausalLMLoss"  # GPT-2 names no type
+
+
 @torch.no_grad()
 def split_of(model: nn.Module) -> Split | None:
     """What one small forward pass on random tokens shows; None where the output layer cannot be taken apart.

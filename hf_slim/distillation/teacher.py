@@ -1,6 +1,6 @@
 """The models that teach: frozen, in evaluation mode, outside of the student's parameters."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import MethodType
@@ -93,11 +93,23 @@ class LiveTeacher:
             raise SlimError(memory_advice(self.model)) from error
         answers = None
         if tap is not None:
-            states, head = tap.states.flatten(0, -2), output_layer(self.model)
+            states, head = tap.states.flatten(0, -2), self._head()
             answers = LogitAnswers(states, head, self.split.n_classes, dtype)
         elif getattr(outputs, "logits", None) is not None:
             answers = LogitAnswers(outputs.logits.flatten(0, -2), None, outputs.logits.shape[-1])
         return Taught(answers, hidden_states(outputs) if question.hidden else (), attention)
+
+    def _head(self) -> Callable[[Tensor], Tensor]:
+        """The output layer as it is while the model teaches: it is run later, when the student has its adapters."""
+        head = output_layer(self.model)
+        if not (self.is_student and hasattr(head, "enable_adapters")):
+            return head
+
+        def run(states: Tensor) -> Tensor:
+            with self._teaching():
+                return head(states)
+
+        return run
 
     def _move_to(self, device: torch.device) -> None:
         placed = self.is_student or hasattr(self.model, "hf_device_map")
