@@ -260,7 +260,7 @@ def _loss_of(outputs: Any) -> Tensor:
     if getattr(outputs, "loss", None) is None:
         raise SlimError(
             f"The model was given labels and returned no loss ({type(outputs).__name__}), so there is nothing to mix "
-            "the teacher's term with. Use a model with a loss, set `alpha: 1`, or attach to a trainer that computes one."
+            "the teacher's term with. Use a model with a loss, set `alpha: 1`, or attach to a trainer that has one."
         )
     return outputs.loss
 
