@@ -83,7 +83,7 @@ class DistillationCallback(TrainerCallback):
         precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         retokenizer = retokenizer_for(self.config, processing_class, self.teacher_tokenizer)
         self.distiller = Distiller(model, teachers, self.config, followed, precision, retokenizer)
-        self._state, self._seed, self._rank = state, args.seed, args.process_index
+        self._state, self._seed, self._rank, self._attached = state, args.seed, args.process_index, False
         self._hook()  # before the Trainer wraps the model: on a wrapper, parameters would be gathered or sharded
 
     def attach(self, trainer: Trainer) -> "DistillationCallback":

@@ -26,6 +26,7 @@ from hf_slim.distillation.teacher import LiveTeacher, Question, Taught, hidden_s
 
 Teacher = LiveTeacher | DiskTeacher
 BYPASSES_HEAD = "fused_lm_head"  # TRL's trainers tell the model not to make logits
+LABELS = ("labels", "shift_labels")  # the second are in the place of what predicts them, as padding-free batches have
 TOKEN_WEIGHTS = "token_weights"  # a column of the data: (batch, length) weights of the divergences
 
 
@@ -103,7 +104,8 @@ class Distiller:
         weights = inputs.pop(TOKEN_WEIGHTS, None)
         targets = self._targets(inputs, weights, alpha) if targets is None else replace(targets, token_weights=weights)
         _add_decoder_inputs(unwrapped(self.model), inputs, targets)
-        narrow = self.split is not None and not leaves_task and inputs.get("labels") is not None
+        is_labelled = any(inputs.get(name) is not None for name in LABELS)
+        narrow = self.split is not None and not leaves_task and is_labelled
         read_mask = _read_mask(inputs)
         mask = read_mask if inputs.get("decoder_input_ids") is None else targets.labels != -100
         made = Pass(targets, narrow and alpha < 1, leaves_task, narrow, alpha, mask=mask, read_mask=read_mask)
@@ -111,7 +113,7 @@ class Distiller:
         question = Question(self.autocast_dtype, self.followed is not None, list(pairs.values()))
         made.taught = self._ask(made, inputs, question)
         if narrow:
-            inputs = {name: value for name, value in inputs.items() if name not in ("labels", "num_items_in_batch")}
+            inputs = {name: value for name, value in inputs.items() if name not in (*LABELS, "num_items_in_batch")}
         if inputs.get(BYPASSES_HEAD):
             self._check_bypass(leaves_task)
             made.tap = BackboneTap(self.model)
@@ -140,15 +142,15 @@ class Distiller:
 
         The micro-batch keeps the share in the accumulated batch that its labels gave it, whatever the student wrote.
         """
-        items, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
+        items = inputs.get("num_items_in_batch")
         texts = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dim() == 2}
-        enabled = self.autocast_dtype is not None
-        with torch.autocast(labels.device.type, self.autocast_dtype, enabled=enabled):
+        device, enabled = inputs["input_ids"].device.type, self.autocast_dtype is not None
+        with torch.autocast(device, self.autocast_dtype, enabled=enabled):
             own = own_answers(self.model, texts, self.config.on_policy, seed)
         targets = Targets(own["labels"], self.is_shifted)
         if items is not None:
-            items = items * (targets.divisor / Targets(labels, self.is_shifted).divisor)
-        return own, Targets(own["labels"], self.is_shifted, items)
+            items = items * (targets.divisor / Targets(inputs["labels"], self.is_shifted).divisor)
+        return own, replace(targets, items_in_batch=items)
 
     def finish(self, made: Pass, outputs: Any) -> tuple[Any, Objective]:
         """The model's outputs as the trainer shall see them, and the loss."""
@@ -172,7 +174,7 @@ class Distiller:
             sums["hidden"] = (self.config.hidden.weight, self._hidden(made, outputs))
         if self.config.attention is not None:
             sums["attention"] = (self.config.attention.weight, self._attention(made))
-        task = None if made.narrow or made.leaves_task or made.alpha == 1 else getattr(outputs, "loss", None)
+        task = None if made.narrow or made.leaves_task or made.alpha == 1 else _loss_of(outputs)
         if made.tap is not None:
             head = output_layer(self.model)
             return Student(made.tap.states, head, self.split.n_classes if self.split else 0, task, sums=sums)
@@ -252,6 +254,15 @@ class Distiller:
                 f"The problem type {self.problem} has no distribution over classes, so `losses` cannot be "
                 f"{self.config.losses!r}. Leave `losses` out: the distance of the outputs is learned."
             )
+
+
+def _loss_of(outputs: Any) -> Tensor:
+    if getattr(outputs, "loss", None) is None:
+        raise SlimError(
+            f"The model was given labels and returned no loss ({type(outputs).__name__}), so there is nothing to mix "
+            "the teacher's term with. Use a model with a loss, set `alpha: 1`, or attach to a trainer that has one."
+        )
+    return outputs.loss
 
 
 def _problem_type(model: nn.Module) -> str | None:

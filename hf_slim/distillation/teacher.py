@@ -174,12 +174,22 @@ def check_teacher(student: nn.Module, teacher: nn.Module, shares_classes: bool =
                 "teacher of the same family, with the same tokenizer and labels; for another vocabulary use "
                 "`losses: universal`."
             )
+    ours, theirs = (_class_names(model) for model in (student, teacher))
+    if shares_classes and ours != theirs and sorted(ours) == sorted(theirs):
+        raise SlimError(
+            f"The teacher numbers its classes otherwise: {theirs[:5]} against the student's {ours[:5]}. Give both the "
+            "same `id2label`."
+        )
     own = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in own for parameter in teacher.parameters()):
         raise SlimError(
             "The teacher shares weights with the student, so it would change as the student learns. Pass "
             "`copy.deepcopy(model)`, or `teacher='self'`, which copies it or takes the adapters off."
         )
+
+
+def _class_names(model: nn.Module) -> list[str]:
+    return [str(name) for name in (getattr(getattr(model, "config", None), "id2label", None) or {}).values()]
 
 
 def memory_advice(model: nn.Module) -> str:

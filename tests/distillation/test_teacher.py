@@ -34,6 +34,13 @@ def test_the_student_itself_cannot_be_passed_as_its_teacher(tmp_path):
         tiny.trainer(model, tmp_path, [DistillationCallback(teacher=model)])
 
 
+def test_classes_in_another_order_are_refused(tmp_path):
+    teacher = freeze_(tiny.bert(id2label={0: "bad", 1: "good", 2: "so"}, label2id={"bad": 0, "good": 1, "so": 2}))
+    student = tiny.bert(id2label={0: "good", 1: "bad", 2: "so"}, label2id={"good": 0, "bad": 1, "so": 2})
+    with pytest.raises(SlimError, match="numbers its classes otherwise"):
+        tiny.trainer(student, tmp_path, [DistillationCallback(teacher=teacher)])
+
+
 def test_text_that_is_too_long_for_the_teacher_is_named():
     with pytest.raises(SlimError, match="at most 8 tokens, and 12 arrived"):
         answers(freeze_(tiny.llama(max_position_embeddings=8)))
