@@ -271,3 +271,8 @@ def test_real_teachers(spec, auto, shapes, tmp_path):
         with torch.no_grad():
             made = [one.eval()(input_ids=ids)[0] for one in (student, auto.from_pretrained(tmp_path))]
         assert torch.equal(*made)
+
+
+def test_a_student_of_a_frozen_teacher_learns():
+    student = make_student(tiny.llama().requires_grad_(False), StudentShape(layers=[0, 2]))
+    assert all(parameter.requires_grad for parameter in student.parameters())

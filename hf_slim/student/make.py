@@ -45,7 +45,7 @@ def make_student(
     check_data(cuts, shape, batches is not None)
     if shape.fresh:
         return fresh_student(structure, cuts, shape).to(model.dtype).train(model.training)
-    student = copy.deepcopy(model)
+    student = copy.deepcopy(model).requires_grad_(True)  # a teacher is frozen, and a student is there to learn
     become_student_(student, structure, cuts, shape, batches)
     return student
 
