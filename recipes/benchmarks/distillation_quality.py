@@ -18,7 +18,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ DATA_SEED, TRIAL_SEED = 42, 100
 TRIAL_TEXTS, TRIAL_BLOCKS = 1000, 16  # training texts that only `--trial` reads
 HIDDEN, ATTENTION = {"loss": "cosine", "layers": "even"}, {"loss": "relations", "layers": "last"}
 CLASSIFIER_CANDIDATES = {
+    "answers": {"alpha": 0.9, "temperature": 2.0},
     "hidden": {"alpha": 0.9, "temperature": 2.0, "hidden": HIDDEN},
     "hidden and attention": {"alpha": 0.9, "temperature": 2.0, "hidden": HIDDEN, "attention": ATTENTION},
 }
@@ -83,6 +84,7 @@ class Classification:
     """
 
     unit, candidates, settings, sides = "accuracy", CLASSIFIER_CANDIDATES, CLASSIFIER, (ALONE, OURS)
+    trial_steps = 50
 
     def __init__(self, name: str, evaluation_split: str, column: str, n_train: int, schedule: Schedule):
         self.name, self.schedule, self.students = name, schedule, {"2 layers": [0, 5], "3 layers": [0, 2, 5]}
@@ -122,6 +124,7 @@ class Language:
     """SmolLM2 on blocks of text."""
 
     unit, candidates, settings, sides = "perplexity", CAUSAL_CANDIDATES, CAUSAL, (ALONE, GKD, OURS)
+    trial_steps = 32
 
     def __init__(self, name: str, n_held_out: int, schedule: Schedule):
         self.name, self.schedule = name, schedule
@@ -168,8 +171,8 @@ Task = Classification | Language
 def tasks() -> list[Task]:
     """All of them, with their data."""
     return [
-        Classification("sst2", "validation", "sentence", 9600, Schedule(200, 100, 32, 1e-4, 1e-4)),
-        Classification("banking77", "test", "text", 9003, Schedule(400, 100, 32, 3e-4, 3e-4)),
+        Classification("sst2", "validation", "sentence", 30000, Schedule(800, 120, 32, 2e-4, 2e-4)),
+        Classification("banking77", "test", "text", 9003, Schedule(400, 120, 32, 3e-4, 3e-4)),
         Language("tinystories", 24, Schedule(48, 64, 1, 3e-5, 5e-4)),
     ]
 
@@ -191,12 +194,12 @@ class Bench:
             trainer.save_model(folder)
         return task.load(str(folder))
 
-    def student(self, task: Task, layers: list[int], side: str, seed: int, scale: float = 1.0) -> PreTrainedModel:
-        """Those layers of the teacher, trained."""
-        schedule = task.schedule.scaled(self.scale * scale)
+    def student(self, task: Task, layers: list[int], side: str, seed: int, steps: int = 0) -> PreTrainedModel:
+        """Those layers of the teacher, trained; for as long as the task says, unless `steps` are given."""
+        schedule = task.schedule.scaled(self.scale)
         model = make_student(self.teacher(task), {"layers": layers})
         teacher = None if side == ALONE else self.teacher(task).requires_grad_(False)
-        self._trainer(task, model, (schedule.steps, schedule.learning_rate, seed), side, teacher).train()
+        self._trainer(task, model, (steps or schedule.steps, schedule.learning_rate, seed), side, teacher).train()
         return model
 
     def _trainer(
@@ -227,14 +230,14 @@ class Bench:
                         )
 
     def trial(self, cells: Cells) -> None:
-        """Fills "sst2, hidden", ...: the smallest students, half of the steps, on texts that nothing else reads."""
+        """Fills "sst2, hidden", ...: the smallest students, briefly trained, on texts that nothing else reads."""
         for task in self.tasks:
             layers = next(iter(task.students.values()))
             for name, settings in task.candidates.items():
 
                 def measured(task: Task = task, settings: dict = settings, layers: list[int] = layers) -> dict:
                     task.settings = settings
-                    model = self.student(task, layers, OURS, TRIAL_SEED, 0.5)
+                    model = self.student(task, layers, OURS, TRIAL_SEED, task.trial_steps)
                     return {task.unit: task.quality(model, task.trial)}
 
                 cells(f"{task.name}, {name}", measured)
@@ -281,7 +284,7 @@ def main() -> None:
     path = options.results.with_name(f"{options.results.stem}_trial.json") if options.trial else options.results
     settings = {"scale": options.scale}
     if not options.trial:
-        settings |= {task.name: task.settings for task in bench.tasks}
+        settings |= {task.name: {**asdict(task.schedule), "hf_slim": task.settings} for task in bench.tasks}
     cells = Cells(path, settings)
     if options.trial:
         bench.trial(cells)
