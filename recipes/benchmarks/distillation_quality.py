@@ -15,6 +15,7 @@ interrupted run goes on; seeds are done one after the other.
 """
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ class Classification:
     trial_steps = 50
 
     def __init__(self, name: str, evaluation_split: str, column: str, n_train: int, schedule: Schedule):
-        self.name, self.schedule, self.students = name, schedule, {"2 layers": [0, 5], "3 layers": [0, 2, 5]}
+        self.name, self.schedule, self.students = name, schedule, {"2 layers": 1 / 3, "3 layers": 1 / 2}
         data = DataConfig(f"$HF_SLIM_DATA/{name}", text_column=column, evaluation_split=evaluation_split)
         self.tokenizer = load_tokenizer(MINILM)
         self.collate = DataCollatorWithPadding(self.tokenizer)
@@ -115,9 +116,10 @@ class Classification:
         callbacks = [DistillationCallback(self.settings, teacher=teacher)] if teacher else []
         return Trainer(model, args, train_dataset=self.train, data_collator=self.collate, callbacks=callbacks)
 
-    def quality(self, model: PreTrainedModel, texts: Dataset) -> float:
-        """Share of labels that are right, in float32."""
-        return accuracy_and_loss(model, texts.sort("length"), self.collate, 64, self.name)[0]
+    def score(self, model: PreTrainedModel, texts: Dataset | None = None) -> dict[str, float]:
+        """Share of labels that are right, in float32; of the held-out texts, unless others are given."""
+        texts = (texts or self.held_out).sort("length")  # sorted: little padding
+        return {"accuracy": accuracy_and_loss(model, texts, self.collate, 64, self.name)[0]}
 
 
 class Language:
@@ -127,8 +129,7 @@ class Language:
     trial_steps = 32
 
     def __init__(self, name: str, n_held_out: int, schedule: Schedule):
-        self.name, self.schedule = name, schedule
-        self.students = {"15 layers": [round(place * 29 / 14) for place in range(15)]}
+        self.name, self.schedule, self.students = name, schedule, {"15 layers": 1 / 2}
         self.tokenizer = load_tokenizer(SMOLLM2)
         data = DataConfig(f"$HF_SLIM_DATA/{name}", block_size=256)
         train, held_out = load_texts(data)
@@ -160,28 +161,36 @@ class Language:
             processing_class=self.tokenizer,
         )  # fmt: skip
 
-    def quality(self, model: PreTrainedModel, blocks: Dataset) -> float:
-        """Perplexity in float32."""
-        return perplexity(model, blocks)
+    def score(self, model: PreTrainedModel, blocks: Dataset | None = None) -> dict[str, float]:
+        """Perplexity in float32; of the held-out blocks, unless others are given."""
+        return {"perplexity": perplexity(model, blocks or self.held_out)}
 
 
 Task = Classification | Language
 
 
-def tasks() -> list[Task]:
-    """All of them, with their data."""
-    return [
-        Classification("sst2", "validation", "sentence", 30000, Schedule(800, 120, 32, 2e-4, 2e-4)),
-        Classification("banking77", "test", "text", 9003, Schedule(400, 120, 32, 3e-4, 3e-4)),
-        Language("tinystories", 24, Schedule(48, 64, 1, 3e-5, 5e-4)),
-    ]
+SCHEDULES = {
+    "sst2": Schedule(800, 120, 32, 2e-4, 2e-4),
+    "banking77": Schedule(844, 120, 32, 5e-4, 3e-4),
+    "tinystories": Schedule(48, 64, 1, 3e-5, 5e-4),
+}
+
+
+def task_of(name: str) -> Task:
+    """With its data."""
+    schedule = SCHEDULES[name]
+    if name == "sst2":
+        return Classification(name, "validation", "sentence", 30000, schedule)
+    if name == "banking77":
+        return Classification(name, "test", "text", 9003, schedule)
+    return Language(name, 24, schedule)
 
 
 class Bench:
     """Teachers and students of the tasks."""
 
-    def __init__(self, scale: float, folder: Path):
-        self.tasks, self.scale, self.folder = tasks(), scale, folder
+    def __init__(self, names: Sequence[str], scale: float, folder: Path):
+        self.tasks, self.scale, self.folder = [task_of(name) for name in names], scale, folder
 
     def teacher(self, task: Task) -> PreTrainedModel:
         """Fine-tuned on the task, now or in an earlier run; a copy of its own for everyone who asks."""
@@ -194,10 +203,10 @@ class Bench:
             trainer.save_model(folder)
         return task.load(str(folder))
 
-    def student(self, task: Task, layers: list[int], side: str, seed: int, steps: int = 0) -> PreTrainedModel:
-        """Those layers of the teacher, trained; for as long as the task says, unless `steps` are given."""
+    def student(self, task: Task, keep: float, side: str, seed: int, steps: int = 0) -> PreTrainedModel:
+        """That share of the teacher's layers, trained; for as long as the task says, unless `steps` are given."""
         schedule = task.schedule.scaled(self.scale)
-        model = make_student(self.teacher(task), {"layers": layers})
+        model = make_student(self.teacher(task), {"keep": keep})
         teacher = None if side == ALONE else self.teacher(task).requires_grad_(False)
         self._trainer(task, model, (steps or schedule.steps, schedule.learning_rate, seed), side, teacher).train()
         return model
@@ -218,61 +227,54 @@ class Bench:
     def rows(self, seeds: Sequence[int], cells: Cells) -> None:
         """Fills "sst2, teacher", "sst2, 2 layers, hf_slim, 0", ..."""
         for task in self.tasks:
-            cells(f"{task.name}, teacher", lambda task=task: self._measured(task, lambda task: self.teacher(task)))
-        for seed in seeds:
-            for task in self.tasks:
-                for name, layers in task.students.items():
-                    for side in task.sides:
-                        how = (layers, side, seed)
-                        cells(
-                            f"{task.name}, {name}, {side}, {seed}",
-                            lambda task=task, how=how: self._measured(task, lambda task: self.student(task, *how)),
-                        )
+            cells(f"{task.name}, teacher", lambda task=task: task.score(self.teacher(task)))
+        for seed, task in itertools.product(seeds, self.tasks):
+            for name, side in itertools.product(task.students, task.sides):
+                how = (task, task.students[name], side, seed)
+                cells(f"{task.name}, {name}, {side}, {seed}", lambda how=how: self._measured(*how))
+
+    def _measured(self, task: Task, keep: float, side: str, seed: int) -> dict[str, float]:
+        start = time.process_time()
+        model = self.student(task, keep, side, seed)
+        minutes = (time.process_time() - start) / 60
+        return task.score(model) | {"cpu_minutes": minutes}
 
     def trial(self, cells: Cells) -> None:
         """Fills "sst2, hidden", ...: the smallest students, briefly trained, on texts that nothing else reads."""
         for task in self.tasks:
-            layers = next(iter(task.students.values()))
             for name, settings in task.candidates.items():
+                cells(f"{task.name}, {name}", lambda task=task, settings=settings: self._tried(task, settings))
 
-                def measured(task: Task = task, settings: dict = settings, layers: list[int] = layers) -> dict:
-                    task.settings = settings
-                    model = self.student(task, layers, OURS, TRIAL_SEED, task.trial_steps)
-                    return {task.unit: task.quality(model, task.trial)}
-
-                cells(f"{task.name}, {name}", measured)
-
-    def _measured(self, task: Task, made: Any) -> dict[str, float]:
-        start = time.process_time()
-        model = made(task)
-        minutes = (time.process_time() - start) / 60
-        return {task.unit: task.quality(model, task.held_out), "cpu_minutes": minutes}
+    def _tried(self, task: Task, settings: dict[str, Any]) -> dict[str, float]:
+        task.settings = settings
+        model = self.student(task, next(iter(task.students.values())), OURS, TRIAL_SEED, task.trial_steps)
+        return task.score(model, task.trial)
 
 
 def table(found: dict[str, dict[str, float]], all_tasks: list[Task], seeds: Sequence[int]) -> str:
     """Means over seeds, smallest and largest in brackets, as Markdown; a dash is what was not run."""
     lines = ["| task | student | teacher | alone | TRL GKD | hf_slim |", "|---|---|---:|---:|---:|---:|"]
     for task in all_tasks:
-
-        def shown(names: list[str], task: Task = task) -> str:
-            values = [found[name][task.unit] for name in names if name in found]
-            if task.unit == "accuracy":
-                values = [100 * value for value in values]
-            if len(values) < 2:
-                return f"{values[0]:.2f}" if values else "-"
-            return f"{statistics.mean(values):.2f} ({min(values):.2f}..{max(values):.2f})"
-
-        teacher = shown([f"{task.name}, teacher"])
+        teacher = _shown(found, task, ["teacher"])
         for student in task.students:
-            sides = [
-                shown([f"{task.name}, {student}, {side}, {seed}" for seed in seeds]) for side in (ALONE, GKD, OURS)
-            ]
-            lines.append(f"| {task.name}, {task.unit} | {student} | {teacher} | {' | '.join(sides)} |")
+            sides = [[f"{student}, {side}, {seed}" for seed in seeds] for side in (ALONE, GKD, OURS)]
+            numbers = " | ".join(_shown(found, task, names) for names in sides)
+            lines.append(f"| {task.name}, {task.unit} | {student} | {teacher} | {numbers} |")
     return "\n".join(lines)
+
+
+def _shown(found: dict[str, dict[str, float]], task: Task, names: list[str]) -> str:
+    """The mean of the cells that are there, and how far they reach."""
+    cells = [found[f"{task.name}, {name}"] for name in names if f"{task.name}, {name}" in found]
+    values = [cell[task.unit] * (100 if task.unit == "accuracy" else 1) for cell in cells]
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "-"
+    return f"{statistics.mean(values):.2f} ({min(values):.2f}..{max(values):.2f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(SCHEDULES), choices=SCHEDULES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scale", type=float, default=1.0, help="share of all steps (default: 1)")
     parser.add_argument("--trial", action="store_true", help="compare settings of hf_slim")
@@ -280,11 +282,11 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     torch.set_num_threads(1)
-    bench = Bench(options.scale, options.results.with_suffix(""))
+    bench = Bench(options.tasks, options.scale, options.results.with_suffix(""))
     path = options.results.with_name(f"{options.results.stem}_trial.json") if options.trial else options.results
-    settings = {"scale": options.scale}
+    settings = {"scale": options.scale, "schedules": {name: asdict(each) for name, each in SCHEDULES.items()}}
     if not options.trial:
-        settings |= {task.name: {**asdict(task.schedule), "hf_slim": task.settings} for task in bench.tasks}
+        settings |= {"classifier": CLASSIFIER, "causal": CAUSAL}
     cells = Cells(path, settings)
     if options.trial:
         bench.trial(cells)
