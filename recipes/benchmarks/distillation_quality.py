@@ -168,8 +168,6 @@ class Language:
 
 
 Task = Classification | Language
-
-
 SCHEDULES = {
     "sst2": Schedule(800, 120, 32, 2e-4, 2e-4),
     "banking77": Schedule(844, 120, 32, 5e-4, 3e-4),
