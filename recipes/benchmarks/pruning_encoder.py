@@ -96,7 +96,7 @@ class Bench:
         model = load_classifier(self.model_folder(row.start) if row.start else located(MODEL)[0])
         callbacks: list[TrainerCallback] = []
         if row.taught:
-            teacher = load_classifier(self.model_folder("dense"))
+            teacher = load_classifier(self.model_folder("dense")).requires_grad_(False)
             callbacks.append(DistillationCallback(DISTILLATION, teacher=teacher))
         if row.removed:
             sparsity = {"ffn": row.removed, "kv_heads": row.removed}
