@@ -15,12 +15,13 @@ SCRIPT = """
 import json, os, sys
 import torch
 from hf_slim import DistillationCallback, PruningCallback
+from hf_slim.distillation.teacher import freeze_
 from tests import tiny
 
 torch.set_num_threads(1)
 folder, batch = sys.argv[1], int(sys.argv[2])
 pruning = PruningCallback(tiny.PRUNING)
-callbacks = [DistillationCallback(tiny.DISTILLATION, teacher=tiny.llama(seed=7)), pruning]
+callbacks = [DistillationCallback(tiny.DISTILLATION, teacher=freeze_(tiny.llama(seed=7))), pruning]
 trainer = tiny.trainer(tiny.llama(), folder, callbacks, tiny.text_data(64, ragged=True),
                        per_device_train_batch_size=batch, learning_rate=1e-3,
                        **({"ddp_backend": "gloo"} if "RANK" in os.environ else {}))
