@@ -105,6 +105,11 @@ def _distilling_stages(recipe: Recipe) -> list[Recipe]:
         )
     for number, run in found:
         config, first = run.distillation, found[0][1].distillation
+        if not isinstance(config.teacher, str):
+            raise SlimError(
+                f"A store holds one teacher's answers, and `teacher` names {len(config.teacher)}: {config.teacher}. "
+                "Name one, or let several teach from memory."
+            )
         if config.teacher == "self" and number > 1:
             raise SlimError(
                 f"Stage {number} learns from 'self', the model that stage {number - 1} leaves behind: it is not there "

@@ -1,6 +1,8 @@
 """Finding, replacing and resizing modules, whatever the model."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,18 @@ from hf_slim.core.adapters import adapter_layers, adapter_parts
 from hf_slim.core.errors import SlimError
 
 RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in evaluation mode, and afterwards as it was, also after an exception."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training  # one by one: a part may be kept in evaluation mode while the rest trains
 
 
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:

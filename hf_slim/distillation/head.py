@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.modules import evaluating
 
 LARGE = 1024.0  # a cap on logits does not show where they are small
 PROBE_LENGTH = 8
@@ -54,17 +55,12 @@ def split_of(model: nn.Module) -> Split | None:
     if head is None or getattr(inner, "main_input_name", "") != "input_ids":
         return None
     device = next(inner.parameters()).device
-    was_training = [module for module in inner.modules() if module.training]
-    inner.eval()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with evaluating(inner), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             ids = torch.randint(0, inner.config.get_text_config().vocab_size, (1, PROBE_LENGTH), device=device)
             return _split(inner, head, ids)
     except (TypeError, ValueError, AttributeError, RuntimeError):
         return None  # it does not run on tokens alone; if something is wrong with it, training will say so
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 def _split(model: nn.Module, head: nn.Module, ids: Tensor) -> Split | None:

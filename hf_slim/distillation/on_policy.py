@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.modules import evaluating
 
 IGNORED = -100  # the label of a position that is not predicted
 USED = ("input_ids", "attention_mask", "labels")
@@ -95,7 +96,7 @@ def own_answers(model: nn.Module, inputs: dict[str, Any], settings: OnPolicyConf
         generation |= {"do_sample": True, "temperature": float(settings.temperature), "top_k": 0}
     ids = pad_sequence(prompts, batch_first=True, padding_value=padding, padding_side="left")
     kept = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
-    with _evaluating(model), _generating(model, generation), _seeded(model, seed), torch.no_grad():
+    with evaluating(model), _generating(model, generation), _seeded(model, seed), torch.no_grad():
         written = model.generate(input_ids=ids, attention_mask=kept)[:, ids.shape[1] :]
     return _packed(prompts, [_until_end(answer, ends) for answer in written], padding)
 
@@ -179,17 +180,6 @@ def _special_tokens(model: nn.Module) -> tuple[list[int], int]:
 def _text_config(model: nn.Module) -> Any:
     config = getattr(unwrapped(model), "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training  # one by one: a part may be kept in evaluation mode while the rest trains
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.modules import evaluating
 from hf_slim.distillation.hidden import PROJECTIONS, HiddenConfig, layer_map, projections_for
 from hf_slim.distillation.teacher import LiveTeacher, hidden_states
 
@@ -54,13 +55,8 @@ def forget_projections_(model: nn.Module) -> None:
 @torch.no_grad()
 def _layers_and_width(model: nn.Module) -> tuple[int, int]:
     inner = unwrapped(model)
-    training = [module for module in inner.modules() if module.training]
-    inner.eval()
-    try:
+    with evaluating(inner):
         states = hidden_states(inner(**_some_inputs(inner), output_hidden_states=True))
-    finally:
-        for module in training:
-            module.training = True
     return len(states) - 1, states[-1].shape[-1]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
-from hf_slim.core.modules import plain_copy
+from hf_slim.core.modules import evaluating, plain_copy
 from hf_slim.distillation.answers import Answers, LogitAnswers
 from hf_slim.distillation.attention_states import AttentionState, attention_states
 from hf_slim.distillation.head import Split, head_tap, output_layer, split_of
@@ -121,16 +121,12 @@ class LiveTeacher:
         if not self.is_student:
             yield
             return
-        training = [module for module in self.model.modules() if module.training]
         self.is_busy = True
-        self.model.eval()
         try:
-            with self.model.disable_adapter():
+            with evaluating(self.model), self.model.disable_adapter():
                 yield
         finally:
             self.is_busy = False
-            for module in training:
-                module.training = True
 
 
 def hidden_states(outputs: Any) -> tuple[Tensor, ...]:
