@@ -130,6 +130,7 @@ def test_a_resumed_run_must_ask_the_same_teacher(recipe_file, tmp_path, monkeypa
         (["distillation=null"], "no `distillation` section"),
         (["distillation.teacher=no/such/model"], "could not be loaded"),
         (["distillation.teacher=STORE"], "stored one already"),
+        (["distillation.teacher=[self, BASE]"], "names 2"),
         (["stages=[{distillation: null}, {}]"], "Stage 2 learns from 'self'"),
         (
             ["distillation.teacher=BASE", "stages=[{}, {distillation: {teacher: BASE, temperature: 2}}]"],

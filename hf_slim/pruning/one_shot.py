@@ -43,14 +43,14 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
 
     Raises: SlimError: if no batch came.
     """
-    scores = mean_scores(model, plan.group_sets, config, run_batches)
+    scores = summed_scores(model, plan.group_sets, config, run_batches)
     removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
     if config.repair:
         repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
     mask_groups_(unwrapped(model), plan.group_sets, removed)
 
 
-def mean_scores(
+def summed_scores(
     model: nn.Module, group_sets: list[GroupSet], config: PruningConfig, run_batches: RunBatches
 ) -> dict[str, Tensor]:
     """The score of every group by the criterion of its kind, summed over the batches: name -> `(count,)`.

@@ -12,7 +12,7 @@ from hf_slim.integration.convert import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance import score_groups
-from hf_slim.pruning.one_shot import forward_passes, mean_scores
+from hf_slim.pruning.one_shot import forward_passes, summed_scores
 from hf_slim.pruning.probe import module_copy
 from hf_slim.pruning.removal import Removed
 from hf_slim.pruning.structure import UNSTACKED
@@ -115,6 +115,6 @@ def importance_of(
     config = PruningConfig(criterion=None if all("labels" in batch for batch in batches) else WITHOUT_LOSS)
     was_training = model.training
     model.eval()
-    scores |= mean_scores(model, others, config, lambda graded: forward_passes(model, batches, graded))
+    scores |= summed_scores(model, others, config, lambda graded: forward_passes(model, batches, graded))
     model.train(was_training)
     return scores
