@@ -10,7 +10,7 @@ from torch import Tensor
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.answers import Answers
 
-IGNORED = -1  # a position of the student at which the teacher has read another text
+UNHEARD = -1  # a position of the student at which the teacher has read another text
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class AlignedAnswers:
     """Answers of a teacher that read the text in tokens of its own, by the positions of the student.
 
     Attributes:
-        places: `(positions,)` of the student -> position of the teacher, or `IGNORED`.
+        places: `(positions,)` of the student -> position of the teacher, or `UNHEARD`.
     """
 
     answers: Answers
@@ -62,7 +62,7 @@ class Retokenizer:
         Args:
             inputs: The student's: `input_ids` `(batch, length)` and perhaps `attention_mask`.
         Returns: `input_ids` and `attention_mask` `(batch, teacher_length)`; and for each of the student's
-            `batch * length` positions the teacher's, `IGNORED` where there is none.
+            `batch * length` positions the teacher's, `UNHEARD` where there is none.
         Raises: SlimError: if no position of the batch can be compared.
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
@@ -70,13 +70,13 @@ class Retokenizer:
         rows = [self._row(row[kept.bool()].tolist()) for row, kept in zip(ids, mask, strict=True)]
         length = max(len(tokens) for tokens, _ in rows)
         made = torch.full((len(rows), length), self.teacher.pad_token_id or 0)
-        real, places = torch.zeros_like(made), torch.full(ids.shape, IGNORED)
+        real, places = torch.zeros_like(made), torch.full(ids.shape, UNHEARD)
         for number, (tokens, pairs) in enumerate(rows):
             made[number, : len(tokens)], real[number, : len(tokens)] = torch.tensor(tokens), 1
             positions = mask[number].nonzero().squeeze(1).cpu()
             for ours, theirs in pairs:
                 places[number, positions[ours]] = number * length + theirs
-        if (places == IGNORED).all():
+        if (places == UNHEARD).all():
             raise SlimError(
                 "The student's tokens, read as text and tokenized again, are others, so no position of this batch can "
                 "be compared. Is the Trainer's `processing_class` the tokenizer of the data?"

@@ -16,9 +16,10 @@ from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.distiller import Distiller, Pass
 from hf_slim.distillation.loading import retokenizer_for, teachers_for
-from hf_slim.distillation.objective import Objective, Targets
+from hf_slim.distillation.objective import Objective
 from hf_slim.distillation.on_policy import answer_seed, is_on_policy
 from hf_slim.distillation.states import follow_, forget_projections_
+from hf_slim.distillation.targets import Targets
 from hf_slim.distillation.teacher import LiveTeacher, self_teacher
 
 WHOLE = {"task": "loss_task", "distillation": "loss_distill"}  # in the logs
@@ -149,6 +150,8 @@ class DistillationCallback(TrainerCallback):
                 teacher.check_data(train_dataloader.dataset)
         if is_prepared(self.distiller.model):
             self._copy_own_teachers()
+        plugin = args.deepspeed_plugin
+        self.distiller.share_out_(model, plugin.deepspeed_config if plugin else None)
         if not self._hooks:  # `train` is called once more
             self._hook()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
-from hf_slim.distillation.alignment import IGNORED, AlignedAnswers, Retokenizer
+from hf_slim.distillation.alignment import UNHEARD, AlignedAnswers, Retokenizer
 from hf_slim.distillation.answers import Answers, MixedAnswers
 from hf_slim.distillation.attention import attention_sum
 from hf_slim.distillation.attention_states import AttentionState, attention_states
@@ -18,15 +18,16 @@ from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.head import BackboneTap, HeadTap, head_tap, output_layer, shifts_labels, split_of
 from hf_slim.distillation.hidden import hidden_sum
-from hf_slim.distillation.objective import Objective, Student, Targets, objective_of
+from hf_slim.distillation.objective import Objective, Student, objective_of
 from hf_slim.distillation.on_policy import own_answers
 from hf_slim.distillation.outputs import OUTPUT_LOSSES, TASK_MEANS
+from hf_slim.distillation.sharding import is_partitioned, is_sharded
 from hf_slim.distillation.states import Followed
+from hf_slim.distillation.targets import LABELS, Targets, add_decoder_inputs, mask_of_text, targets_of
 from hf_slim.distillation.teacher import LiveTeacher, Question, Taught, hidden_states
 
 Teacher = LiveTeacher | DiskTeacher
 BYPASSES_HEAD = "fused_lm_head"  # TRL's trainers tell the model not to make logits
-LABELS = ("labels", "shift_labels")  # the second are in the place of what predicts them, as padding-free batches have
 TOKEN_WEIGHTS = "token_weights"  # a column of the data: (batch, length) weights of the divergences
 
 
@@ -88,6 +89,25 @@ class Distiller:
         """Whether the model runs as its own teacher just now."""
         return any(teacher.is_busy for teacher in self.teachers)
 
+    def share_out_(self, model: nn.Module, deepspeed: dict[str, Any] | None) -> None:
+        """Spreads the teachers over the processes, if the Trainer has spread the student.
+
+        Args:
+            model: The student, wrapped.
+            deepspeed: The run's configuration of DeepSpeed.
+        Raises: SlimError: if the student cannot write its own texts that way.
+        """
+        if self.config.on_policy and is_sharded(model):
+            raise SlimError(
+                "`on_policy` writes texts while a forward pass begins, which FSDP does not allow. Train with DDP or "
+                "DeepSpeed, or leave `on_policy` out."
+            )
+        for teacher in self.teachers:
+            if isinstance(teacher, LiveTeacher):
+                teacher.share_out_(model, deepspeed)
+        if is_partitioned(self.model):
+            self.split = None  # its output layer has weights only within its forward pass
+
     def begin(
         self, inputs: dict[str, Any], targets: Targets | None, alpha: float, leaves_task: bool
     ) -> tuple[dict[str, Any], Pass]:
@@ -102,11 +122,13 @@ class Distiller:
         """
         inputs = dict(inputs)
         weights = inputs.pop(TOKEN_WEIGHTS, None)
-        targets = self._targets(inputs, weights, alpha) if targets is None else replace(targets, token_weights=weights)
-        _add_decoder_inputs(unwrapped(self.model), inputs, targets)
+        if targets is None:
+            targets = targets_of(inputs, self.is_shifted, alpha < 1, not self.config.divergences)
+        targets = replace(targets, token_weights=weights)
+        add_decoder_inputs(unwrapped(self.model), inputs, targets)
         is_labelled = any(inputs.get(name) is not None for name in LABELS)
         narrow = self.split is not None and not leaves_task and is_labelled
-        read_mask = _read_mask(inputs)
+        read_mask = mask_of_text(inputs)
         mask = read_mask if inputs.get("decoder_input_ids") is None else targets.labels != -100
         made = Pass(targets, narrow and alpha < 1, leaves_task, narrow, alpha, mask=mask, read_mask=read_mask)
         pairs = self.config.attention.layer_pairs if self.config.attention else {}
@@ -131,7 +153,7 @@ class Distiller:
         if self.retokenizer is None:
             return [teacher.ask(inputs, question) for teacher in self.teachers]
         translated, places = self.retokenizer.translate(inputs)
-        heard = (places != IGNORED).view(inputs["input_ids"].shape)
+        heard = (places != UNHEARD).view(inputs["input_ids"].shape)
         weights = made.targets.token_weights
         made.targets = replace(made.targets, token_weights=heard.float() if weights is None else weights * heard)
         taught = [teacher.ask(translated, question) for teacher in self.teachers]
@@ -160,6 +182,8 @@ class Distiller:
             student = self._student(made, outputs)
             answers = self._answers(made) if self.config.divergences and not self.problem else None
             objective = objective_of(student, answers, made.targets, self.config, made.alpha, made.computes_task)
+        for teacher in self.teachers:
+            teacher.rest()
         shown = {name: value for name, value in outputs.items() if not (made.narrow and name == "logits")}
         if not made.wants_hidden:
             shown = {name: value for name, value in shown.items() if not name.endswith("hidden_states")}
@@ -211,26 +235,6 @@ class Distiller:
             raise SlimError("A teacher gives no logits. Use a model with a head, or `losses: {}` with `hidden`.")
         return answers[0] if len(answers) == 1 else MixedAnswers(answers, self._shares())
 
-    def _targets(self, inputs: dict[str, Any], token_weights: Tensor | None, alpha: float) -> Targets:
-        items = inputs.get("num_items_in_batch")
-        if inputs.get("shift_labels") is not None:
-            return Targets(inputs["shift_labels"], False, items, token_weights)
-        labels = inputs.get("labels")
-        if labels is not None:
-            return Targets(labels, self.is_shifted, items, token_weights)
-        if alpha < 1:
-            raise SlimError(
-                "The model was called without labels, so there is no loss to mix the teacher's term with. Give the "
-                "dataset a `labels` column, or set `alpha: 1`. With label smoothing, `compute_loss_func` or TRL's "
-                "SFTTrainer, which keep the labels to themselves, call `callback.attach(trainer)` before `train`."
-            )
-        first = next(value for value in inputs.values() if isinstance(value, Tensor))
-        if not self.config.divergences or first.is_floating_point():  # every example counts once
-            return Targets(torch.zeros(len(first), dtype=torch.long, device=first.device), False)
-        mask = inputs.get("attention_mask")
-        every = torch.zeros_like(first) if mask is None else mask.long() - 1
-        return Targets(torch.where(every < 0, -100, 0), False, token_weights=token_weights)
-
     @property
     def is_shifted(self) -> bool:
         """Whether a position predicts the next label."""
@@ -272,19 +276,3 @@ def _problem_type(model: nn.Module) -> str | None:
     if problem is None and getattr(model, "loss_type", None) == "ForSequenceClassification" and config.num_labels == 1:
         problem = "regression"
     return problem if problem in OUTPUT_LOSSES else None
-
-
-def _add_decoder_inputs(model: nn.Module, inputs: dict[str, Any], targets: Targets) -> None:
-    """What a decoder reads, made of the labels as the model would make it: the teacher is not shown the labels."""
-    given = any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))
-    is_encoder_decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    if is_encoder_decoder and not given and hasattr(model, "prepare_decoder_input_ids_from_labels"):
-        inputs["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=targets.labels)
-
-
-def _read_mask(inputs: dict[str, Any]) -> Tensor | None:
-    """`(batch, length)` of the tokens that are text; None: all."""
-    mask, ids = inputs.get("attention_mask"), inputs.get("input_ids")
-    if mask is not None and mask.dim() == 2:
-        return mask
-    return None if ids is None else torch.ones_like(ids)

@@ -10,7 +10,8 @@ from hf_slim.core.errors import SlimError
 from hf_slim.distillation.answers import Answers
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.divergences import DIVERGENCES
-from hf_slim.distillation.fused import LogitLoss, Rows, Term, logit_sums
+from hf_slim.distillation.fused import LogitLoss, Term, logit_sums
+from hf_slim.distillation.targets import Targets
 
 
 @dataclass(frozen=True)
@@ -25,53 +26,6 @@ class Objective:
 
     total: Tensor
     parts: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What one micro-batch is to predict, and how much there is to predict in all.
-
-    Attributes:
-        labels: `(batch, length)` with -100 where nothing is predicted, or `(batch,)` for one answer per example.
-        shifted: Whether position `i` predicts label `i + 1`, as in causal language models.
-        items_in_batch: Predictions in all accumulated micro-batches together; None if only this one counts.
-        token_weights: `(batch, length)` of the divergences at every position; None: 1.
-    """
-
-    labels: Tensor
-    shifted: bool
-    items_in_batch: Tensor | int | None = None
-    token_weights: Tensor | None = None
-
-    @property
-    def aligned(self) -> Tensor:
-        """What every position predicts."""
-        if not self.shifted:
-            return self.labels
-        return torch.nn.functional.pad(self.labels, (0, 1), value=-100)[..., 1:]
-
-    @property
-    def divisor(self) -> Tensor | int:
-        """What sums over predictions are divided by."""
-        return (self.aligned != -100).sum().clamp_min(1) if self.items_in_batch is None else self.items_in_batch
-
-    def rows(self) -> Rows:
-        """The rows of `logits.flatten(0, -2)` that predict something."""
-        labels = self.aligned.reshape(-1)
-        places = (labels != -100).nonzero().squeeze(1)
-        weights = None if self.token_weights is None else self.token_weights.reshape(-1)[places]
-        return Rows(places, labels[places], weights)
-
-    def shared_out(self, mask: Tensor) -> Tensor:
-        """`(batch, length)`: every example counts for as many predictions as it has, shared out among its tokens.
-
-        Terms on hidden states then weigh examples as the task loss does, however a batch is cut into parts.
-
-        Args:
-            mask: `(batch, length)`, 0 for padding.
-        """
-        counts = (self.aligned.reshape(len(mask), -1) != -100).sum(1, keepdim=True)
-        return mask.float() * (counts / mask.sum(1, keepdim=True).clamp_min(1)).to(mask.device)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import evaluating
+from hf_slim.distillation.targets import IGNORED
 
-IGNORED = -100  # the label of a position that is not predicted
 USED = ("input_ids", "attention_mask", "labels")
 DROPPED = ("num_items_in_batch", "return_dict", "use_cache")  # say nothing about the text
 

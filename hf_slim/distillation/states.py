@@ -10,6 +10,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import evaluating
 from hf_slim.distillation.hidden import PROJECTIONS, HiddenConfig, layer_map, projections_for
+from hf_slim.distillation.sharding import gathered
 from hf_slim.distillation.teacher import LiveTeacher, hidden_states
 
 PROBE_LENGTH = 8
@@ -55,7 +56,7 @@ def forget_projections_(model: nn.Module) -> None:
 @torch.no_grad()
 def _layers_and_width(model: nn.Module) -> tuple[int, int]:
     inner = unwrapped(model)
-    with evaluating(inner):
+    with evaluating(inner), gathered(inner.parameters()):
         states = hidden_states(inner(**_some_inputs(inner), output_hidden_states=True))
     return len(states) - 1, states[-1].shape[-1]
 

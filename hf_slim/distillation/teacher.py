@@ -15,6 +15,7 @@ from hf_slim.core.modules import evaluating, plain_copy
 from hf_slim.distillation.answers import Answers, LogitAnswers
 from hf_slim.distillation.attention_states import AttentionState, attention_states
 from hf_slim.distillation.head import Split, head_tap, output_layer, split_of
+from hf_slim.distillation.sharding import gathered, is_partitioned, is_sharded, reshard_, share_out_
 
 NOT_FOR_THE_TEACHER = (
     "labels", "shift_labels", "num_items_in_batch", "return_dict", "use_cache", "logits_to_keep", "fused_lm_head",
@@ -67,6 +68,28 @@ class LiveTeacher:
         self.model, self.is_student = model, is_student
         self.split: Split | None = split_of(model)
         self.is_busy = False  # hooks on the student must not see it teach
+        self._keeper: Any = None  # of weights that are shared out
+
+    def share_out_(self, student: nn.Module, deepspeed: dict[str, Any] | None) -> None:
+        """Leaves each process its part of the weights, where those of the student are shared out.
+
+        Quantized and offloaded teachers stay as they are: they are small already, or placed by somebody else.
+
+        Args:
+            student: As the Trainer has wrapped it.
+            deepspeed: The run's configuration of DeepSpeed.
+        """
+        is_whole = self._keeper is None and not is_sharded(self.model)
+        is_free = not (self.is_student or self._is_placed() or getattr(self.model, "is_quantized", False))
+        if is_whole and is_free:
+            self._keeper = share_out_(self.model, student, deepspeed)
+        if is_partitioned(self.model):
+            self.split = None  # its output layer has weights only within its forward pass
+
+    def rest(self) -> None:
+        """To be called when its answers to a micro-batch are not needed any more."""
+        if not self.is_student:
+            reshard_(self.model)
 
     @torch.no_grad()
     def ask(self, inputs: Mapping[str, Any], question: Question) -> Taught:
@@ -106,15 +129,22 @@ class LiveTeacher:
             return head
 
         def run(states: Tensor) -> Tensor:
-            with self._teaching():
-                return head(states)
+            head.enable_adapters(False)
+            try:
+                with evaluating(head):
+                    return head(states)
+            finally:
+                head.enable_adapters(True)
 
         return run
 
     def _move_to(self, device: torch.device) -> None:
-        placed = self.is_student or hasattr(self.model, "hf_device_map")
-        if not placed and next(self.model.parameters()).device != device:
+        stays = self.is_student or self._is_placed() or self._keeper is not None
+        if not stays and next(self.model.parameters()).device != device:
             self.model.to(device)
+
+    def _is_placed(self) -> bool:
+        return hasattr(self.model, "hf_device_map")
 
     @contextmanager
     def _teaching(self) -> Iterator[None]:
@@ -147,7 +177,8 @@ def freeze_(teacher: nn.Module) -> nn.Module:
 
 def self_teacher(student: nn.Module) -> nn.Module:
     """A frozen copy of the student as it is now, without its preparation for quantization."""
-    twin = plain_copy(student)
+    with gathered(student.parameters()):
+        twin = plain_copy(student)
     inner = unwrapped(twin)
     if isinstance(
         vars(inner).get("forward"), MethodType

@@ -7,7 +7,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from hf_slim import DistillationCallback, SlimError
-from hf_slim.distillation.alignment import IGNORED, Retokenizer
+from hf_slim.distillation.alignment import UNHEARD, Retokenizer
 from hf_slim.distillation.teacher import freeze_
 from tests import tiny
 
@@ -52,7 +52,7 @@ def test_places_are_paired_where_both_have_read_the_same_characters(joining):
     assert [teacher.convert_ids_to_tokens(int(i)) for i in translated["input_ids"][0]] == ["x", "th", "ab"]
     assert translated["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     # after x both have read x; after t the teacher is in the midst of "th"
-    assert places.tolist() == [0, IGNORED, 1, IGNORED, 2, IGNORED, 3, IGNORED, IGNORED, IGNORED]
+    assert places.tolist() == [0, UNHEARD, 1, UNHEARD, 2, UNHEARD, 3, UNHEARD, UNHEARD, UNHEARD]
 
 
 def test_the_same_tokenizer_pairs_every_position_with_itself(joining):
@@ -63,7 +63,7 @@ def test_the_same_tokenizer_pairs_every_position_with_itself(joining):
     )
     real = inputs["attention_mask"].flatten() == 1
     assert torch.equal(places[real], torch.arange(14)[real])
-    assert (places[~real] == IGNORED).all()
+    assert (places[~real] == UNHEARD).all()
 
 
 def gradients(tmp_path, callback):

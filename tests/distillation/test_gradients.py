@@ -146,6 +146,7 @@ TRAINERS = {
     "SFTTrainer, everything": SFT.but(config=EVERYTHING),
     "SFTTrainer, label smoothing": SFT.but(settings=SFT.settings | SMOOTHED["settings"]),
     "SFTTrainer, LoRA": SFT.but(student=lora),
+    "SFTTrainer, taught by itself": SFT.but(teachers=[]),
 }
 EXACT = LOSSES | HIDDEN | ATTENTION | FAMILIES | HEADS | SETTINGS | TRAINERS
 

@@ -3,7 +3,8 @@ import torch
 
 from hf_slim import DistillationConfig, SlimError
 from hf_slim.distillation.answers import LogitAnswers
-from hf_slim.distillation.objective import Student, Targets, objective_of
+from hf_slim.distillation.objective import Student, objective_of
+from hf_slim.distillation.targets import Targets
 
 
 def answers(logits):

@@ -1,9 +1,10 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig, SFTTrainer
 
 from hf_slim import DistillationCallback, SlimError
-from hf_slim.distillation.teacher import LiveTeacher, Question, freeze_, memory_advice
+from hf_slim.distillation.teacher import LiveTeacher, Question, freeze_, memory_advice, self_teacher
 from tests import tiny
 
 
@@ -26,6 +27,17 @@ def test_a_teacher_that_could_change_is_refused(change, says, tmp_path):
     teacher = change(freeze_(tiny.llama(seed=7)))
     with pytest.raises(SlimError, match=says):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback(teacher=teacher)])
+
+
+def test_a_copy_of_a_model_that_trl_has_patched_does_not_follow_it(tmp_path):
+    model = tiny.llama()
+    before = tiny.logits(model.eval())
+    args = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none")
+    SFTTrainer(model, args, train_dataset=tiny.text_data(2), processing_class=tiny.tokenizer())
+    teacher = self_teacher(model)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    torch.testing.assert_close(tiny.logits(teacher), before)
 
 
 def test_the_student_itself_cannot_be_passed_as_its_teacher(tmp_path):
@@ -79,9 +91,8 @@ def test_memory_that_ends_while_the_teacher_runs_is_explained():
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
+    asked = LiveTeacher(teacher)
     teacher.forward = no_memory
-    asked = LiveTeacher.__new__(LiveTeacher)
-    asked.model, asked.is_student, asked.split, asked.is_busy = teacher, False, None, False
     with pytest.raises(SlimError, match="no memory for the teacher"):
         asked.ask({"input_ids": tiny.tokens()}, Question())
 
