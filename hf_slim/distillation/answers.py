@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.errors import SlimError
-from hf_slim.distillation.divergences import TopK
+from hf_slim.distillation.divergences import Distribution, TopK
 
 
 class Answers(Protocol):
@@ -19,8 +19,8 @@ class Answers(Protocol):
     def at(self, rows: Tensor) -> "Answers":
         """Those of some positions of the flattened batch, computed now."""
 
-    def log_probabilities(self, rows: slice, temperature: float) -> Tensor | TopK:
-        """`(n_rows, n_classes)` in float32 or wider, of some rows of `at`."""
+    def distribution(self, rows: slice, temperature: float) -> Distribution | TopK:
+        """Over the classes, of some rows of `at`."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class LogitAnswers:
         return LogitAnswers(logits, None, self.n_classes)
 
     @torch.no_grad()
-    def log_probabilities(self, rows: slice, temperature: float) -> Tensor:
+    def distribution(self, rows: slice, temperature: float) -> Distribution:
         """Raises SlimError: if the teacher answers NaN."""
-        found = log_softmax(self.states[rows], temperature)
-        if torch.isnan(found[:, 0]).any():  # one NaN or infinite logit makes all of its row NaN
+        found = Distribution.of_logits(self.states[rows], temperature)
+        if torch.isnan(found.probabilities[:, 0]).any():  # one NaN or infinite logit makes all of its row NaN
             raise SlimError("The teacher answers NaN. Check its checkpoint, or run it in a wider dtype than fp16.")
         return found
 
@@ -68,7 +68,7 @@ class StoredAnswers:
         """Those of some positions."""
         return StoredAnswers(self.stored[rows], self.n_classes)
 
-    def log_probabilities(self, rows: slice, temperature: float) -> TopK:
+    def distribution(self, rows: slice, temperature: float) -> TopK:
         """The temperature is that of the store; `StoredTeacher` has compared both."""
         return self.stored[rows]
 
@@ -93,15 +93,8 @@ class MixedAnswers:
         """Runs every teacher's output layer."""
         return MixedAnswers([part.at(rows) for part in self.parts], self.weights)
 
-    def log_probabilities(self, rows: slice, temperature: float) -> Tensor:
-        """The logarithm of the mean of the probabilities, not the mean of the logarithms."""
-        mean = 0
-        for part, weight in zip(self.parts, self.weights, strict=True):
-            mean = mean + part.log_probabilities(rows, temperature).exp_().mul_(weight)
-        return mean.clamp_min_(torch.finfo(mean.dtype).tiny).log_()
-
-
-def log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """At a temperature, in float32 or wider."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(wide / temperature if temperature != 1 else wide, dim=-1)
+    def distribution(self, rows: slice, temperature: float) -> Distribution:
+        """The mean of the probabilities, not of the logarithms."""
+        found = [part.distribution(rows, temperature).probabilities for part in self.parts]
+        mean = sum(weight * one for weight, one in zip(self.weights, found, strict=True))
+        return Distribution(mean.clamp_min_(torch.finfo(mean.dtype).tiny).log_())

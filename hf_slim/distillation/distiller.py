@@ -89,6 +89,11 @@ class Distiller:
         """Whether the model runs as its own teacher just now."""
         return any(teacher.is_busy for teacher in self.teachers)
 
+    @property
+    def _live(self) -> list[LiveTeacher]:
+        """The teachers that are in memory."""
+        return [teacher for teacher in self.teachers if isinstance(teacher, LiveTeacher)]
+
     def share_out_(self, model: nn.Module, deepspeed: dict[str, Any] | None) -> None:
         """Spreads the teachers over the processes, if the Trainer has spread the student.
 
@@ -102,9 +107,8 @@ class Distiller:
                 "`on_policy` writes texts while a forward pass begins, which FSDP does not allow. Train with DDP or "
                 "DeepSpeed, or leave `on_policy` out."
             )
-        for teacher in self.teachers:
-            if isinstance(teacher, LiveTeacher):
-                teacher.share_out_(model, deepspeed)
+        for teacher in self._live:
+            teacher.share_out_(model, deepspeed)
         if is_partitioned(self.model):
             self.split = None  # its output layer has weights only within its forward pass
 
@@ -182,7 +186,7 @@ class Distiller:
             student = self._student(made, outputs)
             answers = self._answers(made) if self.config.divergences and not self.problem else None
             objective = objective_of(student, answers, made.targets, self.config, made.alpha, made.computes_task)
-        for teacher in self.teachers:
+        for teacher in self._live:
             teacher.rest()
         shown = {name: value for name, value in outputs.items() if not (made.narrow and name == "logits")}
         if not made.wants_hidden:

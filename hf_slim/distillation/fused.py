@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_slim.distillation.answers import Answers, log_softmax
-from hf_slim.distillation.divergences import Divergence, TopK, over_buckets, top_k_of
+from hf_slim.distillation.answers import Answers
+from hf_slim.distillation.divergences import Distribution, Divergence, TopK, over_buckets, top_k_of
 
 CHUNK_BYTES = 2**25  # of logits in float32 for one matrix product: 170 rows of a vocabulary of 49152
 BLOCK_BYTES = 2**21  # of them that are worked on at a time: what a dozen passes read and write stays in the cache
@@ -141,43 +141,44 @@ class _LogitSums(torch.autograd.Function):
 
 def _chunk_gradient(logits: Tensor, teacher: Answers | None, work: _Work, chunk: Tensor, sums: Tensor) -> Tensor:
     """Adds the chunk's losses to `sums` in place; the derivative of their weighted sum by the logits."""
-    gradient = torch.empty_like(logits)
+    gradient = torch.empty_like(logits, dtype=_wide(logits.dtype))
     size = len(chunk) if logits.is_cuda else max(1, BLOCK_BYTES // (4 * work.n_classes))
     for start in range(0, len(chunk), size):
         block = slice(start, start + size)
-        gradient[block] = _block_gradient(logits[block], teacher, block, work, chunk[block], sums)
+        _add_block(logits[block], teacher, block, work, chunk[block], sums, gradient[block])
     return gradient
 
 
-def _block_gradient(
-    logits: Tensor, teacher: Answers | None, block: slice, work: _Work, rows: Tensor, sums: Tensor
-) -> Tensor:
-    loss, temperature, total = work.loss, work.loss.temperature, None
-    log_q = log_softmax(logits, 1.0)
+def _add_block(
+    logits: Tensor, teacher: Answers | None, block: slice, work: _Work, rows: Tensor, sums: Tensor, gradient: Tensor
+) -> None:
+    """`_chunk_gradient` of some rows, which fills `gradient`."""
+    loss, temperature = work.loss, work.loss.temperature
+    q = Distribution.of_logits(logits, 1.0)
     if loss.task_weight:
         labels = work.rows.labels[rows, None]
-        sums[0] -= log_q.gather(-1, labels).sum()
-        total = log_q.exp().mul_(loss.task_weight)
-        total.scatter_add_(-1, labels, torch.full_like(labels, -loss.task_weight, dtype=total.dtype))
+        sums[0] -= q.log.gather(-1, labels).sum()
+        torch.mul(q.probabilities, loss.task_weight, out=gradient)
+        gradient.scatter_add_(-1, labels, torch.full_like(labels, -loss.task_weight, dtype=gradient.dtype))
+    else:
+        gradient.zero_()
     if not loss.terms:
-        return total
+        return
     if temperature != 1:
-        log_q = log_softmax(logits, temperature)
-    answers = teacher.log_probabilities(block, temperature)
+        q = Distribution.of_logits(logits, temperature)
+    answers = teacher.distribution(block, temperature)
     if loss.top_k is not None and not isinstance(answers, TopK):
         answers = top_k_of(answers, loss.top_k)
     for index, term in enumerate(loss.terms, 1):
         if isinstance(answers, TopK):
-            value, by_logits = over_buckets(term.divergence, log_q, answers, term.parameter)
+            value, by_logits = over_buckets(term.divergence, q, answers, term.parameter)
         else:
-            value, by_logits = term.divergence(log_q, answers, term.parameter)
+            value, by_logits = term.divergence(q, answers, term.parameter)
         if work.rows.weights is not None:
             weights = work.rows.weights[rows].to(value.dtype)
             value, by_logits = value * weights, by_logits.mul_(weights[:, None])
         sums[index] += value.sum()
-        factor = term.weight * temperature  # T^2 for the loss, 1/T for what the logits were divided by
-        total = by_logits.mul_(factor) if total is None else total.add_(by_logits, alpha=factor)
-    return total
+        gradient.add_(by_logits, alpha=term.weight * temperature)  # T^2 for the loss, 1/T for the divided logits
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_slim import SlimError
-from hf_slim.distillation.divergences import DIVERGENCES, over_buckets, top_k_of
+from hf_slim.distillation.divergences import DIVERGENCES, Distribution, over_buckets, top_k_of
 
 
 def kl(p, q):
@@ -26,6 +26,10 @@ def logits(classes: int = 19, seed: int = 0, dtype: torch.dtype = torch.float64)
     return made.mul(3).to(dtype)
 
 
+def distribution(*arguments, **settings) -> Distribution:
+    return Distribution.of_logits(logits(*arguments, **settings), 1.0)
+
+
 def buckets(probabilities, ids):
     kept = probabilities.gather(-1, ids)
     return torch.cat([kept, 1 - kept.sum(-1, keepdim=True)], -1)
@@ -39,15 +43,16 @@ def test_every_divergence_has_a_formula():
 @pytest.mark.parametrize("k", [None, 1, 5])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_value_and_gradient_agree_with_autograd_of_the_formula(name, k, parameter):
-    student, log_p = logits().requires_grad_(), logits(seed=1).log_softmax(-1)
-    q, p, log_q = student.softmax(-1), log_p.exp(), student.detach().log_softmax(-1)
+    student = logits().requires_grad_()
+    q, p = student.softmax(-1), logits(seed=1).softmax(-1)
+    ours, theirs = distribution(), distribution(seed=1)
     if k:
-        teacher = top_k_of(log_p, k)
+        teacher = top_k_of(theirs, k)
         expected = FORMULAS[name](buckets(q, teacher.ids), buckets(p, teacher.ids), parameter)
-        value, gradient = over_buckets(DIVERGENCES[name], log_q, teacher, parameter)
+        value, gradient = over_buckets(DIVERGENCES[name], ours, teacher, parameter)
     else:
         expected = FORMULAS[name](q, p, parameter)
-        value, gradient = DIVERGENCES[name](log_q, log_p, parameter)
+        value, gradient = DIVERGENCES[name](ours, theirs, parameter)
     expected.sum().backward()
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, student.grad)
@@ -55,25 +60,35 @@ def test_value_and_gradient_agree_with_autograd_of_the_formula(name, k, paramete
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_equal_answers_cost_nothing_and_pull_nowhere(name):
-    log_p = logits(dtype=torch.float32).log_softmax(-1)
-    value, gradient = DIVERGENCES[name](log_p, log_p.clone(), 0.3)
+    value, gradient = DIVERGENCES[name](*(distribution(dtype=torch.float32) for _ in range(2)), 0.3)
     assert value.abs().max() < 1e-6
     assert gradient.abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_all_classes_as_top_k_are_the_whole_distribution(name):
-    log_q, log_p = logits().log_softmax(-1), logits(seed=1).log_softmax(-1)
-    whole = DIVERGENCES[name](log_q, log_p, 0.3)
-    cut = over_buckets(DIVERGENCES[name], log_q, top_k_of(log_p, 100), 0.3)
-    torch.testing.assert_close(cut, whole)
+    q, p = distribution(), distribution(seed=1)
+    cut = over_buckets(DIVERGENCES[name], q, top_k_of(p, 100), 0.3)
+    torch.testing.assert_close(cut, DIVERGENCES[name](q, p, 0.3))
+
+
+@pytest.mark.parametrize("k", [None, 5])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_distributions_stay_as_they_are_for_the_next_loss(name, k):
+    q, p = distribution(), distribution(seed=1)
+    before = [tensor.clone() for one in (q, p) for tensor in (one.log, one.probabilities)]
+    if k:
+        over_buckets(DIVERGENCES[name], q, top_k_of(p, k), 0.3)
+    else:
+        DIVERGENCES[name](q, p, 0.3)
+    torch.testing.assert_close([q.log, q.probabilities, p.log, p.probabilities], before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", FORMULAS)
 def test_certain_and_opposite_answers_stay_finite(name):
     student = torch.tensor([[200.0, -200.0, 0.0], [0.0, 90.0, -90.0]])
-    teacher = student.flip(-1)
-    value, gradient = DIVERGENCES[name](student.log_softmax(-1), teacher.log_softmax(-1), 0.5)
+    q, p = (Distribution.of_logits(each, 1.0) for each in (student, student.flip(-1)))
+    value, gradient = DIVERGENCES[name](q, p, 0.5)
     assert torch.isfinite(value).all()
     assert torch.isfinite(gradient).all()
 
@@ -86,7 +101,7 @@ def test_universal_needs_no_common_vocabulary(classes):
     filled = [torch.nn.functional.pad(x.sort(-1, descending=True).values, (0, width - x.shape[-1])) for x in (q, p)]
     expected = (filled[0] - filled[1]).abs().sum(-1)
     expected.sum().backward()
-    value, gradient = DIVERGENCES["universal"](q.detach().log(), p.log(), 0.0)
+    value, gradient = DIVERGENCES["universal"](distribution(), distribution(classes, seed=1), 0.0)
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient, student.grad)
 
