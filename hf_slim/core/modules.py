@@ -25,6 +25,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training  # one by one: a part may be kept in evaluation mode while the rest trains
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where inputs go: the place of the first weight that has one, since offloaded weights have none."""
+    placed = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
+    return next(placed, torch.device("cpu"))
+
+
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
     parent_name, _, child = name.rpartition(".")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.lifecycle import unwrapped
-from hf_slim.core.modules import evaluating
+from hf_slim.core.modules import device_of, evaluating
 
 LARGE = 1024.0  # a cap on logits does not show where they are small
 PROBE_LENGTH = 8
@@ -54,7 +54,7 @@ def split_of(model: nn.Module) -> Split | None:
     head, inner = output_layer(model), unwrapped(model)
     if head is None or getattr(inner, "main_input_name", "") != "input_ids":
         return None
-    device = next(inner.parameters()).device
+    device = device_of(inner)
     try:
         with evaluating(inner), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             ids = torch.randint(0, inner.config.get_text_config().vocab_size, (1, PROBE_LENGTH), device=device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
-from hf_slim.core.modules import evaluating
+from hf_slim.core.modules import device_of, evaluating
 from hf_slim.distillation.hidden import PROJECTIONS, HiddenConfig, layer_map, projections_for
 from hf_slim.distillation.sharding import gathered
 from hf_slim.distillation.teacher import LiveTeacher, hidden_states
@@ -42,7 +42,7 @@ def follow_(model: nn.Module, teachers: Sequence[LiveTeacher], config: HiddenCon
         raise SlimError(f"The teachers have hidden widths {sorted(widths)}. For `hidden`, use teachers of one width.")
     projections = projections_for(layers[0], width, widths.pop())
     if projections is not None:
-        projections.to(next(model.parameters()).device)
+        projections.to(device_of(model))
         setattr(model, PROJECTIONS, projections)
     return Followed(layers, projections)
 
@@ -62,7 +62,7 @@ def _layers_and_width(model: nn.Module) -> tuple[int, int]:
 
 
 def _some_inputs(model: nn.Module) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
+    device = device_of(model)
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return {name: value.to(device) for name, value in model.dummy_inputs.items()}
     ids = torch.ones((1, PROBE_LENGTH), dtype=torch.long, device=device)

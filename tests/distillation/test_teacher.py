@@ -20,6 +20,22 @@ def test_the_answers_are_the_models_logits_whatever_way_they_are_made():
 
 
 @pytest.mark.parametrize(
+    "on_disk", [["layers.1"], ["lm_head"], ["embed_tokens", "layers", "norm", "lm_head"]], ids=str
+)
+def test_an_offloaded_teacher_answers_as_one_in_memory(on_disk, tmp_path):
+    whole = freeze_(tiny.llama(seed=7, tie_word_embeddings=False))
+    whole.save_pretrained(tmp_path)
+    names = ["embed_tokens", "norm", "rotary_emb", *(f"layers.{index}" for index in range(3))]
+    places = {f"model.{name}": name for name in names} | {"lm_head": "lm_head"}
+    device_map = {path: "disk" if name.startswith(tuple(on_disk)) else "cpu" for path, name in places.items()}
+    teacher = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "disk")
+    assert any(parameter.is_meta for parameter in teacher.parameters())
+    torch.testing.assert_close(answers(freeze_(teacher)), tiny.logits(whole).flatten(0, 1))
+    callback = DistillationCallback({"alpha": 1.0, "hidden": {}}, teacher=teacher)
+    tiny.trainer(tiny.llama(tie_word_embeddings=False), tmp_path / "run", [callback]).train()
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [(lambda model: model.train(), "training mode"), (lambda model: model.requires_grad_(True), "embed_tokens")],
 )
