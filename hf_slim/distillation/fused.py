@@ -15,7 +15,7 @@ from hf_slim.distillation.answers import Answers
 from hf_slim.distillation.divergences import Distribution, Divergence, TopK, over_buckets, top_k_of
 
 CHUNK_BYTES = 2**25  # of logits in float32 for one matrix product: 170 rows of a vocabulary of 49152
-BLOCK_BYTES = 2**21  # of them that are worked on at a time: what a dozen passes read and write stays in the cache
+BLOCK_BYTES = 2**20  # of them that are worked on at a time: what a dozen passes read and write stays in the cache
 
 
 class Term(NamedTuple):
