@@ -10,10 +10,11 @@ seed gives. GKD learns from the data alone (`lmbda=0`), else with TRL's defaults
     python recipes/benchmarks/distillation_quality.py --scale 0.02 --seeds 0        # does it run
     python recipes/benchmarks/distillation_quality.py --trial   # settings on training texts that nothing else reads
 
-On such texts the classifiers' rates were chosen, as those that suit training alone, and then what is followed:
-answers alone added nothing on BANKING77, squared differences of hidden states most, with a weight of 200 more than
-with 10 or 50; for SmolLM2 alpha 0.9 was better than 0.5. The data are read from `$HF_SLIM_DATA`. Finished cells, and
-teachers, are kept beside `--results`, so that an interrupted run goes on; seeds are done one after the other.
+On such texts the classifiers' rates were chosen, for training alone (one for both students), and then what is
+followed: answers alone added nothing on BANKING77, squared differences of hidden states most, with a weight of 200
+more than with 10 or 50; for SmolLM2 alpha 0.9 was better than 0.5. The data are read from `$HF_SLIM_DATA`. Finished
+cells, and teachers, are kept beside `--results`, so that an interrupted run goes on; seeds are done one after the
+other.
 """
 
 import argparse
