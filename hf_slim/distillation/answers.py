@@ -52,7 +52,7 @@ class LogitAnswers:
     def distribution(self, rows: slice, temperature: float) -> Distribution:
         """Raises SlimError: if the teacher answers NaN."""
         found = Distribution.of_logits(self.states[rows], temperature)
-        if torch.isnan(found.probabilities[:, 0]).any():  # one NaN or infinite logit makes all of its row NaN
+        if torch.isnan(found.log[:, 0]).any():  # one NaN or infinite logit makes all of its row NaN
             raise SlimError("The teacher answers NaN. Check its checkpoint, or run it in a wider dtype than fp16.")
         return found
 

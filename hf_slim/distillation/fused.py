@@ -145,14 +145,14 @@ def _chunk_gradient(logits: Tensor, teacher: Answers | None, work: _Work, chunk:
     size = len(chunk) if logits.is_cuda else max(1, BLOCK_BYTES // (4 * work.n_classes))
     for start in range(0, len(chunk), size):
         block = slice(start, start + size)
-        _add_block(logits[block], teacher, block, work, chunk[block], sums, gradient[block])
+        _fill_gradient(logits[block], teacher, block, work, chunk[block], sums, gradient[block])
     return gradient
 
 
-def _add_block(
+def _fill_gradient(
     logits: Tensor, teacher: Answers | None, block: slice, work: _Work, rows: Tensor, sums: Tensor, gradient: Tensor
 ) -> None:
-    """`_chunk_gradient` of some rows, which fills `gradient`."""
+    """The same for one block of rows, written to `gradient`."""
     loss, temperature = work.loss, work.loss.temperature
     q = Distribution.of_logits(logits, 1.0)
     if loss.task_weight:

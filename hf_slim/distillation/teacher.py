@@ -79,9 +79,7 @@ class LiveTeacher:
             student: As the Trainer has wrapped it.
             deepspeed: The run's configuration of DeepSpeed.
         """
-        is_whole = self._keeper is None and not is_sharded(self.model)
-        is_free = not (self.is_student or self._is_placed() or getattr(self.model, "is_quantized", False))
-        if is_whole and is_free:
+        if not (self._stays_in_place() or getattr(self.model, "is_quantized", False)):
             self._keeper = share_out_(self.model, student, deepspeed)
         if is_partitioned(self.model):
             self.split = None  # its output layer has weights only within its forward pass
@@ -139,12 +137,13 @@ class LiveTeacher:
         return run
 
     def _move_to(self, device: torch.device) -> None:
-        stays = self.is_student or self._is_placed() or self._keeper is not None
-        if not stays and next(self.model.parameters()).device != device:
+        if not self._stays_in_place() and next(self.model.parameters()).device != device:
             self.model.to(device)
 
-    def _is_placed(self) -> bool:
-        return hasattr(self.model, "hf_device_map")
+    def _stays_in_place(self) -> bool:
+        """Whether the weights are the student's, offloaded by somebody else, or shared out already."""
+        is_placed = self.is_student or hasattr(self.model, "hf_device_map")
+        return is_placed or self._keeper is not None or is_sharded(self.model)
 
     @contextmanager
     def _teaching(self) -> Iterator[None]:

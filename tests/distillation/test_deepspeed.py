@@ -16,8 +16,8 @@ from tests import tiny
 from tests.distillation.gradients import SETTINGS, error, padded_text
 from tests.distillation.processes import in_processes, place
 from tests.distillation.test_gradients import WIDE, lora, lora_head
+from tests.distillation.test_two_processes import EVERYTHING
 
-EVERYTHING = {"temperature": 2.0, "hidden": {"loss": "mse"}, "attention": {"relation_heads": 4}}
 # a stage, a student, whether another model teaches it, and how
 RUNS = {
     "stage 2": (2, tiny.llama, True, {"temperature": 2.0}),
