@@ -8,14 +8,14 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, prepare
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.integration import convert as _describe  # noqa: F401  registers what convert writes into configs
-from hf_slim.integration.quantizer import register
+from hf_slim.integration import config_json as _config_json  # noqa: F401  registers what convert writes into configs
+from hf_slim.integration.hf_quantizer import register
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.one_shot import prune
 from hf_slim.quantization.callback import QuantizationCallback
 from hf_slim.quantization.config import QuantizationConfig
-from hf_slim.quantization.grid import Grid
+from hf_slim.quantization.grids.grid import Grid
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.student import StudentShape, make_student
 from hf_slim.version import __version__

@@ -11,15 +11,15 @@ from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError, nearest
+from hf_slim.data import DataConfig
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.evaluation import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.config import EvaluationConfig
-from hf_slim.evaluation.data import DataConfig
-from hf_slim.evaluation.task import TASKS
+from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
+from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.vocabulary import VocabularyConfig
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.student.shape import StudentShape
+from hf_slim.vocabulary.rows import VocabularyConfig
 
 TECHNIQUES: dict[str, type[SlimConfig]] = {
     "distillation": DistillationConfig,

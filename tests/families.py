@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.inputs import example_inputs
-from hf_slim.pruning.removal import Removed
+from hf_slim.pruning.removal.cut import Removed
+from hf_slim.pruning.structure.example_inputs import example_inputs
 from tests.tiny import with_random_biases
 
 TOKENS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}

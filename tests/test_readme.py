@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, TrainingArguments
 
 from hf_slim import DistillationCallback
-from hf_slim.distillation.teacher import freeze_
+from hf_slim.distillation.teachers.live import freeze_
 from tests import tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text()

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_slim.describe import describe_recipe
 from hf_slim.recipe import load_recipe
+from hf_slim.workflows.plan import describe_recipe
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig
-from hf_slim.quantization import kernels
+from hf_slim.quantization.kernels import cpu as kernels
 
 VOCAB_SIZE = 96
 LLAMA = {

@@ -13,14 +13,14 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import is_prepared
 from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.distillation.disk_teacher import DiskTeacher
 from hf_slim.distillation.distiller import Distiller, Pass
-from hf_slim.distillation.loading import retokenizer_for, teachers_for
+from hf_slim.distillation.followed_layers import follow_, forget_projections_
 from hf_slim.distillation.objective import Objective
 from hf_slim.distillation.on_policy import answer_seed, is_on_policy
-from hf_slim.distillation.states import follow_, forget_projections_
 from hf_slim.distillation.targets import Targets
-from hf_slim.distillation.teacher import LiveTeacher, self_teacher
+from hf_slim.distillation.teachers.live import LiveTeacher, self_teacher
+from hf_slim.distillation.teachers.loading import retokenizer_for, teachers_for
+from hf_slim.distillation.teachers.stored import DiskTeacher
 
 WHOLE = {"task": "loss_task", "distillation": "loss_distill"}  # in the logs
 NOT_REACHED = (

@@ -7,9 +7,9 @@ from typing import Any
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError
 from hf_slim.core.schedule import SCHEDULES, scheduled
-from hf_slim.distillation.attention import AttentionConfig
-from hf_slim.distillation.divergences import DIVERGENCES
-from hf_slim.distillation.hidden import HiddenConfig
+from hf_slim.distillation.losses.attention import AttentionConfig
+from hf_slim.distillation.losses.divergences import DIVERGENCES
+from hf_slim.distillation.losses.hidden_states import HiddenConfig
 from hf_slim.distillation.on_policy import OnPolicyConfig
 
 PARTS = {"hidden": HiddenConfig, "attention": AttentionConfig, "on_policy": OnPolicyConfig}

@@ -10,21 +10,28 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import unwrapped
-from hf_slim.distillation.alignment import UNHEARD, AlignedAnswers, Retokenizer
-from hf_slim.distillation.answers import Answers, MixedAnswers
-from hf_slim.distillation.attention import attention_sum
-from hf_slim.distillation.attention_states import AttentionState, attention_states
+from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
+from hf_slim.distillation.capture.output_layer import (
+    BackboneTap,
+    HeadTap,
+    head_tap,
+    output_layer,
+    shifts_labels,
+    split_of,
+)
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.distillation.disk_teacher import DiskTeacher
-from hf_slim.distillation.head import BackboneTap, HeadTap, head_tap, output_layer, shifts_labels, split_of
-from hf_slim.distillation.hidden import hidden_sum
+from hf_slim.distillation.followed_layers import Followed
+from hf_slim.distillation.losses.answers import Answers, MixedAnswers
+from hf_slim.distillation.losses.attention import attention_sum
+from hf_slim.distillation.losses.hidden_states import hidden_sum
+from hf_slim.distillation.losses.regression import OUTPUT_LOSSES, TASK_MEANS
 from hf_slim.distillation.objective import Objective, Student, objective_of
 from hf_slim.distillation.on_policy import own_answers
-from hf_slim.distillation.outputs import OUTPUT_LOSSES, TASK_MEANS
-from hf_slim.distillation.sharding import is_partitioned, is_sharded
-from hf_slim.distillation.states import Followed
 from hf_slim.distillation.targets import LABELS, Targets, add_decoder_inputs, mask_of_text, targets_of
-from hf_slim.distillation.teacher import LiveTeacher, Question, Taught, hidden_states
+from hf_slim.distillation.teachers.live import LiveTeacher, Question, Taught, hidden_states
+from hf_slim.distillation.teachers.retokenizer import UNHEARD, AlignedAnswers, Retokenizer
+from hf_slim.distillation.teachers.sharding import is_partitioned, is_sharded
+from hf_slim.distillation.teachers.stored import DiskTeacher
 
 Teacher = LiveTeacher | DiskTeacher
 BYPASSES_HEAD = "fused_lm_head"  # TRL's trainers tell the model not to make logits

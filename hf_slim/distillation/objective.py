@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.distillation.answers import Answers
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.distillation.divergences import DIVERGENCES
-from hf_slim.distillation.fused import LogitLoss, Term, logit_sums
+from hf_slim.distillation.losses.answers import Answers
+from hf_slim.distillation.losses.divergences import DIVERGENCES
+from hf_slim.distillation.losses.fused import LogitLoss, Term, logit_sums
 from hf_slim.distillation.targets import Targets
 
 

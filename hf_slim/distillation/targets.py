@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_slim.core.errors import SlimError
-from hf_slim.distillation.fused import Rows
+from hf_slim.distillation.losses.fused import Rows
 
 IGNORED = -100  # the label of a position that is not predicted
 LABELS = ("labels", "shift_labels")  # the second are in the place of what predicts them, as padding-free batches have

@@ -5,10 +5,10 @@ from typing import Any
 from datasets import Dataset
 
 from hf_slim.core.errors import SlimError
+from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
-from hf_slim.evaluation.data import DataConfig
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
-from hf_slim.evaluation.task import Side, Task
+from hf_slim.evaluation.tasks.task import Side, Task
 
 SEED_OF_HELD_OUT = 0  # the same held-out examples in every run, whatever the training seed
 

@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_module_
 from hf_slim.quantization.config import QuantizationConfig
-from hf_slim.quantization.layers import family_of
-from hf_slim.quantization.modules import Training
+from hf_slim.quantization.layers.families import family_of
+from hf_slim.quantization.layers.training import Training
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
 

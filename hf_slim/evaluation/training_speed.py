@@ -13,7 +13,7 @@ from hf_slim.core.config import SlimConfig
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.latency import interleaved_ms, spread
-from hf_slim.evaluation.task import Task
+from hf_slim.evaluation.tasks.task import Task
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.quantization.callback import QuantizationCallback

@@ -11,9 +11,9 @@ from transformers.cache_utils import DynamicLayer
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import record_of
 from hf_slim.quantization.config import QuantizationConfig
-from hf_slim.quantization.fake_quant import fake_quantize_tokens
-from hf_slim.quantization.grid import Grid, GridState, decoded, encoded, observed
-from hf_slim.quantization.packing import pack_codes, unpack_codes
+from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
+from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed
+from hf_slim.quantization.grids.packing import pack_codes, unpack_codes
 
 BITS = {"int8": 8, "int4": 4}
 SCALE_BYTES = 4

@@ -5,7 +5,7 @@ from torch import nn
 
 from hf_slim.core.adapters import adapter_parts, without_adapters
 from hf_slim.core.modules import resolve, set_count_
-from hf_slim.pruning.layers import set_sizes_
+from hf_slim.pruning.matrices import set_sizes_
 from hf_slim.quantization.transform import is_packed
 
 

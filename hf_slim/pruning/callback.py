@@ -18,14 +18,14 @@ from transformers.trainer_callback import ExportableState
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim, convert, is_prepared, record_of, unwrapped
+from hf_slim.pruning.budget.plan import Plan
+from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.importance import observed, score_all
-from hf_slim.pruning.mask import zero_groups_
+from hf_slim.pruning.importance.scores import observed, score_all
+from hf_slim.pruning.importance.statistics import summed_over_ranks_
 from hf_slim.pruning.one_shot import prune_at_once_
-from hf_slim.pruning.plan import Plan
-from hf_slim.pruning.removal import Removed
-from hf_slim.pruning.selection import choose_removed
-from hf_slim.pruning.statistics import summed_over_ranks_
+from hf_slim.pruning.removal.cut import Removed
+from hf_slim.pruning.removal.mask import zero_groups_
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,10 @@ class PruningCallback(TrainerCallback, ExportableState):
             self._prune_at_once(model, args, train_dataloader)
         elif not self._is_over(state):
             watching = observed(
-                unwrapped(model), self.plan.group_sets, self.config, lambda layer: layer.training and self._scores_now
+                unwrapped(model),
+                self.plan.group_sets,
+                self.config.criterion,
+                lambda layer: layer.training and self._scores_now,
             )
             self._seen = self._watching.enter_context(watching)
 
@@ -108,7 +111,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             return
         for seen in self._seen.values():
             summed_over_ranks_(seen)
-        scores = score_all(unwrapped(model), self.plan.group_sets, self.config, self._seen)
+        scores = score_all(unwrapped(model), self.plan.group_sets, self.config.criterion, self._seen)
         for seen in self._seen.values():
             seen.clear()
         for name, score in scores.items():

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
-from hf_slim.pruning.criteria import CRITERIA
+from hf_slim.pruning.importance.criteria import CRITERIA
 
 KINDS = (
     "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",

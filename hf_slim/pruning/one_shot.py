@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, record_of, unwrapped
+from hf_slim.pruning.budget.plan import Plan
+from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.importance import observed, score_all, sets_by_criterion
-from hf_slim.pruning.plan import Plan
-from hf_slim.pruning.repair import repair_readers_
-from hf_slim.pruning.selection import choose_removed
-from hf_slim.pruning.statistics import summed_over_ranks_
+from hf_slim.pruning.importance.criteria import CRITERIA
+from hf_slim.pruning.importance.repair import repair_readers_
+from hf_slim.pruning.importance.scores import observed, score_all, sets_by_criterion
+from hf_slim.pruning.importance.statistics import summed_over_ranks_
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 # Runs the calibration batches through the model, with gradients or without, one for each item that it yields
@@ -58,13 +58,13 @@ def summed_scores(
     Raises: SlimError: if no batch came.
     """
     inner, total, batches = unwrapped(model), {}, 0
-    by_criterion = sets_by_criterion(group_sets, config)
+    by_criterion = sets_by_criterion(group_sets, config.criterion)
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
-    with observed(inner, others, config) as seen:
+    with observed(inner, others, config.criterion) as seen:
         for _ in run_batches(bool(graded)):
             batches += 1
-            for name, score in score_all(inner, graded, config).items():
+            for name, score in score_all(inner, graded, config.criterion).items():
                 total[name] = total.get(name, 0) + score
             model.zero_grad(set_to_none=True)
     if not batches:
@@ -74,7 +74,7 @@ def summed_scores(
     if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
         for score in total.values():
             torch.distributed.all_reduce(score)
-    return total | score_all(inner, others, config, seen)
+    return total | score_all(inner, others, config.criterion, seen)
 
 
 def forward_passes(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:

@@ -9,17 +9,17 @@ from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, record_of, register_technique
+from hf_slim.pruning.budget.latency import measure_latency
+from hf_slim.pruning.budget.plan import Plan, candidates, plan_removal
+from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.criteria import CRITERIA
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.importance import score_all, sets_by_criterion
-from hf_slim.pruning.latency import measure_latency
-from hf_slim.pruning.mask import mark_kept_columns_, zero_groups_
-from hf_slim.pruning.narrowing import narrow_modules_
-from hf_slim.pruning.plan import Plan, candidates, plan_removal
-from hf_slim.pruning.removal import Removed, remove_groups_
-from hf_slim.pruning.selection import choose_removed
-from hf_slim.pruning.structure import understand
+from hf_slim.pruning.importance.criteria import CRITERIA
+from hf_slim.pruning.importance.scores import score_all, sets_by_criterion
+from hf_slim.pruning.removal.cut import Removed, remove_groups_
+from hf_slim.pruning.removal.mask import mark_kept_columns_, zero_groups_
+from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.structure.find import understand
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
 def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     """The plan. Raises SlimError if there is none for this model, or no gradients where they are needed."""
     plan = plan_pruning(model, config)
-    graded = [name for name in sets_by_criterion(plan.group_sets, config) if CRITERIA[name].needs_gradient]
+    graded = [name for name in sets_by_criterion(plan.group_sets, config.criterion) if CRITERIA[name].needs_gradient]
     if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
             f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
@@ -83,7 +83,7 @@ def prepare_pruning(model: nn.Module, config: PruningConfig, plan: Plan) -> None
     """Masks the whole target of a plan in one shot: for training loops without a Trainer."""
     claim(model, "pruning", config)
     record_of(model).plan = plan
-    scores = score_all(model, plan.group_sets, config)
+    scores = score_all(model, plan.group_sets, config.criterion)
     removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
     mask_groups_(model, plan.group_sets, removed)
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_slim.core.errors import SlimError
-from hf_slim.quantization.gptq import gptq
-from hf_slim.quantization.modules import FakeQuantLinear
+from hf_slim.quantization.grids.gptq import gptq
+from hf_slim.quantization.layers.training import FakeQuantLinear
 from hf_slim.quantization.transform import fake_quantized_modules
 
 HESSIAN_BYTES = 2**28  # how much all Hessians of one pass may take; more layers need more passes over the batches

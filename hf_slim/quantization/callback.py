@@ -15,7 +15,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, is_prepared, prepare, unwrapped
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
-from hf_slim.quantization.quantizer import quantizers
+from hf_slim.quantization.layers.scale_holders import quantizers
 from hf_slim.quantization.transform import observe_weights_
 
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import tied_modules
 from hf_slim.quantization.config import QuantizationConfig
-from hf_slim.quantization.grid import Grid
-from hf_slim.quantization.layers import LayerFamily, family_of
+from hf_slim.quantization.grids.grid import Grid
+from hf_slim.quantization.layers.families import LayerFamily, family_of
 from hf_slim.quantization.scheme import Scheme
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
-from hf_slim.quantization import kinds  # noqa: F401  registers the families of grids
-from hf_slim.quantization.grid import Grid
+from hf_slim.quantization.grids import kinds  # noqa: F401  registers the families of grids
+from hf_slim.quantization.grids.grid import Grid
 
 _NAME = re.compile(r"(?P<name>[a-z0-9.]+)(?P<options>(-(g\d+|asym|unsigned|floor|tensor|static))*)")
 _BITS = re.compile(r"w(?P<weights>[2-8])a(?P<activations>[2-8]|16)")

@@ -6,10 +6,10 @@ from torch.optim import Optimizer
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim, is_prepared, register_technique
 from hf_slim.core.modules import require_finite, set_module_, tied_modules
-from hf_slim.quantization.adapters import merge_adapters_, simulate_merged_
 from hf_slim.quantization.config import QuantizationConfig
-from hf_slim.quantization.layers import family_of, packed_form
-from hf_slim.quantization.modules import Training
+from hf_slim.quantization.layers.families import family_of, packed_form
+from hf_slim.quantization.layers.merged_adapters import merge_adapters_, simulate_merged_
+from hf_slim.quantization.layers.training import Training
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
 

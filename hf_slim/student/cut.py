@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.lifecycle import record_of
-from hf_slim.integration.convert import describe_converted, is_plain
+from hf_slim.integration.config_json import describe_converted, is_plain
+from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.probe import module_copy
-from hf_slim.pruning.removal import Removed, cut_out_
-from hf_slim.pruning.selection import least_first
+from hf_slim.pruning.removal.cut import Removed, cut_out_
+from hf_slim.pruning.structure.probe import module_copy
 from hf_slim.pruning.transform import common_sizes
 from hf_slim.student.shape import CHOICES, StudentShape
 from hf_slim.student.structure import Structure

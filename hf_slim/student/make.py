@@ -8,14 +8,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_slim.core.errors import SlimError
-from hf_slim.integration.convert import is_plain
+from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.importance import score_groups
+from hf_slim.pruning.importance.scores import score_groups
 from hf_slim.pruning.one_shot import forward_passes, summed_scores
-from hf_slim.pruning.probe import module_copy
-from hf_slim.pruning.removal import Removed
-from hf_slim.pruning.structure import UNSTACKED
+from hf_slim.pruning.removal.cut import Removed
+from hf_slim.pruning.structure.find import UNSTACKED
+from hf_slim.pruning.structure.probe import module_copy
 from hf_slim.student.cut import Cut, choose, cut_
 from hf_slim.student.plan import plan_student
 from hf_slim.student.shape import StudentShape

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.structure import UNSTACKED
+from hf_slim.pruning.structure.find import UNSTACKED
 from hf_slim.student.cut import Cut, accepts
 from hf_slim.student.shape import WIDTHS, StudentShape
 from hf_slim.student.structure import Structure, structure_of

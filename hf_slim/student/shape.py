@@ -9,8 +9,8 @@ from torch import Tensor
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
+from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
-from hf_slim.pruning.selection import least_first
 
 # stack of layers, how many stay, their importance -> indices of those that stay
 Choice = Callable[[GroupSet, int, Tensor], list[int]]

@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import is_prepared
-from hf_slim.integration.convert import is_plain
+from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.groups import GroupSet, Refusal
-from hf_slim.pruning.inputs import example_inputs
-from hf_slim.pruning.probe import weightless_twin
-from hf_slim.pruning.structure import UNSTACKED, understand
+from hf_slim.pruning.structure.example_inputs import example_inputs
+from hf_slim.pruning.structure.find import UNSTACKED, understand
+from hf_slim.pruning.structure.probe import weightless_twin
 from hf_slim.student.shape import StudentShape
 
 # setting -> kinds of groups; with the hidden width go poolers, and GPT-2's config must then say how wide its ffn is

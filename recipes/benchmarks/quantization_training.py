@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_slim import QuantizationConfig, prepare
 from hf_slim.evaluation.footprint import peak_rss_bytes
 from hf_slim.evaluation.latency import interleaved_ms, spread
-from hf_slim.measure import in_fresh_process, quiet_libraries
+from hf_slim.workflows.evaluate import in_fresh_process, quiet_libraries
 
 OURS = {
     "w4a16-g32": {}, "w8a16": {}, "w3a16-g32": {}, "nf4-g32": {}, "fp4-g32": {}, "codebook4": {}, "fp8": {},

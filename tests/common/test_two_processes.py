@@ -15,7 +15,7 @@ SCRIPT = """
 import json, os, sys
 import torch
 from hf_slim import DistillationCallback, PruningCallback
-from hf_slim.distillation.teacher import freeze_
+from hf_slim.distillation.teachers.live import freeze_
 from tests import tiny
 
 torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_slim import DistillationCallback
-from hf_slim.distillation.teacher import freeze_
+from hf_slim.distillation.teachers.live import freeze_
 from tests import tiny
 
 ROWS, LENGTH = 8, 12

@@ -3,7 +3,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_slim import DistillationCallback, DistillationConfig, QuantizationCallback, SlimError
-from hf_slim.distillation.teacher import freeze_ as frozen
+from hf_slim.distillation.teachers.live import freeze_ as frozen
 from tests import tiny
 
 

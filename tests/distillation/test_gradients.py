@@ -11,10 +11,10 @@ from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 from trl import SFTConfig, SFTTrainer
 
 from hf_slim import QuantizationCallback
-from hf_slim.distillation.divergences import DIVERGENCES
+from hf_slim.distillation.losses.divergences import DIVERGENCES
 from tests import tiny
+from tests.distillation.capture.test_output_layer import gemma2
 from tests.distillation.gradients import LENGTH, ROWS, Run, accumulation_error, error, padded_examples, padded_text
-from tests.distillation.test_head import gemma2
 
 WIDE = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
 REGRESSION = {"num_labels": 2, "problem_type": "regression"}

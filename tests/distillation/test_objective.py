@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_slim import DistillationConfig, SlimError
-from hf_slim.distillation.answers import LogitAnswers
+from hf_slim.distillation.losses.answers import LogitAnswers
 from hf_slim.distillation.objective import Student, objective_of
 from hf_slim.distillation.targets import Targets
 

@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_slim import DistillationCallback
-from hf_slim.distillation.hidden import PROJECTIONS
-from hf_slim.distillation.teacher import freeze_
+from hf_slim.distillation.losses.hidden_states import PROJECTIONS
+from hf_slim.distillation.teachers.live import freeze_
 from tests import tiny
 from tests.distillation.gradients import padded_text
 

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_slim import DistillationCallback, SlimError
-from hf_slim.distillation.teacher import freeze_
+from hf_slim.distillation.teachers.live import freeze_
 from tests import tiny
 from tests.distillation.gradients import ROWS, SETTINGS, error, padded_text
 from tests.distillation.processes import in_processes, place

@@ -1,7 +1,7 @@
 import torch
 
-from hf_slim.evaluation import causal_lm, classification  # noqa: F401  registers the tasks
-from hf_slim.evaluation.task import TASKS
+from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
+from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.evaluation.training_speed import training_speed
 from tests import tiny
 

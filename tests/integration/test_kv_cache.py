@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 from hf_slim import DistillationCallback, QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.modules import plain_copy
 from hf_slim.integration.kv_cache import QuantizedLayer
-from hf_slim.quantization.fake_quant import fake_quantize_tokens
+from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
 from tests import tiny
 
 GENERATE = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}

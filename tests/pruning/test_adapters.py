@@ -3,7 +3,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_slim import PruningCallback, PruningConfig, convert, prepare
-from hf_slim.pruning.structure import find_group_sets
+from hf_slim.pruning.structure.find import find_group_sets
 from tests import tiny
 
 peft = pytest.importorskip("peft", reason="adapters are PEFT's: pip install peft")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hf_slim.pruning.narrowing import narrow_modules_
-from hf_slim.pruning.removal import remove_groups_
-from hf_slim.pruning.structure import find_group_sets
+from hf_slim.pruning.removal.cut import remove_groups_
+from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.structure.find import find_group_sets
 from hf_slim.pruning.transform import mask_groups_
 from tests import tiny
 from tests.families import FAMILIES, inputs_for, output, random_groups

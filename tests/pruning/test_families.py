@@ -6,9 +6,9 @@ import transformers
 
 from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
 from hf_slim.pruning.config import KINDS
-from hf_slim.pruning.narrowing import narrow_modules_
-from hf_slim.pruning.removal import remove_groups_
-from hf_slim.pruning.structure import find_group_sets, understand
+from hf_slim.pruning.removal.cut import remove_groups_
+from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.structure.find import find_group_sets, understand
 from hf_slim.pruning.transform import mask_groups_
 from tests.families import FAMILIES, output, random_groups, random_sizes
 

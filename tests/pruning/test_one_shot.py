@@ -3,9 +3,9 @@ import torch
 from torch import nn
 
 from hf_slim import PruningCallback, PruningConfig, SlimError, prune
-from hf_slim.pruning.criteria import CRITERIA
-from hf_slim.pruning.repair import repair_
-from hf_slim.pruning.statistics import watched
+from hf_slim.pruning.importance.criteria import CRITERIA
+from hf_slim.pruning.importance.repair import repair_
+from hf_slim.pruning.importance.statistics import watched
 from tests import tiny
 
 CONFIG = PruningConfig({"ffn": 0.25, "kv_heads": 0.34}, criterion="fisher", calibration_batches=2, repair=True)

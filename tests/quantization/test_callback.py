@@ -4,7 +4,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Trainer
 
 from hf_slim import QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
-from hf_slim.quantization.quantizer import InputQuantizer, WeightQuantizer, quantizers
+from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer, quantizers
 from tests import tiny
 
 

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from hf_slim import Grid, QuantizationConfig, Scheme, SlimError, convert, prepare
-from hf_slim.quantization.layers import FAMILIES
+from hf_slim.quantization.layers.families import FAMILIES
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import SCHEMES
 from hf_slim.quantization.transform import quantized_layers

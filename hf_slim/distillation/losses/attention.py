@@ -1,0 +1,234 @@
+"""Distances between how student and teacher attend, summed over positions."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hf_slim.core.config import SlimConfig
+from hf_slim.core.errors import SlimError
+from hf_slim.distillation.capture.attention_states import AttentionState
+
+BLOCK = 2**20  # relations in float32 at a time: 4 MB per tensor, which stay in a CPU's cache
+ACCELERATOR_BLOCKS = 16  # as many at once where starting a kernel costs more than memory traffic
+STATES = ("query", "key", "value")
+KINDS = ("kl", "mse")
+LOSSES = ("relations", "maps")
+
+
+@dataclass(frozen=True)
+class AttentionConfig(SlimConfig):
+    """How the student learns to attend, and how much that counts."""
+
+    loss: str = field(
+        default="relations",
+        metadata={
+            "help": "relations (of queries, keys and values: heads may differ in number, any attention) or maps (of "
+            "attention probabilities, averaged over heads where they differ in number)."
+        },
+    )
+    layers: str | dict[int, int] = field(
+        default="last",
+        metadata={"help": "'last', or student layer: teacher layer; from 0, negative ones from the end."},
+    )
+    relation_heads: int | None = field(
+        default=None,
+        metadata={
+            "help": "Parts that relations are computed in; None: the student's heads, if they divide all widths."
+        },
+    )
+    weight: float = field(default=1.0, metadata={"help": "Against the divergence of the answers."})
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise SlimError(f"`attention.loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
+        if not isinstance(self.weight, (int, float)) or not 0 < self.weight < math.inf:
+            raise SlimError(f"`attention.weight` must be a positive number, got {self.weight!r}.")
+        if self.layers != "last":
+            try:  # JSON and YAML may have made texts of the numbers
+                mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
+            except (AttributeError, TypeError, ValueError) as error:
+                hint = "It must be 'last', or map layer numbers to layer numbers."
+                raise SlimError(f"`attention.layers` is {self.layers!r}. {hint}") from error
+            object.__setattr__(self, "layers", mapping)
+
+    @property
+    def layer_pairs(self) -> dict[int, int]:
+        """Student layer -> teacher layer."""
+        return {-1: -1} if self.layers == "last" else self.layers
+
+
+def attention_sum(
+    student: list[AttentionState],
+    teacher: list[AttentionState],
+    weights: Tensor,
+    config: AttentionConfig,
+    causal: bool,
+) -> Tensor:
+    """The configured loss, a sum over positions as `weights` weighs them, a mean over layers."""
+    total = 0
+    for ours, theirs in zip(student, teacher, strict=True):
+        if config.loss == "maps":
+            total = total + states_map_loss(ours, theirs, weights)
+        else:
+            parts = config.relation_heads or _common_parts(ours, theirs)
+            total = total + relation_loss(ours, theirs, weights, parts, causal)
+    return total / len(student)
+
+
+def _common_parts(student: AttentionState, teacher: AttentionState) -> int:
+    """The largest number up to the student's heads that divides the joined widths of all states."""
+    states = [getattr(state, name) for state in (student, teacher) for name in STATES]
+    common = math.gcd(*(state.shape[1] * state.shape[-1] for state in states))
+    return max(parts for parts in range(1, student.query.shape[1] + 1) if common % parts == 0)
+
+
+def relation_loss(
+    student: AttentionState, teacher: AttentionState, valid: Tensor, relation_heads: int, causal: bool = False
+) -> Tensor:
+    """How far the student's queries, keys and values relate to each other otherwise than the teacher's do, in nats.
+
+    Each of the three is joined over its heads and split into `relation_heads` parts; per part, position `t` relates to
+    position `u` by softmax over `u` of their scaled dot product. The loss is `KL(teacher || student)` of these
+    distributions, averaged over parts, summed over valid positions and over query-query, key-key and value-value.
+    Student and teacher may have other numbers of heads and other widths. Keys and values that several query heads
+    share (grouped-query attention) are taken once, as they are: repeating them would add nothing.
+
+    Nothing of size `(length, length)` outlives the call: the gradient is computed along with the loss, block by block.
+
+    Args:
+        student: Gets the gradient.
+        teacher: Gets none; of the same batch and length.
+        valid: `(batch, length)`, what a position weighs as `t`; where it is 0 there is no token, for `u` neither.
+        relation_heads: Parts; must divide the joined widths of all states of both.
+        causal: Whether `t` relates to positions up to its own alone, as in models that write from left to right.
+    Returns: a scalar, float32 (float64 for float64 states). Divide by the number of valid positions for the mean.
+    Raises: SlimError: for shapes that do not fit.
+    Source: Wang et al. 2021, MiniLMv2, arXiv:2012.15828, sec. 3.1, with equal weights and a sum over positions; the
+        causal mask is not in the paper, which distils encoders.
+    """
+    total = torch.zeros((), device=valid.device)
+    for name in STATES:
+        ours, theirs = (
+            _split(getattr(state, name), relation_heads, f"{who}'s {name} states")
+            for state, who in ((student, "student"), (teacher, "teacher"))
+        )
+        _check_alike(ours, theirs, valid)
+        total = total + _RelationKL.apply(ours, theirs.detach(), valid, causal)
+    return total
+
+
+def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str = "kl") -> Tensor:
+    """How far the student attends elsewhere than the teacher, averaged over heads and summed over valid positions.
+
+    Where the numbers of heads differ, both maps are first averaged over their heads. What lies on positions that are
+    not valid is dropped, and the rest of a row brought back to sum 1.
+
+    Args:
+        student_map: Attention probabilities `(batch, heads, length, length)`; gets the gradient.
+        teacher_map: `(batch, other_heads, length, length)`; gets none.
+        valid: `(batch, length)`, what a position weighs; 0 where no token is.
+        kind: "kl", `KL(teacher || student)` of each row in nats, or "mse", its squared differences averaged over
+            valid positions.
+    Returns: a scalar, float32 (float64 for float64 maps).
+    Raises: SlimError: for shapes that do not fit, or an unknown kind.
+    Source: "kl": Wang et al. 2020, MiniLM, arXiv:2002.10957, eq. 5. "mse": after Jiao et al. 2020, TinyBERT,
+        arXiv:1909.10351, eq. 7, which compares scores before the softmax; here they are probabilities.
+    """
+    if kind not in KINDS:
+        raise SlimError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if student_map.shape[1] != teacher_map.shape[1]:
+        student_map, teacher_map = (maps.mean(1, keepdim=True) for maps in (student_map, teacher_map))
+    _check_alike(student_map, teacher_map, valid)
+    rows = valid.bool()
+    ours, theirs = (_on_valid(maps, rows) for maps in (student_map, teacher_map.detach()))
+    if kind == "kl":
+        smallest = torch.finfo(ours.dtype).tiny  # a probability may have vanished in narrower floats
+        distance = (torch.xlogy(theirs, theirs) - theirs * ours.clamp_min(smallest).log()).sum(-1)
+    else:
+        distance = (ours - theirs).square().sum(-1) / rows.sum(-1).clamp_min(1)[:, None, None]
+    return (distance.mean(1) * valid).sum()
+
+
+def states_map_loss(student: AttentionState, teacher: AttentionState, valid: Tensor, kind: str = "kl") -> Tensor:
+    """`map_loss` of the maps that recorded states make; they are made again for the backward pass and never kept."""
+
+    def loss() -> Tensor:
+        with torch.no_grad():
+            teacher_map = teacher.attention_map()
+        return map_loss(student.attention_map(), teacher_map, valid, kind)
+
+    return checkpoint(loss, use_reentrant=False, preserve_rng_state=False)
+
+
+class _RelationKL(torch.autograd.Function):
+    # As with the logits, loss and gradient come from one pass. Of a symmetric score matrix S = A A^T both factors are
+    # the student's: the gradient in A is (G + G^T) A, and a block of rows of G adds to either product.
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor, valid: Tensor, causal: bool) -> Tensor:
+        ours, theirs = (x if x.dtype == torch.float64 else x.float() for x in (student, teacher))
+        _, heads, length, width = ours.shape
+        total, gradient = ours.new_zeros(()), torch.zeros_like(ours)
+        with torch.autocast(ours.device.type, enabled=False):
+            for rows in torch.arange(length, device=ours.device).split(_rows_at_once(ours)):
+                student_log, teacher_log = (_log_relations(x, rows, valid.bool(), causal) for x in (ours, theirs))
+                teacher_share = teacher_log.exp()
+                counted = valid[:, None, rows, None]
+                total += (teacher_share * (teacher_log - student_log) * counted).sum() / heads
+                if ctx.needs_input_grad[0]:
+                    scores = student_log.exp_().sub_(teacher_share).mul_(counted / (heads * math.sqrt(width)))
+                    gradient[:, :, rows] += scores @ ours
+                    gradient += scores.mT @ ours[:, :, rows]
+        ctx.save_for_backward(gradient.to(student.dtype))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None
+
+
+def _rows_at_once(states: Tensor) -> int:
+    batch, heads, length, _ = states.shape
+    block = BLOCK if states.device.type == "cpu" else BLOCK * ACCELERATOR_BLOCKS
+    return max(1, block // max(1, batch * heads * length))
+
+
+def _log_relations(states: Tensor, rows: Tensor, valid: Tensor, causal: bool) -> Tensor:
+    """Log of the distributions of positions `rows` over all positions, `(batch, heads, n_rows, length)`."""
+    scores = states[:, :, rows] @ states.mT / math.sqrt(states.shape[-1])
+    hidden = ~valid[:, None, None, :]
+    if causal:
+        hidden = hidden | (torch.arange(states.shape[-2], device=rows.device) > rows[:, None])
+    # finite, so that a hidden pair is 0 * 0 and not 0 * inf, and a row that sees nothing is no NaN
+    return scores.masked_fill_(hidden, torch.finfo(scores.dtype).min / 4).log_softmax(-1)
+
+
+def _split(states: Tensor, parts: int, name: str) -> Tensor:
+    """`(batch, heads, length, head_dim)` joined over heads and split into `(batch, parts, length, width)`."""
+    batch, heads, length, head_dim = states.shape
+    width = heads * head_dim
+    if not isinstance(parts, int) or parts < 1 or width % parts:
+        divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+        raise SlimError(
+            f"`relation_heads` {parts!r} does not divide the width {width} of the {name} ({heads} heads of "
+            f"{head_dim}). It must divide the widths of the queries, keys and values of both models; here: {divisors}."
+        )
+    return states.transpose(1, 2).reshape(batch, length, parts, width // parts).transpose(1, 2)
+
+
+def _on_valid(maps: Tensor, valid: Tensor) -> Tensor:
+    wide = (maps if maps.dtype == torch.float64 else maps.float()) * valid[:, None, None, :]
+    return wide / wide.sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+
+
+def _check_alike(student: Tensor, teacher: Tensor, valid: Tensor) -> None:
+    shapes = [(x.shape[0], x.shape[-2]) for x in (student, teacher)] + [tuple(valid.shape)]
+    if len(set(shapes)) > 1:
+        raise SlimError(
+            f"Student, teacher and mask have (batch, length) {shapes[0]}, {shapes[1]} and {shapes[2]}. "
+            "All must be of the same inputs: attention is compared position by position."
+        )

@@ -1,0 +1,172 @@
+"""A teacher on disk: its most probable answers to every training example, found again by the example's content.
+
+A store is a folder of safetensors shards and `teacher.json`, which is written last. A shard holds `keys` `(examples,)`
+and `offsets` `(examples + 1,)`, both int64, and for every answer its classes `ids` `(answers, k)` and their
+`log_probabilities` `(answers, k)` in fp16, most probable first. What is not among the k classes has the probability
+`tail_mass`, which needs no bytes. `storing.py` writes it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from hf_slim.core.errors import SlimError
+from hf_slim.distillation.store.format import MANIFEST, NO_MASS, VERSION, StoreInfo, batch_keys, read_index, row_key
+
+CHECKED_ROWS = 10_000  # of a dataset, before training: a few seconds
+STORE_AGAIN = (
+    "Run `hf-slim cache-teacher` again with the recipe, tokenizer, data and number of processes that you train with."
+)
+
+
+class StoredTeacher:
+    """A finished store, opened for reading. Answers are memory-mapped; only keys and places are held in memory."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder, self.manifest = folder, manifest
+        self.info = StoreInfo(**{f.name: manifest[f.name] for f in fields(StoreInfo)})
+        self._files: dict[int, Any] = {}  # opened when first asked
+        shards = [read_index(folder / shard["file"]) for shard in manifest["shards"]]
+        keys = torch.cat([index.keys for index in shards])
+        self._keys, order = keys.sort(stable=True)
+        self._shards = torch.cat([torch.full_like(index.keys, i) for i, index in enumerate(shards)])[order]
+        self._starts = torch.cat([index.offsets[:-1] for index in shards])[order]
+        self._ends = torch.cat([index.offsets[1:] for index in shards])[order]
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "StoredTeacher":
+        """The store in a folder. Raises SlimError if it is unfinished, cut short, or of another version."""
+        folder = Path(folder)
+        if not (folder / MANIFEST).is_file():
+            if is_stored_teacher(folder):
+                raise SlimError(
+                    f"The stored teacher in '{folder}' is unfinished: it has shards and no {MANIFEST}. Run "
+                    "`hf-slim cache-teacher` with --resume to finish it."
+                )
+            raise SlimError(f"'{folder}' holds no stored teacher: it has no {MANIFEST}. Make one: {STORE_AGAIN}")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
+            missing = {f.name for f in fields(StoreInfo)} | {"version", "shards", "n_examples", "n_answers"}
+            missing -= manifest.keys()
+        except (ValueError, AttributeError) as error:
+            raise SlimError(f"'{folder / MANIFEST}' is not readable: {error}. Copy it again. {STORE_AGAIN}") from error
+        if missing or manifest["version"] != VERSION:
+            raise SlimError(
+                f"'{folder / MANIFEST}' is of version {manifest.get('version')!r} and lacks {sorted(missing)}; this "
+                f"hf_slim reads version {VERSION}. {STORE_AGAIN}"
+            )
+        _check_files(folder, manifest["shards"])
+        return cls(folder, manifest)
+
+    def check(self, n_classes: int, tokenizer_hash: str | None = None, temperature: float | None = None) -> None:
+        """Raises SlimError if a student cannot learn from these answers.
+
+        Args:
+            n_classes: The student's.
+            tokenizer_hash: Of the student's tokenizer; None if it is not at hand.
+            temperature: Of the loss; None if it does not matter.
+        """
+        where = f"The stored teacher in '{self.folder}'"
+        if n_classes != self.info.n_classes:
+            raise SlimError(
+                f"{where} chooses among {self.info.n_classes} classes, the student among {n_classes}. Both must share "
+                f"one vocabulary or label set. {STORE_AGAIN}"
+            )
+        if tokenizer_hash is not None and tokenizer_hash != self.info.tokenizer_hash:
+            raise SlimError(
+                f"{where} was made with another tokenizer: its vocabulary or special tokens differ. {STORE_AGAIN}"
+            )
+        if temperature is not None and temperature != self.info.temperature:
+            raise SlimError(
+                f"{where} was made at temperature {self.info.temperature}, and the loss is at {temperature}. Set "
+                f"`temperature` to {self.info.temperature}, or: {STORE_AGAIN}"
+            )
+
+    def check_data(self, dataset: Sequence[Mapping[str, Any]]) -> int:
+        """How many rows were looked up: all, or 10,000 spread evenly over a larger dataset.
+
+        Args:
+            dataset: Rows with `input_ids` and perhaps `attention_mask`, as lists or tensors.
+        Raises: SlimError: at the first row that is not in the store.
+        """
+        count = min(len(dataset), CHECKED_ROWS)
+        for number in range(count):
+            index = number * len(dataset) // count
+            key, length = row_key(dataset[index])
+            self._locate([key], [length], f"Row {index} of the training data")
+        return count
+
+    def answers(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """The teacher's most probable classes and their log-probabilities, on the device of the inputs.
+
+        Args:
+            inputs: `input_ids` `(batch, length)` and perhaps `attention_mask` of that shape; other entries are not
+                looked at.
+        Returns: `ids` int64 and `log_probabilities` float32, both `(batch * length, k)` in the order of
+            `input_ids.flatten()`, where a row of padding puts all mass on class 0; `(batch, k)` where an example has
+            one answer. Ids of a row are distinct.
+        Raises: SlimError: if an example is not in the store.
+        """
+        keys, real = batch_keys(inputs)
+        device = inputs["input_ids"].device
+        found = self._locate(keys, real.sum(1).tolist(), "Example {} of this batch")
+        slices = [self._read(*place) for place in found]
+        ids = torch.cat([ids for ids, _ in slices]).to(device).long()
+        log_probabilities = torch.cat([values for _, values in slices]).to(device).float()
+        if self.info.per == "example" or real.all():
+            return ids, log_probabilities
+        real = real.flatten().to(device)
+        all_ids = torch.arange(self.info.k, device=device).repeat(len(real), 1)
+        all_values = log_probabilities.new_full(all_ids.shape, NO_MASS)
+        all_values[:, 0] = 0
+        all_ids[real], all_values[real] = ids, log_probabilities
+        return all_ids, all_values
+
+    def _locate(self, keys: list[int], lengths: list[int], what: str) -> list[tuple[int, int, int]]:
+        """Shard, first and last answer of every example; `what` names one of them where it is not there."""
+        wanted = torch.tensor(keys, dtype=torch.int64)
+        places = torch.searchsorted(self._keys, wanted).clamp_(max=len(self._keys) - 1)
+        expected = torch.tensor(lengths) if self.info.per == "token" else torch.ones(len(keys), dtype=torch.int64)
+        starts, ends = self._starts[places], self._ends[places]
+        for number in ((self._keys[places] != wanted) | (ends - starts != expected)).nonzero().flatten().tolist():
+            raise SlimError(
+                f"{what.format(number)}, {lengths[number]} tokens long, is not among the "
+                f"{self.manifest['n_examples']} examples stored in '{self.folder}'. {STORE_AGAIN} Tokens that a "
+                "collator changes at random cannot be stored: let a teacher in memory answer those."
+            )
+        return list(zip(self._shards[places].tolist(), starts.tolist(), ends.tolist(), strict=True))
+
+    def _read(self, shard: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        if shard not in self._files:
+            self._files[shard] = safe_open(self.folder / self.manifest["shards"][shard]["file"], "pt")
+        file = self._files[shard]
+        return file.get_slice("ids")[start:end], file.get_slice("log_probabilities")[start:end]
+
+
+def is_stored_teacher(folder: str | Path) -> bool:
+    """Whether a folder holds a store, finished or not, rather than a model."""
+    folder = Path(folder)
+    return (folder / MANIFEST).is_file() or any(folder.glob("shard-*-*.safetensors"))
+
+
+def _check_files(folder: Path, shards: list[dict[str, Any]]) -> None:
+    faults = [] if shards else ["no shards are listed"]
+    for shard in shards:
+        path = folder / shard["file"]
+        size = path.stat().st_size if path.is_file() else None
+        if size is None:
+            faults.append(f"{shard['file']} is missing")
+        elif size != shard["size_bytes"]:
+            faults.append(f"{shard['file']} has {size} of {shard['size_bytes']} bytes")
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise SlimError(
+            f"The stored teacher in '{folder}' is not complete: {', '.join(faults[:3])}{more}. Copy it again, or: "
+            f"{STORE_AGAIN}"
+        )

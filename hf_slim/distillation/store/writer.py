@@ -1,0 +1,192 @@
+"""Writes what `stored.py` reads: a teacher's answers, shard by shard, so that an interrupted run can go on."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.report import write_atomically
+from hf_slim.distillation.store.format import (
+    MANIFEST,
+    NO_MASS,
+    VERSION,
+    ShardIndex,
+    StoreInfo,
+    batch_keys,
+    data_fingerprint,
+    read_index,
+    tail_mass,
+)
+
+SHARD_BYTES = 256_000_000
+FLUSH_SECONDS = 300.0  # what a run that is killed can lose, where a shard takes an hour to fill
+CHUNK_ROWS = 128  # rows in float32 at a time, as in the losses
+
+
+class StoredTeacherWriter:
+    """Adds answers to a store that is not finished; `finish_store` ends it once all ranks are done.
+
+    As a context manager it also keeps what was computed before an exception.
+
+    Args:
+        folder: Made if it is not there.
+        rank: Ranks write shards of their own, named after them, into one folder.
+        resume: Go on with the shards that are there.
+    Raises: SlimError: if the folder holds a finished store, or shards that this run must not or cannot go on with.
+    """
+
+    def __init__(self, folder: str | Path, info: StoreInfo, rank: int = 0, resume: bool = False):
+        self.folder, self.info, self.rank = Path(folder), info, rank
+        self.keys: set[int] = set()  # of all examples that are stored or about to be, by this rank or before it began
+        self._buffer: list[tuple[int, Tensor, Tensor]] = []
+        self._bytes, self._flushed_at = 0, time.monotonic()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / MANIFEST).exists():
+            raise SlimError(f"'{self.folder}' holds a finished store. Choose another folder, or pass --overwrite.")
+        for stale in self.folder.glob(f".shard-{rank}-*"):
+            stale.unlink()  # of a run that was killed while it wrote
+        own = shards_in(self.folder, rank)
+        if own and not resume:
+            raise SlimError(
+                f"'{self.folder}' holds answers of a run that was interrupted. Pass --resume to go on with them, or "
+                "--overwrite to start afresh."
+            )
+        self._next = 1 + max((_number(path) for path in own), default=-1)
+        if resume:
+            for index in _indices(self.folder, info).values():
+                self.keys.update(index.keys.tolist())
+
+    def add(self, inputs: Mapping[str, Any], logits: Tensor) -> int:
+        """Takes a batch; how many of its examples were new.
+
+        Args:
+            inputs: As for `StoredTeacher.answers`.
+            logits: `(batch, length, n_classes)`, or `(batch, n_classes)` where an example has one answer.
+        Raises: SlimError: if the shapes do not fit each other or the store, or the teacher answered NaN.
+        """
+        keys, real = batch_keys(inputs)
+        shape = (*real.shape, self.info.n_classes) if self.info.per == "token" else (len(real), self.info.n_classes)
+        if logits.shape != shape:
+            raise SlimError(
+                f"The teacher's logits have shape {tuple(logits.shape)}, and this store needs {shape}: one answer per "
+                f"{self.info.per}. Models with a decoder of its own input cannot be stored."
+            )
+        new = 0
+        for number, key in enumerate(keys):
+            if key in self.keys:
+                continue
+            answer = logits[number][real[number].to(logits.device)] if self.info.per == "token" else logits[[number]]
+            ids, log_probabilities = top_answers(answer, self.info.k, self.info.temperature)
+            ids = ids.to(self.info.id_dtype).cpu()
+            self._buffer.append((key, ids, log_probabilities.cpu()))
+            self._bytes += ids.nbytes + log_probabilities.nbytes
+            self.keys.add(key)
+            new += 1
+        # only between batches, so that a batch is stored whole or not at all and is never computed in parts
+        if self._bytes >= SHARD_BYTES or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self.flush()
+        return new
+
+    def flush(self) -> None:
+        """Writes what was added since the last shard as one more shard."""
+        self._flushed_at = time.monotonic()
+        if not self._buffer:
+            return
+        keys, ids, log_probabilities = zip(*self._buffer, strict=True)
+        tensors = {
+            "keys": torch.tensor(keys, dtype=torch.int64),
+            "offsets": torch.tensor([0, *(len(one) for one in ids)]).cumsum(0),
+            "ids": torch.cat(ids),
+            "log_probabilities": torch.cat(log_probabilities),
+        }
+        mass = sum((1 - tail_mass(one)).sum().item() for one in log_probabilities)
+        metadata = {"info": json.dumps(self.info.to_dict()), "mass_held": repr(mass)}
+        path = self.folder / f"shard-{self.rank}-{self._next}.safetensors"
+        write_atomically(path, lambda partial: save_file(tensors, partial, metadata))
+        self._buffer, self._bytes, self._next = [], 0, self._next + 1
+
+    def __enter__(self) -> "StoredTeacherWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.flush()
+
+
+def finish_store(folder: str | Path, info: StoreInfo) -> dict[str, Any]:
+    """Writes the manifest, which makes a folder of shards a store; call it on one rank, after all have flushed.
+
+    Returns: the manifest.
+    Raises: SlimError: if there are no shards, or one is damaged or was made with other settings.
+    """
+    folder = Path(folder)
+    indices = _indices(folder, info)
+    if not indices:
+        raise SlimError(f"'{folder}' holds no shards, so there is nothing to finish. Add examples first.")
+    keys = {key for index in indices.values() for key in index.keys.tolist()}
+    shards = [
+        {
+            "file": path.name,
+            "size_bytes": path.stat().st_size,
+            "n_examples": len(index.keys),
+            "n_answers": int(index.offsets[-1]),
+        }
+        for path, index in indices.items()
+    ]
+    n_answers = sum(shard["n_answers"] for shard in shards)
+    manifest = {
+        "version": VERSION,
+        **info.to_dict(),
+        "data_fingerprint": data_fingerprint(keys),
+        "n_examples": len(keys),
+        "n_answers": n_answers,
+        "mass_held": round(sum(index.mass_held for index in indices.values()) / n_answers, 6),
+        "shards": shards,
+    }
+    write_atomically(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=2) + "\n", "utf-8"))
+    return manifest
+
+
+@torch.no_grad()
+def top_answers(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """The k most probable classes, `(rows, k)` int64, and their log-probabilities in fp16, most probable first.
+
+    Args:
+        logits: `(rows, n_classes)`, any float dtype; computed in float32.
+        temperature: Positive; logits are divided by it.
+    Raises: SlimError: if the answers are not numbers.
+    """
+    chunks = []
+    for chunk in logits.split(CHUNK_ROWS):
+        values, ids = torch.log_softmax(chunk.float() / temperature, dim=-1).topk(k, dim=-1)
+        chunks.append((ids, values.half().clamp_(min=NO_MASS)))
+    ids, log_probabilities = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if log_probabilities.isnan().any():
+        raise SlimError("The teacher answers NaN. Check its checkpoint, or run it in a wider dtype than fp16.")
+    return ids, log_probabilities
+
+
+def shards_in(folder: Path, rank: int | None = None) -> list[Path]:
+    """The complete shards in a folder, of one rank or of all, in the order of rank and number."""
+    paths = folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")
+    return sorted(paths, key=lambda path: (int(path.stem.split("-")[1]), _number(path)))
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.split("-")[2])
+
+
+def _indices(folder: Path, info: StoreInfo) -> dict[Path, ShardIndex]:
+    """The index of every shard. Raises SlimError if one was made with other settings."""
+    indices = {path: read_index(path) for path in shards_in(folder)}
+    for index in indices.values():
+        info.check_same(index.info, str(folder))
+    return indices

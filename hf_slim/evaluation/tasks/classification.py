@@ -1,0 +1,140 @@
+"""The task sequence-classification: texts or pairs of texts with one label each, judged by accuracy."""
+
+import itertools
+from typing import Any
+
+import torch
+from datasets import ClassLabel, Dataset
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_slim.core.errors import SlimError
+from hf_slim.data import DataConfig
+from hf_slim.evaluation.config import EvaluationConfig
+from hf_slim.evaluation.latency import batch_speed
+from hf_slim.evaluation.quality import accuracy_and_loss
+from hf_slim.evaluation.tasks.task import TASKS, Measures, Side, Task
+
+READ_AT_ONCE = 1000
+
+
+def _columns(data: DataConfig) -> list[str]:
+    return [*data.text_columns, data.label_column]
+
+
+def _label_names(train: Dataset, data: DataConfig) -> list[str]:
+    """Names of the classes: those of the dataset where it has some, else its labels as text, in their order."""
+    feature = train.features[data.label_column]
+    if isinstance(feature, ClassLabel):
+        return list(feature.names)
+    found = train.unique(data.label_column)
+    if any(not isinstance(label, (int, str)) for label in found):
+        odd = next(label for label in found if not isinstance(label, (int, str)))
+        raise SlimError(
+            f"'{data.label_column}' of '{data.source}' holds {odd!r}, which is not a class. Labels are whole numbers "
+            "or texts: set `data.label_column`, or leave out rows without a label."
+        )
+    if len(found) < 2:
+        raise SlimError(f"Every example of '{data.source}' has the label {found[0]!r}: there is nothing to learn.")
+    return [str(label) for label in sorted(found)]
+
+
+def _settle_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise SlimError("The tokenizer has no padding token and no end-of-text token to pad with. Give it one.")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:  # decoders look for the last token that is none
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _examples(
+    texts: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    label2id: dict[str, int],
+    data: DataConfig,
+    count: int,
+    seed: int,
+) -> Dataset:
+    """Examples cut at `data.block_size` tokens, with the ids that the model gives to their labels."""
+    chosen = texts.shuffle(seed=seed).select(range(min(count, len(texts))))
+    columns: dict[str, list] = {}
+    starts = range(0, len(chosen), READ_AT_ONCE)
+    for start in tqdm(starts, desc="reading text", unit="thousand examples"):
+        rows = chosen[start : start + READ_AT_ONCE]
+        words = [[text or "" for text in rows[column]] for column in data.text_columns]
+        encoded = tokenizer(*words, truncation=True, max_length=data.block_size)
+        for name, values in encoded.items():
+            columns.setdefault(name, []).extend(values)
+    columns["labels"] = _label_ids(chosen, label2id, data)
+    return Dataset.from_dict(columns)
+
+
+def _label_ids(rows: Dataset, label2id: dict[str, int], data: DataConfig) -> list[int]:
+    """By name where the model knows it, as texts do and `ClassLabel`s; a number otherwise stands for itself."""
+    feature = rows.features[data.label_column]
+    known = {name.lower(): number for name, number in label2id.items()} | label2id
+    ids = {}
+    for label in rows.unique(data.label_column):
+        is_named = isinstance(feature, ClassLabel) and label >= 0
+        name = feature.names[label] if is_named else str(label)
+        ids[label] = known.get(name, known.get(name.lower(), label))
+        if not isinstance(ids[label], int) or not 0 <= ids[label] < len(label2id):
+            raise SlimError(
+                f"'{data.source}' has the label {name!r}, and the model knows {', '.join(label2id)}. Leave out "
+                "rows without a label, or use data and a model of one label set."
+            )
+    return [ids[label] for label in rows[data.label_column]]
+
+
+def _measure(
+    sides: dict[str, Side], examples: dict[str, Dataset], data: DataConfig, settings: EvaluationConfig
+) -> dict[str, Measures]:
+    models = {name: side.model for name, side in sides.items()}
+    size = settings.batch_size
+    batches = {name: _full_batch(found, size, data.block_size) for name, found in examples.items()}
+    samples = batch_speed(models, batches, settings.repeats)
+    measured = {}
+    for name, side in sides.items():
+        accuracy, loss = accuracy_and_loss(side.model, examples[name], _collator(side.tokenizer), size, name)
+        measured[name] = {
+            "quality": {"accuracy": accuracy, "loss": loss, "examples": len(examples[name])},
+            "inference": {"samples_per_s": samples[name], "batch_size": size, "tokens_per_sample": data.block_size},
+        }
+    return measured
+
+
+def _full_batch(examples: Dataset, batch_size: int, length: int) -> Tensor:
+    """Token ids `(batch_size, length)` of real text, without padding, so that the speed is that of a stated size."""
+    tokens = itertools.cycle(token for row in examples["input_ids"] for token in row)
+    return torch.tensor(list(itertools.islice(tokens, batch_size * length))).reshape(batch_size, length)
+
+
+def _collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorWithPadding:
+    return DataCollatorWithPadding(tokenizer)
+
+
+def _memory_input(data: DataConfig, settings: EvaluationConfig) -> dict[str, Any]:
+    return {"input_ids": torch.ones(settings.batch_size, data.block_size, dtype=torch.long)}
+
+
+TASKS.register("sequence-classification")(
+    Task(
+        auto_class=AutoModelForSequenceClassification,
+        loss_counts_items=False,
+        columns=_columns,
+        label_names=_label_names,
+        settle_=_settle_,
+        examples=_examples,
+        collator=_collator,
+        held_out=lambda settings: settings.blocks * settings.batch_size,
+        measure=_measure,
+        memory_input=_memory_input,
+    )
+)

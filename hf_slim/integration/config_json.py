@@ -1,0 +1,133 @@
+"""What a prepared or converted model says about itself in its config, so that it can be saved and loaded back.
+
+A model whose smaller shapes a plain config can express becomes an ordinary checkpoint; anything else becomes a slim
+one, whose config lists what differs.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from hf_slim.core.adapters import adapter_layers
+from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
+from hf_slim.core.modules import counts, set_count_
+from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
+from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.shapes import logical_shapes
+from hf_slim.quantization.transform import is_packed, quantized_layers
+from hf_slim.version import __version__
+
+
+def describe_prepared(model: nn.Module) -> None:
+    """Writes mode "qat" into the config of a model prepared for quantization: its checkpoints load as such."""
+    quantize_kv_cache_(model)
+    if is_prepared(model, "quantization") and hasattr(model, "config") and not adapter_layers(model):
+        _write_config(model, "qat")
+
+
+def describe_converted(model: nn.Module) -> None:
+    """Writes the config of a converted model, plain if possible, and makes it what `from_pretrained` would return."""
+    if not hasattr(model, "config"):
+        return
+    packed = any(is_packed(module) for module in model.modules())
+    _shrink_plain_config(model)
+    _settle_copies_(model)
+    if packed:
+        _write_config(model, "packed")
+        share_tied_scales_(model)
+        conversions = getattr(model, "_weight_conversions", None)
+        if conversions is None:
+            conversions = get_model_conversion_mapping(model, add_legacy=False)
+        model._weight_conversions = of_whole_tensors(conversions)
+        model.hf_quantizer = HfSlimQuantizer(model.config.quantization_config)
+        model.is_quantized, model.quantization_method = True, model.hf_quantizer.quantization_config.quant_method
+    elif any(differences(model)):
+        _write_config(model, "pruned")
+    elif hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+
+
+def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int]]]:
+    """Where the modules differ from what the model's config alone would build: (shapes, attributes)."""
+    skeleton = _skeleton(model, model.config)
+    expected, found = logical_shapes(skeleton), logical_shapes(model, skeleton)
+    shapes = {path: shape for path, shape in found.items() if expected.get(path, shape) != shape}
+    plain = counts(skeleton)
+    attributes: dict[str, dict[str, int]] = {}
+    for (path, attribute), value in counts(model).items():
+        if plain.get((path, attribute), value) != value:
+            attributes.setdefault(path, {})[attribute] = value
+    return shapes, attributes
+
+
+def is_plain(model: nn.Module) -> bool:
+    """Whether the model's config alone builds a model of exactly these tensors: an ordinary checkpoint."""
+    skeleton = _skeleton(model, model.config)
+    return logical_shapes(skeleton) == logical_shapes(model, skeleton) and not any(differences(model))
+
+
+def _skeleton(model: nn.Module, config: object) -> nn.Module:
+    """The model as its config alone describes it, without memory."""
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        config.quantization_config = None
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def _write_config(model: nn.Module, mode: str) -> None:
+    shapes, attributes = differences(model)
+    layers = {name: scheme.to_json() for name, scheme in quantized_layers(model).items()}
+    record = record_of(model)
+    techniques = record.techniques | {name: config.to_dict() for name, config in record.configs.items()}
+    model.config.quantization_config = HfSlimConfig(mode, shapes, attributes, layers, techniques, __version__)
+
+
+def _shrink_plain_config(model: nn.Module) -> None:
+    """Puts smaller sizes into the config's own fields, where the config then builds exactly this model."""
+    sizes = record_of(model).sizes
+    if not sizes or not differences(model)[0]:
+        return
+    config = copy.deepcopy(model.config)
+    head_sizes = {value for (_, name), value in counts(model).items() if name == "head_dim"}
+    if len(head_sizes) == 1 and not isinstance(getattr(type(config), "head_dim", None), property):
+        sizes = sizes | {"head_dim": head_sizes.pop()}  # otherwise it would follow from the number of heads
+    for name, size in sizes.items():
+        setattr(config, name, size)
+    try:
+        type(config).from_dict(config.to_dict())  # its class checks all fields together only when it is read
+        skeleton = _skeleton(model, config)
+    except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
+        return
+    if logical_shapes(skeleton) != logical_shapes(model, skeleton):
+        return
+    for (path, attribute), value in counts(skeleton).items():  # what the model as a whole counts, such as its experts
+        if not path and not attribute.startswith("config."):
+            set_count_(model, attribute, value)
+    if _same_counts(skeleton, model):
+        model.config.__dict__.update(config.__dict__)
+
+
+def _settle_copies_(model: nn.Module) -> None:
+    """Makes the copies of the config that stacks and layers may hold say the same, where it describes the model."""
+    skeleton = _skeleton(model, model.config)
+    if logical_shapes(skeleton) != logical_shapes(model, skeleton):
+        return
+    now = counts(model)
+    for (path, attribute), value in counts(skeleton).items():
+        if path and attribute.startswith("config.") and now.get((path, attribute), value) != value:
+            set_count_(model.get_submodule(path), attribute, value)
+
+
+def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
+    """Whether modules of both know the same sizes; the configs they share are what is being written."""
+    kinds = (int, float)  # floats too: Gemma scales its embeddings by the root of their width
+    expected = counts(skeleton, kinds)
+    found = counts(model, kinds).items()
+    # what a module knows of layers that have gone, such as a rotary embedding of their kind, no longer counts
+    return all(expected.get(key, value) == value for key, value in found if not key[1].startswith("config."))
+
+
+register_finish(describe_prepared, describe_converted)

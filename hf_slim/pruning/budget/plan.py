@@ -1,0 +1,217 @@
+"""What is to go in the end: from a config and a model to amounts, lanes and legal numbers."""
+
+import fnmatch
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.pruning.budget.legal_sizes import legal_ends
+from hf_slim.pruning.budget.savings import Savings, number_of_groups, savings_in_time, savings_of
+from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.groups import GroupSet
+
+Lane = list[GroupSet]  # sets that lose the same number at the same time
+LENIENCE = 0.05  # of the groups of a layer: so much more or less may go, to be legal
+ROUNDING = 1e-9  # relative, of sums of savings
+
+
+@dataclass(frozen=True)
+class Pot:
+    """Sets of which the least important groups go, wherever they are, until enough is gone.
+
+    Attributes:
+        lanes: They compete with each other.
+        amount: How much goes in the end, as the plan's savings count it.
+        is_target: Whether at least so much goes, at most a step more; if not, at most so much.
+        smallest: What the smallest step saves.
+    """
+
+    lanes: list[Lane]
+    amount: float
+    is_target: bool
+    smallest: float
+
+    @property
+    def group_sets(self) -> list[GroupSet]:
+        return [group_set for lane in self.lanes for group_set in lane]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to go in the end.
+
+    Attributes:
+        group_sets: Those that may lose groups.
+        ends: Group set name -> how many groups are gone after its first step, its second, ...; the rest stays.
+        pots: Every set is in one.
+        savings: What counts.
+        timings: What was measured for that, if anything.
+    """
+
+    group_sets: list[GroupSet]
+    ends: dict[str, Tensor]
+    pots: list[Pot]
+    savings: Savings
+    timings: dict[str, Any] | None = None
+
+    @property
+    def most(self) -> dict[str, range]:
+        """Group set name -> as many groups as may go."""
+        return {name: range(int(ends[-1]) if len(ends) else 0) for name, ends in self.ends.items()}
+
+
+def plan_removal(
+    model: nn.Module, group_sets: list[GroupSet], config: PruningConfig, timings: dict[str, Any] | None = None
+) -> Plan:
+    """The plan of a config for a model; shapes are enough.
+
+    Args:
+        timings: What `measure_latency` has found, for a target in time.
+    Raises: SlimError: if the model has no such structure, an amount removes nothing or more than may go, or `ignore`
+        matches nothing.
+    """
+    chosen = candidates(group_sets, config)
+    ends = {group_set.name: step_ends(group_set, config) for group_set in chosen}
+    if config.target is None:
+        final = _in_the_end(model, chosen, ends, config)
+        pots = [pot for kind in config.kinds for pot in _quotas(kind, chosen, ends, final, config)]
+        return Plan(chosen, ends, pots, number_of_groups(chosen))
+    measure, share = next(iter(config.target.items()))
+    savings = savings_in_time(timings, chosen) if timings else savings_of(model, chosen, measure)
+    spent_on = [found for found in chosen if found.name in savings.first and savings.first[found.name].any()]
+    if not spent_on:
+        raise SlimError(
+            f"`target` {config.target} was set, but no layer of this model has {' or '.join(config.kinds)} that could "
+            "go. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
+        )
+    ends = _in_the_end(model, spent_on, ends, config)
+    pot = Pot(_lanes(spent_on, ends, config), (1 - share) * savings.total, True, 0.0)
+    plan = Plan(spent_on, ends, [pot], savings, timings)
+    most = savings.of(plan.most)
+    if pot.amount > most * (1 + ROUNDING):
+        raise SlimError(
+            f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
+            f"{most / savings.total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. "
+            f"Use a target of at least {math.ceil(100 * (1 - most / savings.total)) / 100:g}."
+        )
+    return plan
+
+
+def expected_losses(plan: Plan) -> dict[str, float]:
+    """Group set name -> how many of its groups go; an average over layers where training decides which."""
+    losses = {}
+    for pot in plan.pots:
+        most = {group_set.name: plan.most[group_set.name] for group_set in pot.group_sets}
+        share = pot.amount / (plan.savings.of(most) or 1.0)
+        losses |= {name: share * len(groups) for name, groups in most.items()}
+    return losses
+
+
+def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupSet]:
+    """The sets that a config names and does not ignore.
+
+    Raises: SlimError: if `ignore` matches nothing.
+    """
+    group_sets = [group_set for group_set in group_sets if group_set.kind in config.kinds]
+    for pattern in config.ignore:
+        if not any(fnmatch.fnmatch(group_set.name, pattern) for group_set in group_sets):
+            names = ", ".join(group_set.name for group_set in group_sets[:3])
+            raise SlimError(f"`ignore` '{pattern}' matches none of the prunable layers, which are: {names}, ...")
+    return [
+        group_set
+        for group_set in group_sets
+        if not any(fnmatch.fnmatch(group_set.name, pattern) for pattern in config.ignore)
+    ]
+
+
+def step_ends(group_set: GroupSet, config: PruningConfig) -> Tensor:
+    """How many groups are gone after one step, two, ...: what is left is legal after each, and never too little."""
+    count, size = group_set.count, math.lcm(config.round_to.get(group_set.kind, 1), group_set.multiple)
+    if group_set.balance:
+        size = count // group_set.balance  # one head from every key-value head
+    keep = max(size if size <= count else 1, round(config.floor * count), group_set.keep, len(group_set.pinned))
+    ends = torch.arange(count % size or size, count + 1, size)
+    return ends[count - ends >= keep]
+
+
+def _lanes(group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig) -> list[Lane]:
+    lanes: dict[Any, Lane] = {}
+    for group_set in group_sets:
+        alike = (group_set.kind, group_set.count, len(ends[group_set.name]))
+        lanes.setdefault(alike if config.uniform[group_set.kind] else group_set.name, []).append(group_set)
+    return list(lanes.values())
+
+
+def _in_the_end(
+    model: nn.Module, group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig
+) -> dict[str, Tensor]:
+    """The numbers of groups that may be gone when all is done: in uniform layers, those that the config accepts."""
+    legal: dict[Any, Tensor] = {}
+    for group_set in group_sets:
+        key = (group_set.kind, group_set.count, group_set.config_fields)
+        if key not in legal:
+            of_this = ends[group_set.name]
+            legal[key] = legal_ends(model, group_set, of_this) if config.uniform[group_set.kind] else of_this
+    return {found.name: legal[found.kind, found.count, found.config_fields] for found in group_sets}
+
+
+def _quotas(
+    kind: str, group_sets: list[GroupSet], ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
+) -> list[Pot]:
+    share = config.sparsity[kind]
+    sets = [group_set for group_set in group_sets if group_set.kind == kind]
+    if not sets:
+        raise SlimError(
+            f"`sparsity.{kind}` is {share}, but no layer of this model was recognised as {kind}. Set it to 0; "
+            "`hf-slim inspect` lists what can be pruned, and why other layers cannot."
+        )
+    if config.uniform[kind]:
+        pots = [_quota([found], _nearest_legal(found, ends, final, config), ends) for found in sets]
+    else:
+        most = sum(int(ends[found.name][-1]) for found in sets if len(ends[found.name]))
+        pots = [_quota(sets, min(round(share * sum(found.count for found in sets)), most), ends)]
+    if not any(pot.amount for pot in pots):
+        smallest = min(sets, key=lambda found: found.count)
+        legal = (smallest.count - final[smallest.name]).tolist()[:4]
+        raise SlimError(
+            f"`sparsity.{kind}` {share} removes nothing: a layer has {smallest.count} groups, of which "
+            f"{', '.join(map(str, sorted(legal))) or 'none but all'} may stay. Use at least "
+            f"{1 / smallest.count:.2g}, or `uniform: {{{kind}: false}}` to choose across all layers."
+        )
+    return pots
+
+
+def _quota(sets: Iterable[GroupSet], amount: int, ends: dict[str, Tensor]) -> Pot:
+    lanes = [[group_set] for group_set in sets]
+    steps = [torch.cat([ends[found.name][:1], ends[found.name].diff()]) for (found,) in lanes]
+    return Pot(lanes, amount, False, float(torch.cat(steps).min()) if any(map(len, steps)) else math.inf)
+
+
+def _nearest_legal(
+    group_set: GroupSet, ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
+) -> int:
+    """How many groups of a uniform set go.
+
+    Raises: SlimError: if the model's config refuses that number and every other one near it.
+    """
+    share, count = config.sparsity[group_set.kind], group_set.count
+    wanted, legal = _nearest(ends[group_set.name], share * count), _nearest(final[group_set.name], share * count)
+    if abs(wanted - legal) > LENIENCE * count:
+        numbers = (count - final[group_set.name]).tolist()
+        shares = ", ".join(f"{number} (sparsity {1 - number / count:.3g})" for number in numbers[:8])
+        raise SlimError(
+            f"`sparsity.{group_set.kind}` {share} leaves {count - wanted} of {count} in every layer, which the "
+            f"model's config refuses. It accepts {shares}. Choose one of these, or `uniform: "
+            f"{{{group_set.kind}: false}}` for a result that hf_slim loads."
+        )
+    return legal
+
+
+def _nearest(ends: Tensor, wanted: float) -> int:
+    """The number of groups that can go and comes nearest to `wanted`; the lower of two."""
+    return min([0, *ends.tolist()], key=lambda total: (abs(total - wanted), total))

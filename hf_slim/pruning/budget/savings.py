@@ -1,0 +1,147 @@
+"""What removal saves: parameters, multiply-adds or milliseconds, counted for every number of groups."""
+
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.pruning.groups import GroupSet, tensor_of
+from hf_slim.pruning.matrices import is_experts, matrix_of
+
+Losses = dict[int, dict[str, float]]  # dimension of a tensor -> group set name -> what one of its groups takes
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What groups save when they go.
+
+    Attributes:
+        first: Group set name -> `(count + 1,)`: what its first n groups save while all else stays.
+        priced: The same as the solver sees it: concave, so that a step that saves little before one that saves much
+            is not in its way.
+        total: Of the stacked layers.
+        shared: Tensors that several sets cut, (cost, losses): together they save less than one by one.
+    """
+
+    first: dict[str, Tensor]
+    priced: dict[str, Tensor]
+    total: float = 0.0
+    shared: list[tuple[float, Losses]] = field(default_factory=list)
+
+    def of(self, removed: Mapping[str, Sized]) -> float:
+        """What is saved without the groups `removed`."""
+        gone = {name: len(indices) for name, indices in removed.items() if name in self.first}
+        saved = sum(float(self.first[name][count]) for name, count in gone.items())
+        for cost, losses in self.shared:
+            alone = (_saved(cost, losses, {name: count}) for name, count in gone.items())
+            saved += _saved(cost, losses, gone) - sum(alone)
+        return saved
+
+
+def number_of_groups(group_sets: Iterable[GroupSet]) -> Savings:
+    """Every group counts one."""
+    first = {group_set.name: torch.arange(group_set.count + 1, dtype=torch.float64) for group_set in group_sets}
+    return Savings(first, first)
+
+
+def savings_of(model: nn.Module, group_sets: list[GroupSet], measure: str) -> Savings:
+    """Parameters, or multiply-adds per token, of the stacked layers; see `counted`."""
+    sizes, losses = counted(model, measure), {}
+    for group_set in group_sets:
+        for part in () if group_set.is_depth else group_set.slices:
+            module = model.get_submodule(part.module)
+            spares = measure == "macs" and part.dim == 0 and is_experts(module)  # a token meets as many of fewer
+            if part.tensor in sizes and not spares:
+                by_set = losses.setdefault(part.tensor, {}).setdefault(part.dim, {})
+                share = part.width / tensor_of(model, part.tensor).shape[part.dim]
+                by_set[group_set.name] = by_set.get(group_set.name, 0) + share * sizes[part.tensor]
+    first = {}
+    for group_set in group_sets:
+        numbers = torch.arange(group_set.count + 1, dtype=torch.float64)
+        first[group_set.name] = torch.zeros_like(numbers)
+        if group_set.stack:
+            whole = sum(size for path, size in sizes.items() if path.startswith(f"{group_set.stack}."))
+            first[group_set.name] = numbers * (whole / group_set.count)
+        for inner in group_set.parts:
+            whole = savings_of(model, [inner], measure).first[inner.name][-1]
+            first[group_set.name] += numbers * (whole / group_set.count)
+        for path, cut in losses.items():
+            first[group_set.name] += _saved(sizes[path], cut, {group_set.name: numbers})
+    shared = [(sizes[path], cut) for path, cut in losses.items() if len(set().union(*cut.values())) > 1]
+    return Savings(first, first, sum(sizes.values()), shared)
+
+
+def savings_in_time(timings: dict, group_sets: Iterable[GroupSet]) -> Savings:
+    """Milliseconds, from what `measure_latency` has found."""
+    first, priced = {}, {}
+    counts = {group_set.name: group_set.count for group_set in group_sets}
+    for curve in timings["curves"]:
+        gone = [curve["kept"][0] - kept for kept in curve["kept"]]
+        saved = [max(0.0, curve["ms"][0] - ms) for ms in curve["ms"]]
+        rising = torch.tensor(saved, dtype=torch.float64).cummax(0).values.tolist()
+        points = list(zip(gone, rising, strict=True))
+        for name in (name for name in curve["group_sets"] if name in counts):
+            first[name] = _interpolated(points, counts[name])
+            priced[name] = _interpolated(_concave(points), counts[name])
+    return Savings(first, priced, timings["total_ms"])
+
+
+def layer_cost(model: nn.Module, measure: str) -> float:
+    """Parameters, or multiply-adds per token, of the stacked layers; embeddings and the output head do not count."""
+    return sum(counted(model, measure).values())
+
+
+def counted(model: nn.Module, measure: str) -> dict[str, float]:
+    """Path of every weight that counts -> its parameters, or its multiply-adds per token.
+
+    These are the stacked layers; in a model without stacks, all layers.
+    """
+    has_stacks = any(isinstance(module, nn.ModuleList) and len(module) for module in model.modules())
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) or (has_stacks and not any(part.isdigit() for part in name.split("."))):
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            if measure == "parameters":
+                found[f"{name}.{key}"] = float(parameter.numel())
+            elif parameter.dim() > 1 and (matrix_of(module) or is_experts(module)):
+                found[f"{name}.{key}"] = parameter.numel() * _share_used(module)
+    return found
+
+
+def _share_used(module: nn.Module) -> float:
+    """Share of a layer's weights that one token meets: a few of many experts."""
+    if not is_experts(module):
+        return 1.0
+    config = getattr(module, "config", None)
+    return getattr(config, "num_experts_per_tok", 0) / len(module.down_proj) or 1.0
+
+
+def _saved(cost: float, losses: Losses, gone: Mapping[str, Tensor | int]) -> Tensor | float:
+    """What a tensor of this cost saves when its dimensions shrink."""
+    lost = [sum(loss * gone.get(name, 0) for name, loss in by_set.items()) for by_set in losses.values()]
+    return lost[0] if len(lost) == 1 else cost * (1 - prod(1 - each / cost for each in lost))
+
+
+def _interpolated(points: list[tuple[int, float]], count: int) -> Tensor:
+    """Values at 0, 1, ... count of the line through `points`, which goes on flat behind the last."""
+    places, values = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
+    at = torch.arange(count + 1, dtype=torch.float64).clamp(max=places[-1])
+    right = torch.searchsorted(places, at).clamp(min=1)
+    share = (at - places[right - 1]) / (places[right] - places[right - 1])
+    return values[right - 1].lerp(values[right], share)
+
+
+def _concave(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The points that no line between two others passes above."""
+    hull: list[tuple[int, float]] = []
+    for place, value in points:
+        while len(hull) > 1:
+            (left, low), (middle, high) = hull[-2:]
+            if (high - low) * (place - left) > (value - low) * (middle - left):
+                break
+            hull.pop()
+        hull.append((place, value))
+    return hull

@@ -1,0 +1,112 @@
+"""Which groups go: from a plan and scores to lists of indices."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_slim.core.schedule import scheduled
+from hf_slim.pruning.budget.plan import ROUNDING, Lane, Plan, Pot
+from hf_slim.pruning.config import PruningConfig
+from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.removal.cut import Removed
+
+
+def choose_removed(
+    plan: Plan, scores: dict[str, Tensor], removed: Removed, config: PruningConfig, progress: float
+) -> Removed:
+    """The groups that are to be zero at this progress: those that are already, and the least important others.
+
+    Args:
+        scores: Group set name -> `(count,)`, higher is dearer.
+        removed: What has gone so far; it comes back only with `regrow`.
+        progress: Share of training done, in [0, 1].
+    Returns: group set name -> sorted indices; `removed` itself where nothing changes. Ties go to the lower index, so
+        that all ranks choose alike.
+    """
+    fraction = scheduled(config.schedule, progress, config.start, config.stop, config.rounds)
+    chosen = gone = {} if config.regrow and progress < 1 else removed
+    for pot in plan.pots:
+        amount = pot.amount * fraction if pot.is_target else int(pot.amount * fraction)
+        names = [group_set.name for group_set in pot.group_sets]
+        while True:  # more than once only where groups save less the more of the others are gone
+            left = amount - plan.savings.of({name: chosen[name] for name in names if name in chosen})
+            if left <= amount * ROUNDING or left < pot.smallest:
+                break
+            taken = _taken(plan, pot, scores, chosen, left)
+            if not taken:
+                break
+            chosen = chosen | taken
+    return removed if chosen is gone is removed or chosen == removed else chosen
+
+
+def _taken(plan: Plan, pot: Pot, scores: dict[str, Tensor], gone: Removed, left: float) -> Removed:
+    """The sets that lose more, with all that they have lost then: next steps worth `left`, the cheapest first."""
+    queues = [_Queue.of(plan, lane, scores, gone) for lane in pot.lanes]
+    prices = torch.cat([queue.prices for queue in queues])
+    order = prices.sort(stable=True).indices if len(queues) > 1 else torch.arange(len(prices))  # one is sorted
+    saved = torch.cat([queue.savings for queue in queues])[order].cumsum(0)
+    if pot.is_target:
+        number = int(torch.searchsorted(saved, left * (1 - ROUNDING))) + 1
+    else:
+        number = int(torch.searchsorted(saved, left + ROUNDING, right=True))
+    lane_of = torch.repeat_interleave(torch.tensor([len(queue.prices) for queue in queues]))
+    steps = lane_of[order[:number]].bincount(minlength=len(queues)).tolist()
+    taken: Removed = {}
+    for queue, lane, count in zip(queues, pot.lanes, steps, strict=True):
+        for group_set, groups in zip(lane, queue.orders, strict=True) if count else ():
+            is_gone = torch.zeros(group_set.count, dtype=torch.bool)
+            is_gone[torch.tensor(gone.get(group_set.name, []), dtype=torch.long)] = True
+            is_gone[groups[queue.begin : int(queue.ends[count - 1])]] = True
+            taken[group_set.name] = is_gone.nonzero().squeeze(1).tolist()
+    return taken
+
+
+@dataclass(frozen=True)
+class _Queue:
+    """The steps of one lane that are still to come.
+
+    Attributes:
+        orders: For each set its groups, the least important first; those that have gone come before.
+        begin: How many groups are gone before the first step.
+        ends: How many are gone after each.
+        prices: Importance lost for what each step saves; they rise.
+        savings: What it saves.
+    """
+
+    orders: list[Tensor]
+    begin: int
+    ends: Tensor
+    prices: Tensor
+    savings: Tensor
+
+    @classmethod
+    def of(cls, plan: Plan, lane: Lane, scores: dict[str, Tensor], gone: Removed) -> "_Queue":
+        ends = plan.ends[lane[0].name]
+        starts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
+        first = int(torch.searchsorted(starts, max(len(gone.get(group_set.name, ())) for group_set in lane)))
+        starts, ends = starts[first:], ends[first:]
+        if not len(ends):
+            return cls([torch.empty(0)] * len(lane), 0, ends, torch.empty(0).double(), torch.empty(0).double())
+        begin, last = int(starts[0]), int(ends[-1])
+        orders, lost, priced, saved = [], 0, 0, 0
+        for group_set in lane:
+            score = scores[group_set.name].detach().double().cpu()
+            order = least_first(group_set, score, gone.get(group_set.name, []))
+            orders.append(order)
+            lost += torch.segment_reduce(score[order[begin:last]], "sum", lengths=starts.diff())
+            priced += plan.savings.priced[group_set.name][starts].diff()
+            saved += plan.savings.first[group_set.name][starts].diff()
+        prices = (lost / priced.clamp(min=torch.finfo(torch.float64).tiny)).cummax(0).values  # but for rounding
+        return cls(orders, begin, ends, prices, saved)
+
+
+def least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
+    """All groups in the order in which they may go: those that have gone, then by score, as `balance` demands."""
+    score = score.clone()
+    score[torch.tensor(group_set.pinned, dtype=torch.long)] = torch.inf
+    score[torch.tensor(gone, dtype=torch.long)] = -torch.inf
+    if not group_set.balance:
+        return score.sort(stable=True).indices
+    order = score.view(-1, group_set.balance).sort(dim=1, stable=True).indices
+    return (order + torch.arange(0, group_set.count, group_set.balance).unsqueeze(1)).t().flatten()

@@ -1,0 +1,244 @@
+"""Criteria: what makes a group important, told from its weights, gradients and what flows through it."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_slim.core.registry import Registry
+from hf_slim.pruning.importance.statistics import Moments, Turning
+
+TAIL = 4.0  # times the mean absolute weight of a tensor
+OF_THE_BULK = 1e-3  # orders groups that have no such weights
+PIECE = 2**19  # numbers in work at a time: they stay in the cache, and memory does not grow with the model
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at, for one group set.
+
+    Attributes:
+        weights: Blocks `(count, width, ...)`, one per tensor that takes part.
+        gradients: Likewise, where the criterion needs gradients.
+        reads: For each of them whether it reads the groups.
+        inputs: What flows into each that does, where the criterion needs it; channels as `(count, width)`.
+        turning: What a whole layer does to the stream, where the criterion needs that.
+        seed: Of this set, the same in every process and run.
+    """
+
+    weights: list[Tensor]
+    gradients: list[Tensor] = field(default_factory=list)
+    reads: list[bool] = field(default_factory=list)
+    inputs: list[Moments] = field(default_factory=list)
+    turning: Turning | None = None
+    seed: int = 0
+
+    @property
+    def count(self) -> int:
+        return len(self.weights[0])
+
+    @property
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights with their gradients."""
+        return list(zip(self.weights, self.gradients, strict=True))
+
+    @property
+    def reading(self) -> list[tuple[Tensor, Moments]]:
+        """The weights that read the groups, with what flows into them."""
+        reading = [weight for weight, reads in zip(self.weights, self.reads, strict=True) if reads]
+        return list(zip(reading, self.inputs, strict=True))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score groups.
+
+    Attributes:
+        score: Evidence -> `(count,)`, float32.
+        needs_gradient: Whether it looks at gradients.
+        sums: The sums of `statistics.SUMS` over what flows through groups that it looks at.
+        needs_turning: Whether it looks at what whole layers do to the stream; it scores nothing else.
+        comparable: Whether scores of different layers are on one scale. If not, they are divided by the layer's mean
+            before layers are ranked together.
+    """
+
+    score: Callable[[Evidence], Tensor]
+    needs_gradient: bool = False
+    sums: tuple[str, ...] = ()
+    needs_turning: bool = False
+    comparable: bool = False
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether it needs forward passes to be observed."""
+        return bool(self.sums) or self.needs_turning
+
+
+CRITERIA: Registry[Criterion] = Registry("pruning criterion")
+
+
+def taylor(evidence: Evidence) -> Tensor:
+    """First-order change of the loss if each weight of the group went: the sum of |weight * gradient|.
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8, per element and summed over the group.
+    """
+    return sum(place_sums(Tensor.abs_, *pair).sum(1) for pair in evidence.pairs)
+
+
+def taylor_sum(evidence: Evidence) -> Tensor:
+    """First-order change of the loss if the whole group went: |the sum of weight * gradient|. Same source, eq. 8."""
+    return _moved(evidence.pairs).abs()
+
+
+def fisher(evidence: Evidence) -> Tensor:
+    """Second-order change of the loss, with squared gradients as the Hessian's diagonal: half the sum of (w g)**2.
+
+    Source: LeCun et al. 1990, Optimal Brain Damage, eq. 5; Theis et al. 2018, arXiv:1801.05787, eq. 8.
+    """
+    return sum(place_sums(Tensor.square_, *pair).sum(1) for pair in evidence.pairs) / 2
+
+
+def fisher_mask(evidence: Evidence) -> Tensor:
+    """Second-order change of the loss in a mask over the groups, with its squared gradient as the diagonal.
+
+    A mask of ones before the layers that read the groups has the gradient: sum of weight * gradient over the columns
+    that read the group. Whole layers are masked where they write. Half its square, to be averaged over batches.
+    Source: Kwon et al. 2022, arXiv:2204.09656, eq. 6-8.
+    """
+    reading = [pair for pair, reads in zip(evidence.pairs, evidence.reads, strict=True) if reads]
+    return _moved(reading or evidence.pairs).square() / 2
+
+
+def movement(evidence: Evidence) -> Tensor:
+    """How far training moves the group away from zero: minus the sum of weight * gradient, averaged over steps.
+
+    Source: Sanh et al. 2020, arXiv:2005.07683, eq. 3 (with the mean of steps in the place of the sum).
+    """
+    return -_moved(evidence.pairs)
+
+
+def l1(evidence: Evidence) -> Tensor:
+    """Sum of the absolute weights of the group.
+
+    Needs no gradient, and knows nothing of what flows through: on the feed-forward neurons of a language model it
+    removes a few that everything depends on. Fit for encoders, and for gradual pruning with steps to recover.
+    Source: Li et al. 2017, arXiv:1608.08710, sec. 3.1.
+    """
+    return sum(place_sums(Tensor.abs_, weight).sum(1) for weight in evidence.weights)
+
+
+def l2(evidence: Evidence) -> Tensor:
+    """Euclidean norm of the weights of the group; see `l1` for when not to use it."""
+    return sum(place_sums(Tensor.square_, weight).sum(1) for weight in evidence.weights).sqrt()
+
+
+def peak(evidence: Evidence) -> Tensor:
+    """The largest absolute weight of the group, relative to its tensor's mean: finds neurons that few weights drive.
+
+    The magnitude that keeps a language model alive where `l1` and `l2` do not.
+    """
+    matrices = [(weight, range(1, weight.dim())) for weight in evidence.weights if weight[0, 0].numel() > 1]
+    peaks = [torch.maximum(matrix.amax(list(dims)), -matrix.amin(list(dims))).float() for matrix, dims in matrices]
+    return torch.stack([each / each.mean() for each in peaks]).amax(0)
+
+
+def l1_tail(evidence: Evidence) -> Tensor:
+    """L1 norm of what the weights of the group exceed `TAIL` times their tensor's mean by: the usable L1.
+
+    The neurons that a language model cannot do without are those with few, very large weights; the bulk of a norm says
+    nothing about them. Found by measuring (recipes/benchmarks/pruning_criteria.py).
+    """
+    return sum(tail.sum(1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
+
+
+def l2_tail(evidence: Evidence) -> Tensor:
+    """The same with the Euclidean norm: the usable L2."""
+    return sum(tail.norm(dim=1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
+
+
+def _tails(evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each matrix, relative to its mean: by how much weights exceed `TAIL`, and the mean weight of each group."""
+    for weight in evidence.weights:
+        if weight[0, 0].numel() > 1:
+            relative = weight.float().abs().flatten(1)
+            relative /= relative.mean()
+            yield (relative - TAIL).clamp_min_(0), relative.mean(1)
+
+
+def activation(evidence: Evidence) -> Tensor:
+    """Mean absolute activation. Source: Muralidharan et al. 2024, Minitron, arXiv:2407.14679, sec. 2.2."""
+    return sum((moments.absolute / moments.tokens).sum(1) for moments in evidence.inputs)
+
+
+def wanda(evidence: Evidence) -> Tensor:
+    """Sum of |weight| times the norm of what flows through it. Source: Sun et al. 2024, arXiv:2306.11695, eq. 1."""
+    return sum(
+        (place_sums(Tensor.abs_, weight) * moments.square.sqrt()).sum(1) for weight, moments in evidence.reading
+    )
+
+
+def flap(evidence: Evidence) -> Tensor:
+    """Variance of what flows through times the squared norm of its weights.
+
+    Source: An et al. 2024, FLAP, arXiv:2312.11983, eq. 5.
+    """
+    return sum((place_sums(Tensor.square_, weight) * moments.variance).sum(1) for weight, moments in evidence.reading)
+
+
+def angular(evidence: Evidence) -> Tensor:
+    """Angle by which a whole layer turns the stream, as a share of a half turn, averaged over tokens.
+
+    Source: Gromov et al. 2024, arXiv:2403.17887, eq. 5-7 with n = 1 (which take the last token of each text).
+    """
+    return (evidence.turning.angle / evidence.turning.tokens).reshape(1)
+
+
+def random(evidence: Evidence) -> Tensor:
+    """The same random order in every step, run and process: what other criteria have to beat."""
+    return torch.rand(evidence.count, generator=torch.Generator().manual_seed(evidence.seed))
+
+
+def place_sums(change_: Callable[[Tensor], Tensor], *factors: Tensor) -> Tensor:
+    """For every place of every group the sum of what `change_` makes of the product of `factors`.
+
+    Args:
+        change_: An elementwise function that may work in place.
+        factors: One or two blocks `(count, width, ...)`.
+    Returns: `(count, width)`, float32.
+    """
+    first = factors[0]
+    # the dimensions in the order in which they lie in memory, so that every piece is read in one go
+    order = sorted(range(first.dim()), key=lambda dim: (first.shape[dim] > 1, first.stride(dim)), reverse=True)
+    lying = [factor.permute(order) for factor in factors]
+    rows = max(1, PIECE * len(lying[0]) // max(1, first.numel()))
+    total = first.new_zeros(first.shape[:2], dtype=torch.float32)
+    target = total if order.index(0) < order.index(1) else total.t()
+    summed = [place for place, dim in enumerate(order) if dim > 1]
+    for start in range(0, len(lying[0]), rows):
+        parts = [factor[start : start + rows] for factor in lying]
+        piece = change_(parts[0] * parts[1] if len(parts) == 2 else parts[0].clone())
+        into = target if order[0] > 1 else target[start : start + rows]
+        into.add_(piece.sum(summed, dtype=torch.float32))
+    return total
+
+
+def _moved(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    return sum(place_sums(lambda product: product, *pair).sum(1) for pair in pairs)
+
+
+CRITERIA.register("taylor")(Criterion(taylor, needs_gradient=True, comparable=True))
+CRITERIA.register("taylor_sum")(Criterion(taylor_sum, needs_gradient=True, comparable=True))
+CRITERIA.register("fisher")(Criterion(fisher, needs_gradient=True, comparable=True))
+CRITERIA.register("fisher_mask")(Criterion(fisher_mask, needs_gradient=True, comparable=True))
+CRITERIA.register("movement")(Criterion(movement, needs_gradient=True, comparable=True))
+CRITERIA.register("l1")(Criterion(l1))
+CRITERIA.register("l2")(Criterion(l2))
+CRITERIA.register("l1_tail")(Criterion(l1_tail))
+CRITERIA.register("l2_tail")(Criterion(l2_tail))
+CRITERIA.register("peak")(Criterion(peak))
+CRITERIA.register("activation")(Criterion(activation, sums=("absolute",)))
+CRITERIA.register("wanda")(Criterion(wanda, sums=("square",)))
+CRITERIA.register("flap")(Criterion(flap, sums=("total", "square")))
+CRITERIA.register("angular")(Criterion(angular, needs_turning=True, comparable=True))
+CRITERIA.register("random")(Criterion(random))

@@ -1,0 +1,132 @@
+"""How much every group of a model matters: one score per group, higher is dearer."""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.pruning.groups import GroupSet, gradient_blocks, one_by_one, own_parameters, weight_blocks
+from hf_slim.pruning.importance.criteria import CRITERIA, Criterion, Evidence
+from hf_slim.pruning.importance.statistics import Moments, Turning, Whether, always, readers, watched, watched_layers
+
+Seen = dict[str, Moments] | dict[str, Turning]  # path of a layer -> what was observed there
+
+
+def sets_by_criterion(group_sets: Iterable[GroupSet], criterion: Mapping[str, str]) -> dict[str, list[GroupSet]]:
+    """Criterion -> the group sets that it scores."""
+    found: dict[str, list[GroupSet]] = {}
+    for group_set in group_sets:
+        found.setdefault(criterion[group_set.kind], []).append(group_set)
+    return found
+
+
+@contextmanager
+def observed(
+    model: nn.Module, group_sets: Iterable[GroupSet], criterion: Mapping[str, str], when: Whether = always
+) -> Iterator[dict[str, Seen]]:
+    """Collects from forward passes, while this lasts, what each criterion looks at: criterion -> what it has seen."""
+    with ExitStack() as watching:
+        yield {
+            name: watching.enter_context(_observed_by(name, model, sets, when))
+            for name, sets in sets_by_criterion(group_sets, criterion).items()
+        }
+
+
+def score_all(
+    model: nn.Module, group_sets: Iterable[GroupSet], criterion: Mapping[str, str], seen: dict[str, Seen] | None = None
+) -> dict[str, Tensor]:
+    """`score_groups` of every set by the criterion of its kind; `criterion` maps kind -> criterion."""
+    scores: dict[str, Tensor] = {}
+    for name, sets in sets_by_criterion(group_sets, criterion).items():
+        scores |= score_groups(model, sets, name, (seen or {}).get(name))
+    return scores
+
+
+def _observed_by(
+    criterion: str, model: nn.Module, group_sets: list[GroupSet], when: Whether
+) -> AbstractContextManager[Seen]:
+    """What one criterion looks at; nothing where it needs none.
+
+    Raises: SlimError: if the criterion cannot score groups of some kind.
+    """
+    chosen = CRITERIA[criterion]
+    for group_set in group_sets:
+        _check_fits(criterion, group_set)
+    if chosen.needs_turning:
+        return watched_layers(model, [path for group_set in group_sets for path in _layers(group_set)], when)
+    return watched(model, readers(model, group_sets) if chosen.sums else [], chosen.sums, when)
+
+
+def score_groups(
+    model: nn.Module, group_sets: list[GroupSet], criterion: str, seen: Seen | None = None
+) -> dict[str, Tensor]:
+    """The importance of every group now: group set name -> `(count,)`, float32.
+
+    Args:
+        seen: What `observed` has collected, for criteria that need it.
+    Raises: SlimError: if the criterion cannot score groups of some kind, needs gradients and a layer has none, or
+        needs forward passes and has seen none.
+    """
+    chosen = CRITERIA[criterion]
+    scores = {}
+    for group_set in group_sets:
+        _check_fits(criterion, group_set)
+        parts = [_evidence(model, part, chosen, seen) for part in one_by_one(group_set)]
+        if chosen.needs_turning:
+            layers = zip(parts, _layers(group_set), strict=True)
+            parts = [replace(part, turning=_seen_at(path, seen)) for part, path in layers]
+        score = torch.cat([chosen.score(part) for part in parts])
+        scores[group_set.name] = score if chosen.comparable else score / score.mean()
+    return scores
+
+
+def _check_fits(criterion: str, group_set: GroupSet) -> None:
+    chosen = CRITERIA[criterion]
+    if group_set.is_depth and chosen.sums:
+        raise SlimError(
+            f"Criterion '{criterion}' looks at what flows through neurons and heads, not through whole layers "
+            f"or blocks. Choose taylor, fisher or, for `layers`, angular."
+        )
+    if chosen.needs_turning and not group_set.stack:
+        raise SlimError(
+            f"Criterion '{criterion}' looks at what whole layers do, and cannot score {group_set.kind}. Choose "
+            "another one, or prune only `layers` with it."
+        )
+
+
+def _layers(group_set: GroupSet) -> list[str]:
+    return [f"{group_set.stack}.{index}" for index in range(group_set.count)]
+
+
+def _evidence(model: nn.Module, group_set: GroupSet, criterion: Criterion, seen: Seen | None) -> Evidence:
+    return Evidence(
+        weights=weight_blocks(model, group_set),
+        gradients=gradient_blocks(model, group_set) if criterion.needs_gradient else [],
+        reads=[part.reads for part, _ in own_parameters(model, group_set)],
+        inputs=_inputs(model, group_set, seen) if criterion.sums else [],
+        seed=zlib.crc32(group_set.name.encode()),
+    )
+
+
+def _inputs(model: nn.Module, group_set: GroupSet, seen: Seen | None) -> list[Moments]:
+    found = []
+    for part, _ in own_parameters(model, group_set):
+        if part.reads:
+            moments = _seen_at(part.module, seen)
+            sums = {name: value for name, value in vars(moments).items() if isinstance(value, Tensor)}
+            places = part.places(range(group_set.count))
+            found.append(replace(moments, **{name: value[places.to(value.device)] for name, value in sums.items()}))
+    return found
+
+
+def _seen_at(path: str, seen: Seen | None) -> Moments | Turning:
+    if not seen or path not in seen:
+        raise SlimError(
+            f"No input of '{path}' has been seen, which this criterion needs. Use PruningCallback, or "
+            "`hf_slim.prune(model, config, batches)` outside a Trainer."
+        )
+    return seen[path]

@@ -1,0 +1,157 @@
+"""What flows into the layers that read groups, and what whole layers make of the stream that flows through them."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from math import pi
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.pruning.groups import GroupSet
+from hf_slim.pruning.matrices import matrix_of
+
+PIECE = 2**20  # numbers that are turned into float32 at a time
+SUMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "total": lambda rows: rows.sum(0),
+    "absolute": lambda rows: rows.abs().sum(0),
+    "square": lambda rows: rows.square().sum(0),
+    "products": lambda rows: rows.t() @ rows,
+}
+Whether = Callable[[nn.Module], bool]
+
+
+@dataclass
+class Moments:
+    """Sums over all tokens that a layer has read so far, float32, as far as they were asked for.
+
+    Attributes:
+        total: Of x, `(channels,)`, like the next two.
+        absolute: Of |x|.
+        square: Of x**2.
+        products: Of x xT, `(channels, channels)`.
+    """
+
+    tokens: float = 0.0
+    total: Tensor | None = None
+    absolute: Tensor | None = None
+    square: Tensor | None = None
+    products: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.tokens
+
+    @property
+    def variance(self) -> Tensor:
+        return self.square / self.tokens - self.mean.square()
+
+
+@dataclass
+class Turning:
+    """Angles between what goes into a layer and what comes out, as shares of a half turn: their sum over tokens."""
+
+    tokens: float = 0.0
+    angle: Tensor | None = None
+
+
+def readers(model: nn.Module, group_sets: Iterable[GroupSet]) -> list[str]:
+    """Paths of the layers that read the groups.
+
+    Raises: SlimError: if a set is read by something whose input cannot be seen, such as fused experts.
+    """
+    found = []
+    for group_set in group_sets:
+        paths = [part.module for part in group_set.slices if part.reads]
+        for path in paths:
+            if matrix_of(model.get_submodule(path)) is None:
+                raise SlimError(
+                    f"What flows into '{path}' cannot be seen from outside, so no criterion that looks at "
+                    "activations, and no `repair`, works there. Choose criterion taylor, fisher, l1 or l2, or add it "
+                    "to `ignore`."
+                )
+        found += paths
+    return list(dict.fromkeys(found))
+
+
+def always(layer: nn.Module) -> bool:
+    """Every forward pass counts."""
+    return True
+
+
+@contextmanager
+def watched(
+    model: nn.Module, paths: list[str], sums: tuple[str, ...], when: Whether = always
+) -> Iterator[dict[str, Moments]]:
+    """Adds up, while this lasts, what the layers at `paths` read: path -> moments, empty until a forward pass.
+
+    Args:
+        sums: Which of `SUMS` are wanted.
+        when: Whether a forward pass of a layer counts.
+    """
+    moments: dict[str, Moments] = {}
+
+    def adding(path: str) -> Callable[[nn.Module, tuple], None]:
+        @torch.no_grad()
+        def add(layer: nn.Module, given: tuple) -> None:
+            if when(layer):
+                rows = given[0].detach().movedim(given[0].dim() + matrix_of(layer).channels, -1).flatten(0, -2)
+                _add_(moments.setdefault(path, Moments()), rows, sums)
+
+        return add
+
+    hooks = [model.get_submodule(path).register_forward_pre_hook(adding(path)) for path in paths]
+    try:
+        yield moments
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -> Iterator[dict[str, Turning]]:
+    """Likewise how far the layers at `paths` turn what flows through them."""
+    found: dict[str, Turning] = {}
+
+    def adding(path: str) -> Callable[[nn.Module, tuple, dict, object], None]:
+        @torch.no_grad()
+        def add(layer: nn.Module, given: tuple, named: dict, made: object) -> None:
+            if when(layer):
+                before = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
+                after = made if isinstance(made, Tensor) else made[0]
+                cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1).clamp_(-1, 1)
+                turning = found.setdefault(path, Turning())
+                turning.tokens += cosine.numel()
+                turning.angle = (0 if turning.angle is None else turning.angle) + cosine.acos().sum() / pi
+
+        return add
+
+    hooks = [model.get_submodule(path).register_forward_hook(adding(path), with_kwargs=True) for path in paths]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def summed_over_ranks_(found: dict[str, Moments] | dict[str, Turning]) -> None:
+    """Makes every process hold the sums over all of them, so that all choose alike."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    for seen in found.values():
+        sums = [getattr(seen, field.name) for field in fields(seen) if field.name != "tokens"]
+        sums = [tensor for tensor in sums if tensor is not None]
+        tokens = torch.tensor(seen.tokens, device=sums[0].device)
+        for tensor in (tokens, *sums):
+            torch.distributed.all_reduce(tensor)
+        seen.tokens = tokens.item()
+
+
+def _add_(moments: Moments, rows: Tensor, sums: tuple[str, ...]) -> None:
+    for piece in rows.split(max(1, PIECE // rows.shape[1])):
+        piece = piece.float()
+        for name in sums:
+            new, old = SUMS[name](piece), getattr(moments, name)
+            setattr(moments, name, new if old is None else old.add_(new))
+    moments.tokens += len(rows)

@@ -1,0 +1,56 @@
+"""Removing whole layers from a stack, and telling the modules and configs that count them."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+from hf_slim.pruning.groups import GroupSet
+
+LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # how configs call the length of a stack
+
+
+def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) -> None:
+    """Takes layers out of their stack and tells everybody who counts them."""
+    stack = model.get_submodule(group_set.stack)
+    kept = [index for index in range(len(stack)) if index not in removed]
+    for new, old in enumerate(kept):
+        for module in stack[old].modules():
+            if vars(module).get("layer_idx") == old:  # its place in the cache
+                module.layer_idx = new
+    parent, _, name = group_set.stack.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, name, nn.ModuleList(stack[index] for index in kept))
+    for attribute, value in list(vars(owner).items()):
+        if LAYER_COUNT.match(attribute) and value == group_set.count:
+            setattr(owner, attribute, len(kept))
+    for config in _configs(model):
+        _shrink_config_(config, group_set, kept)
+
+
+def renamed(path: str, group_set: GroupSet, removed: list[int]) -> str | None:
+    """What a module is called once layers are gone; None if it went with them."""
+    head = f"{group_set.stack}."
+    if not path.startswith(head):
+        return path
+    index, _, rest = path.removeprefix(head).partition(".")
+    if int(index) in removed:
+        return None
+    return f"{head}{int(index) - sum(gone < int(index) for gone in removed)}.{rest}".rstrip(".")
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    """Every config object in the model, once."""
+    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    return list(found.values())
+
+
+def _shrink_config_(config: Any, group_set: GroupSet, kept: list[int]) -> None:
+    in_decoder = "decoder" in group_set.stack
+    counters = [name for name, value in vars(config).items() if LAYER_COUNT.match(name) and value == group_set.count]
+    named = [name for name in counters if ("decoder" in name) == in_decoder]
+    for name in named or counters:
+        setattr(config, name, len(kept))
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == group_set.count and name.endswith(("layer_types", "_layers")):
+            setattr(config, name, [value[index] for index in kept])

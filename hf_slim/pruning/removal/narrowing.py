@@ -1,0 +1,115 @@
+"""Modules that mix all groups see, while groups are masked, only those that stay; masked layers are passed over.
+
+A norm over the hidden width counts its channels, and a router over experts chooses among all of them: zeros in their
+weights would not silence a group. So they compute as they will once the groups are removed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.core.modules import remove_prepared_hooks_
+from hf_slim.pruning.groups import GroupSet, tensor_of
+from hf_slim.pruning.removal.cut import Removed, kept_places
+
+
+class Narrowed:
+    """A pair of forward hooks around one module, which computes with the places that stay.
+
+    Args:
+        kept: Parameter or buffer name -> (dimension, indices that stay).
+        is_router: Whether the module answers with choices among the groups; otherwise with one value per channel.
+    """
+
+    prepared = True  # `core.modules.plain_copy` takes such hooks away
+
+    def __init__(self, kept: dict[str, tuple[int, Tensor]], is_router: bool):
+        self.kept, self.is_router = kept, is_router
+        self.places, self.count = next(iter(kept.values()))[1], 0
+        self._whole: list[dict[str, Any]] = []
+
+    def before(self, module: nn.Module, given: tuple) -> tuple | None:
+        """Puts narrow tensors in the place of the whole ones for this forward pass."""
+        whole = {
+            name: vars(module)[name]
+            for name in ("_parameters", "_buffers", "normalized_shape")
+            if name in vars(module)
+        }
+        self._whole.append(whole)
+        self.count = len((whole["_parameters"] | whole["_buffers"])[next(iter(self.kept))])
+        narrow = {name: self._narrow(whole[name]) for name in ("_parameters", "_buffers")}
+        if "normalized_shape" in whole:
+            narrow["normalized_shape"] = (len(self.places),)
+        vars(module).update(narrow)
+        if self.is_router:
+            return None
+        return (given[0].index_select(-1, self.places.to(given[0].device)), *given[1:])
+
+    def after(self, module: nn.Module, given: tuple, made: Any) -> Any:
+        """Puts the whole tensors back; channels that went come out as zeros, choices under their old numbers."""
+        vars(module).update(self._whole.pop())
+        if made is None:  # the forward pass failed
+            return None
+        if self.is_router:
+            return self._renumbered(made)
+        wide = made.new_zeros(*made.shape[:-1], self.count)
+        return wide.index_copy(-1, self.places.to(made.device), made)
+
+    def _narrow(self, tensors: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        chosen = {name: self.kept[name] for name in tensors if name in self.kept}
+        return tensors | {
+            name: tensors[name].index_select(dim, places.to(tensors[name].device))
+            for name, (dim, places) in chosen.items()
+        }
+
+    def _renumbered(self, made: tuple) -> tuple:
+        if not isinstance(made, tuple) or not any(_is_index(value) for value in made):
+            raise ValueError("its router does not say which experts it chose")
+        places = self.places.to(made[0].device)
+        logits, *rest = made
+        if logits.is_floating_point() and logits.shape[-1] == len(places):
+            wide = logits.new_full((*logits.shape[:-1], self.count), torch.finfo(logits.dtype).min)
+            logits = wide.index_copy(-1, places, logits)
+        return (logits, *(places[value] if _is_index(value) else value for value in rest))
+
+
+class Skipped:
+    """A forward hook that lets a layer hand on what it was given."""
+
+    prepared = True
+
+    def __call__(self, module: nn.Module, given: tuple, named: dict[str, Any], made: Any) -> Any:
+        stream = given[0] if given else named["hidden_states"]
+        return stream if isinstance(made, Tensor) else (stream, *made[1:])
+
+
+def narrow_modules_(model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed) -> None:
+    """Makes every module in `narrowed` see only what stays, and every removed `skipped` layer pass on what it gets."""
+    remove_prepared_hooks_(model, (Narrowed, Skipped))
+    for group_set in group_sets:
+        indices = removed.get(group_set.name, [])
+        for path in group_set.narrowed if indices else ():
+            module = model.get_submodule(path)
+            hook = Narrowed(_kept(model, group_set, path, indices), is_router=group_set.kind == "experts")
+            module.register_forward_pre_hook(hook.before)
+            module.register_forward_hook(hook.after, always_call=True)
+        for index in indices if group_set.skipped else ():
+            layer = model.get_submodule(f"{group_set.stack}.{index}")
+            layer.register_forward_hook(Skipped(), with_kwargs=True)
+
+
+def _kept(model: nn.Module, group_set: GroupSet, path: str, indices: list[int]) -> dict[str, tuple[int, Tensor]]:
+    return {
+        part.tensor.rpartition(".")[2]: (
+            part.dim,
+            kept_places(tensor_of(model, part.tensor).shape[part.dim], part.places(indices).flatten()),
+        )
+        for part in group_set.slices
+        if part.module == path
+    }
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.long

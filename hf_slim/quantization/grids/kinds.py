@@ -1,0 +1,234 @@
+"""The families of grids: integers, ternary, 8-bit floats, and codebooks that are given or learned."""
+
+import torch
+from torch import Tensor
+
+from hf_slim.quantization.grids.grid import GRIDS, TINY, Grid, GridKind, as_stored
+
+# A value that lies on the grid can come out of `x * Q + B` a rounding error below it (at most 2**-15 for
+# codes below 256); `floor` would then drop a whole step, and quantizing twice would differ from quantizing once.
+FLOOR_TOLERANCE = 2**-12
+CELLS = 1024  # of the table that finds the nearest entry of a codebook
+
+# Dettmers et al. 2023, QLoRA, arXiv:2305.14314, appendix E; as bitsandbytes has them.
+NF4 = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+# bitsandbytes' 4-bit floats by code: a sign bit, two exponent bits, one of mantissa; scaled into [-1, 1]
+_FP4_POSITIVE = tuple(value / 12 for value in (0, 2**-4, 8, 12, 4, 6, 2, 3))
+FP4 = (*_FP4_POSITIVE, *(-value for value in _FP4_POSITIVE))
+
+
+def absolute_maximum(values: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The largest magnitude along `dims`, float32, sizes kept."""
+    # two reductions without a temporary copy: on CPU many times faster than `vector_norm` or `aminmax`
+    return torch.maximum(values.amax(dims, keepdim=True), values.amin(dims, keepdim=True).neg()).float()
+
+
+class IntegerGrid(GridKind):
+    """Whole numbers. Symmetric scales are absmax / 127.5 for 8 bits, as compressed-tensors has them.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, eq. 1 and sec. 3.
+    """
+
+    in_place = True
+
+    def limits(self, grid: Grid) -> tuple[float, float]:
+        low = -(2 ** (grid.bits - 1)) if grid.signed else 0
+        return low, low + 2**grid.bits - 1
+
+    def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, Tensor | None]:
+        steps = 2**grid.bits - 1
+        if grid.symmetric and grid.signed:
+            return _stored(absolute_maximum(values, dims) / (steps / 2), grid), None
+        high = values.amax(dims, keepdim=True).float().clamp_min_(0)
+        if grid.symmetric:
+            return _stored(high / steps, grid), None
+        low = values.amin(dims, keepdim=True).float().clamp_max_(0)  # zero is always within, and exactly on the grid
+        scale = _stored((high - low) / steps, grid)
+        return scale, self.limits(grid)[0] - (low / scale).round_()
+
+    def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        whole = scaled.round_() if grid.rounding == "nearest" else scaled.add_(FLOOR_TOLERANCE).floor_()
+        return whole.clamp_(*self.limits(grid))
+
+    def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        whole = self.snap_(scaled, grid, codebook)
+        return whole.to(torch.int16).bitwise_and_(2**grid.bits - 1).to(torch.uint8)
+
+    def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        if not grid.signed:
+            return codes.float()
+        unused = 8 - grid.bits  # shifted out and back as signed bytes: the sign comes back by itself
+        return ((codes << unused).view(torch.int8) >> unused).float()
+
+
+class TernaryGrid(GridKind):
+    """-1, 0 and 1 times the mean magnitude; five values a byte. Zeros do not count: pruning leaves them for a while.
+
+    Source: Ma et al. 2024, BitNet b1.58, arXiv:2402.17764, eq. 1-3.
+    """
+
+    bits = (2,)
+    in_place = True
+    ignores_zeros = False  # the last bit of a mean depends on them
+
+    def limits(self, grid: Grid) -> tuple[float, float]:
+        return -1, 1
+
+    def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
+        magnitudes = values.abs()
+        counted = torch.count_nonzero(magnitudes, dims).clamp_min_(1).view_as(total := magnitudes.sum(dims, True))
+        return (total.float() / counted).clamp_min_(TINY), None
+
+    def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return scaled.round_().clamp_(-1, 1)
+
+    def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return self.snap_(scaled, grid, codebook).add_(1).to(torch.uint8)
+
+    def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return codes.float().sub_(1)
+
+    def storage_bits(self, grid: Grid) -> float:
+        return 8 / 5
+
+
+class Float8Grid(GridKind):
+    """8-bit floats, e4m3 without infinities. Source: Micikevicius et al. 2022, arXiv:2209.05433, table 1."""
+
+    bits = (8,)
+
+    def limits(self, grid: Grid) -> tuple[float, float]:
+        largest = torch.finfo(torch.float8_e4m3fn).max
+        return -largest, largest
+
+    def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
+        return (absolute_maximum(values, dims) / self.limits(grid)[1]).clamp_min_(TINY), None
+
+    def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return self._rounded(scaled, grid).float()
+
+    def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return self._rounded(scaled, grid).view(torch.uint8)
+
+    def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return codes.view(torch.float8_e4m3fn).float()
+
+    def _rounded(self, scaled: Tensor, grid: Grid) -> Tensor:
+        return scaled.clamp_(*self.limits(grid)).to(torch.float8_e4m3fn)  # beyond its range the cast gives NaN
+
+
+class _CodebookGrid(GridKind):
+    """Values times the largest magnitude of a slice; a value goes to the nearest one."""
+
+    def limits(self, grid: Grid) -> tuple[float, float]:
+        return -1, 1
+
+    def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
+        return absolute_maximum(values, dims).clamp_min_(TINY), None
+
+
+class TableGrid(_CodebookGrid):
+    """Sixteen given values in [-1, 1], rounded and stored as bitsandbytes does.
+
+    Args:
+        values: By code.
+    """
+
+    bits = (4,)
+
+    def __init__(self, values: tuple[float, ...]):
+        self._values = torch.tensor(values)
+        self._ascending = self._values.unique().unsqueeze(0)
+        order = [self._values.tolist().index(value) for value in self._ascending[0].tolist()]
+        self._order = torch.tensor(order, dtype=torch.uint8)
+
+    def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        ascending = self._ascending.to(scaled.device)
+        return ascending[0].index_select(0, nearest_entries(scaled, ascending).view(-1)).view(scaled.shape)
+
+    def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        places = nearest_entries(scaled, self._ascending.to(scaled.device))
+        return self._order.to(scaled.device).index_select(0, places.view(-1)).view(scaled.shape)
+
+    def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return self._values.to(codes.device).index_select(0, codes.int().view(-1)).view(codes.shape)
+
+
+class LearnedCodebook(_CodebookGrid):
+    """Values that are trained with the weights, for the whole tensor or for blocks of output channels.
+
+    Source: Han et al. 2016, Deep Compression, arXiv:1510.00149, sec. 3 (shared weights, and their gradient).
+    """
+
+    bits = (4, 3, 2)
+    holds_zero = False
+    learns_codebook = True
+
+    def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return nearest_entries(scaled, codebook).to(torch.uint8)
+
+    def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return self._looked_up(codes.int(), codebook)
+
+    def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        return self._looked_up(nearest_entries(scaled, codebook), codebook)
+
+    def _looked_up(self, places: Tensor, codebook: Tensor) -> Tensor:
+        books, entries = codebook.shape
+        flat = places.reshape(books, -1)
+        if books > 1:
+            flat = flat + torch.arange(0, books * entries, entries, dtype=flat.dtype, device=flat.device).unsqueeze(1)
+        return codebook.view(-1).index_select(0, flat.view(-1)).view(places.shape)
+
+
+def nearest_entries(scaled: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest entry for each value; half-way between two it is the lower one.
+
+    Four times as fast on CPU as `torch.bucketize`: a table over equal cells of [-1, 1] gives the number of thresholds
+    in the cells below, and a comparison settles the one within the cell.
+
+    Args:
+        scaled: float32; its rows are dealt to the codebooks in order, in equal numbers.
+        codebook: `(n_codebooks, entries)`, ascending.
+    Returns: int32, the shape of `scaled`.
+    """
+    scaled = scaled.contiguous()
+    books, entries = codebook.shape
+    thresholds = (codebook[:, 1:] + codebook[:, :-1]) / 2
+    if torch.compiler.is_compiling():  # which cannot follow a loop whose length lies in a tensor
+        return torch.searchsorted(thresholds, scaled.reshape(books, -1), out_int32=True).view(scaled.shape)
+    edges = _cells(thresholds)
+    every_cell = torch.arange(CELLS + 1, dtype=torch.int32, device=scaled.device).expand(books, -1).contiguous()
+    table = torch.searchsorted(edges, every_cell, out_int32=True).view(-1)
+    most_in_a_cell = int((edges.unsqueeze(-1) == edges.unsqueeze(-2)).sum(-1).max()) if entries > 1 else 0
+    thresholds = torch.cat((thresholds, thresholds.new_full((books, 1), torch.inf)), dim=1).view(-1)
+    cells = _cells(scaled).view(books, -1)
+    block = torch.arange(books, dtype=torch.int32, device=scaled.device).unsqueeze(1)
+    places = table.index_select(0, (cells + block * (CELLS + 1) if books > 1 else cells).view(-1)).view(cells.shape)
+    flat = scaled.reshape(books, -1)
+    for _ in range(most_in_a_cell):
+        here = places + block * entries if books > 1 else places
+        places = places + (flat > thresholds.index_select(0, here.view(-1)).view(flat.shape))
+    return places.view(scaled.shape)
+
+
+def _cells(values: Tensor) -> Tensor:
+    """Which of `CELLS` + 1 equal cells of [-1, 1] a value falls into: never falling as values rise."""
+    return values.clamp(-1, 1).nan_to_num_(0).add_(1).mul_(CELLS / 2).int()
+
+
+def _stored(scale: Tensor, grid: Grid) -> Tensor:
+    """The scale as its storage will hold it, positive."""
+    return as_stored(scale, grid).clamp_min(TINY)
+
+
+GRIDS.register("int")(IntegerGrid())
+GRIDS.register("ternary")(TernaryGrid())
+GRIDS.register("fp8")(Float8Grid())
+GRIDS.register("nf4")(TableGrid(NF4))
+GRIDS.register("fp4")(TableGrid(FP4))
+GRIDS.register("codebook")(LearnedCodebook())

@@ -1,0 +1,175 @@
+"""How packed linear layers compute: fast paths by device, dtype and shape, and the float copy that always works.
+
+A kernel is one registered function; each agrees with the dequantized layer within the rounding that it states.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hf_slim.quantization.grids.fake_quant import fake_quantize_static, fake_quantize_tokens, quantize_tokens
+from hf_slim.quantization.grids.grid import Grid, GridState, encoded
+from hf_slim.quantization.grids.packing import unpack_codes
+from hf_slim.quantization.storage import StoredLinear
+
+INT4_GROUPS = (32, 64, 128, 256)  # what torch's int4 kernel takes
+# without AVX-512 torch multiplies integers one by one
+HAS_FAST_INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
+FEW_TOKENS = 8  # above this a float copy of the weights, made once per call, is faster than kernels made for decoding
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A way to compute a packed linear layer.
+
+    Attributes:
+        fits: Whether it can serve this layer and this input.
+        run: `(layer, input (..., in_features)) -> (..., out_features)` in the dtype of the input.
+    """
+
+    name: str
+    fits: Callable[[StoredLinear, Tensor], bool]
+    run: Callable[[StoredLinear, Tensor], Tensor]
+
+
+KERNELS: list[Kernel] = []  # in the order of preference
+
+
+def choose_kernel(layer: StoredLinear, input: Tensor) -> Kernel:
+    """The first kernel that fits."""
+    for kernel in KERNELS:  # a loop, which torch.compile can follow
+        if kernel.fits(layer, input):
+            return kernel
+    raise AssertionError("the float copy fits every layer")
+
+
+def quantized_input(layer: torch.nn.Module, input: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
+    """The input on its grid, in its own dtype."""
+    grid = layer.scheme.activations
+    if grid.granularity == "token" or grid.scale is not None:
+        return fake_quantize_tokens(input, grid, dims)
+    state = _input_state(layer)
+    return fake_quantize_static(input, grid, state.scale, None, state.zero_point, "lsq")
+
+
+def _int8_fits(layer: StoredLinear, input: Tensor) -> bool:
+    weights, activations = layer.scheme.weights, layer.scheme.activations
+    if activations is None or not _is_plain(weights) or not _is_plain(activations) or weights.group_size:
+        return False
+    # integer matrix products have no gradient
+    return _is_fast_cpu(input) and not _needs_gradient(input) and bool(layer.weight.numel())
+
+
+def _int8_run(layer: StoredLinear, input: Tensor) -> Tensor:
+    """Integer codes on both sides, exact integer sums, scaled once at the end; float32 rounding of the result."""
+    rows = input.reshape(-1, input.shape[-1])
+    grid = layer.scheme.activations
+    if grid.granularity == "token":
+        codes, scale = quantize_tokens(rows, grid)
+    else:
+        scale = _input_state(layer).scale.view(1, 1)
+        codes = encoded(rows.float(), grid, GridState(scale)).view(torch.int8)
+    product = torch.mul(torch._int_mm(codes, _signed_codes(layer).t()), scale)
+    product.mul_(layer.weight_scale.view(1, -1))
+    if layer.bias is not None:
+        product.add_(layer.bias)
+    return product.to(input.dtype).view(*input.shape[:-1], layer.out_features)
+
+
+def _int4_fits(layer: StoredLinear, input: Tensor) -> bool:
+    grid = layer.scheme.weights
+    fitting = _is_plain(grid) and grid.bits == 4 and grid.group_size in INT4_GROUPS
+    if not fitting or layer.scheme.activations or layer.out_features % 16 or layer.in_features % grid.group_size:
+        return False
+    return _is_decoding_in_bfloat16(layer, input)
+
+
+def _int4_run(layer: StoredLinear, input: Tensor) -> Tensor:
+    """torch's int4 kernel: bfloat16 activations and scales (as scales of groups are stored), float32 sums."""
+    if layer.kernel_cache is None:
+        _arrange_for_int4_(layer)
+    rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
+    group_size = layer.scheme.weights.group_size
+    return _finished(torch.ops.aten._weight_int4pack_mm_for_cpu(rows, codes, group_size, scales), layer, input)
+
+
+@torch.compiler.disable
+def _arrange_for_int4_(layer: StoredLinear) -> None:
+    """Codes and scales in the order that the kernel reads; kept beside the stored ones from the first call on."""
+    codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_signed_codes(layer).contiguous().int() + 8, 1)
+    scales = layer.weight_scale.t().unsqueeze(-1).bfloat16()
+    layer.kernel_cache = codes, torch.cat((scales, torch.zeros_like(scales)), dim=-1).contiguous()
+
+
+def _int8_weights_fits(layer: StoredLinear, input: Tensor) -> bool:
+    grid = layer.scheme.weights
+    if layer.scheme.activations or not _is_plain(grid) or grid.bits != 8 or grid.granularity != "channel":
+        return False
+    return _is_decoding_in_bfloat16(layer, input)
+
+
+def _int8_weights_run(layer: StoredLinear, input: Tensor) -> Tensor:
+    """torch's int8 weight-only kernel: bfloat16 activations and scales, float32 sums."""
+    if layer.kernel_cache is None:
+        _arrange_for_int8_weights_(layer)
+    rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
+    return _finished(torch.ops.aten._weight_int8pack_mm(rows, codes, scales), layer, input)
+
+
+@torch.compiler.disable
+def _arrange_for_int8_weights_(layer: StoredLinear) -> None:
+    layer.kernel_cache = layer.weight.squeeze(1), layer.weight_scale.view(-1).bfloat16()  # the codes are shared
+
+
+def _dequantize_run(layer: StoredLinear, input: Tensor) -> Tensor:
+    """The reference: a float copy of this layer's weight, never of the whole model's."""
+    if layer.scheme.activations is not None:
+        input = quantized_input(layer, input)
+    return F.linear(input, layer.dequantized(input.dtype), layer.bias)
+
+
+KERNELS.append(Kernel("int8", _int8_fits, _int8_run))
+KERNELS.append(Kernel("int4", _int4_fits, _int4_run))
+KERNELS.append(Kernel("int8 weights", _int8_weights_fits, _int8_weights_run))
+KERNELS.append(Kernel("dequantize", lambda layer, input: True, _dequantize_run))
+
+
+def _is_plain(grid: Grid) -> bool:
+    return grid.kind == "int" and grid.symmetric and grid.signed and grid.scale is None
+
+
+def _is_fast_cpu(input: Tensor) -> bool:
+    return input.device.type == "cpu" and HAS_FAST_INTEGERS
+
+
+def _needs_gradient(input: Tensor) -> bool:
+    return torch.is_grad_enabled() and input.requires_grad
+
+
+def _is_decoding_in_bfloat16(layer: StoredLinear, input: Tensor) -> bool:
+    few = input.numel() <= FEW_TOKENS * layer.in_features
+    return few and input.dtype == torch.bfloat16 and _is_fast_cpu(input) and not _needs_gradient(input)
+
+
+def _signed_codes(layer: StoredLinear) -> Tensor:
+    """Codes of a signed integer grid as int8: `(out_features, in_features)`."""
+    grid = layer.scheme.weights
+    if grid.bits == 8:
+        return layer.weight.flatten(1)
+    unused = 8 - grid.bits
+    codes = unpack_codes(layer.weight, grid.bits, grid.group_size or layer.in_features).flatten(1)
+    return (codes[:, : layer.in_features] << unused).view(torch.int8) >> unused
+
+
+def _input_state(layer: torch.nn.Module) -> GridState:
+    zero_point = getattr(layer, "input_zero_point", None)
+    return GridState(layer.input_scale.view(1, 1, 1), None if zero_point is None else zero_point.view(1, 1, 1))
+
+
+def _finished(product: Tensor, layer: StoredLinear, input: Tensor) -> Tensor:
+    if layer.bias is not None:
+        product = product + layer.bias
+    return product.view(*input.shape[:-1], layer.out_features)

@@ -1,0 +1,129 @@
+"""Packed layers: integer codes with their scales, holding exactly the values that training saw.
+
+Every weight keeps its name as an int8 tensor of `(rows, n_groups, n_bytes)`, with `<name>_scale` of `(rows, n_groups)`
+beside it: three dimensions under the usual name, so that loading without hf_slim fails loudly instead of reading codes
+as weights. `<name>_zero_point` and `<name>_codebook` join them where the grid needs them.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_slim.quantization.grids.fake_quant import ungrouped
+from hf_slim.quantization.grids.grid import GridState, decoded
+from hf_slim.quantization.grids.packing import unpack_codes
+from hf_slim.quantization.kernels.cpu import choose_kernel, quantized_input
+from hf_slim.quantization.layers.scale_holders import InputQuantizer
+from hf_slim.quantization.layers.training import embedding_arguments, from_matrix, with_class
+from hf_slim.quantization.scheme import Scheme
+from hf_slim.quantization.storage import add_storage_, stored_state, unpacked
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer of codes; computed by the fastest kernel that fits, or through a float copy of this layer."""
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme,
+        device: str | torch.device | None = None,
+    ):  # fmt: skip
+        super().__init__(in_features, out_features, bias=False, device="meta")
+        self.bias, self.scheme, self.kernel_cache = bias, scheme, None
+        add_storage_(self, scheme, {"weight": (out_features, in_features)}, device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return choose_kernel(self, input).run(self, input)
+
+    def kernel(self, input: Tensor) -> str:
+        """How `forward` computes for this input: the name of a kernel, or 'dequantize'."""
+        return choose_kernel(self, input).name
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The weight in floating point: `(out_features, in_features)`."""
+        return unpacked(self, "weight", self.in_features, dtype)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scheme={self.scheme}"
+
+
+class PackedEmbedding(nn.Embedding):
+    """An embedding of codes; rows are dequantized as they are looked up.
+
+    Args:
+        dtype: Of the rows that come out; the float dtype of the model.
+    """
+
+    def __init__(
+        self, arguments: dict[str, Any], scheme: Scheme, dtype: torch.dtype, device: str | torch.device | None = None
+    ):
+        super().__init__(**arguments, device="meta")
+        self.scheme, self.dtype = scheme, dtype
+        add_storage_(self, Scheme(scheme.weights), {"weight": (self.num_embeddings, self.embedding_dim)}, device)
+
+    def forward(self, input: Tensor) -> Tensor:
+        grid, width = self.scheme.weights, self.embedding_dim
+        codes = unpack_codes(self.weight[input].flatten(0, -3), grid.storage_bits, grid.group_size or width)
+        state = stored_state(self, "weight", grid)
+        zero_point = None if state.zero_point is None else state.zero_point[input].flatten(0, -3)
+        rows = decoded(codes, grid, GridState(state.scale[input].flatten(0, -3), zero_point))
+        return ungrouped(rows, width, self.dtype).view(*input.shape, width)
+
+
+def packed_like(
+    module: nn.Module, scheme: Scheme, shapes: dict[str, tuple[int, int]], transposed: bool, dims: tuple[int, ...]
+) -> nn.Module:
+    """Any other module with storage for codes in place of its weights; forward reads a float copy of this module.
+
+    Args: see `modules.fake_quantized_like`.
+    """
+    layer = with_class(module, _packed_class(type(module), tuple(shapes)))
+    layer.scheme, layer.transposed, layer.dims = scheme, transposed, dims
+    layer.is_filled = False  # until then its weights are codes for everyone: whoever loads them looks at their shapes
+    layer.dtype = next(iter(module.parameters(recurse=False))).dtype
+    layer.float_shapes = {name: tuple(getattr(module, name).shape) for name in shapes}
+    layer.columns = {name: columns for name, (_, columns) in shapes.items()}
+    add_storage_(layer, scheme, shapes, next(module.parameters()).device)
+    return layer
+
+
+@cache
+def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        if self.scheme.activations is not None:
+            inputs = (quantized_input(self, inputs[0], self.dims), *inputs[1:])
+        return base.forward(self, *inputs, **kwargs)
+
+    def float_copy(name: str) -> property:
+        # found before the parameter of that name, so that whatever reads the weight, or its dtype, reads floats
+        def read(self) -> Tensor:
+            if not self.is_filled:
+                return self._parameters[name]
+            matrix = unpacked(self, name, self.columns[name], self.dtype)
+            return from_matrix(matrix, self.float_shapes[name], self.transposed)
+
+        return property(read)
+
+    members = {"forward": forward, "kernel": lambda self, input: "dequantize"}
+    return type(f"Packed{base.__name__}", (base,), members | {name: float_copy(name) for name in names})
+
+
+def fill_input_(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
+    """Takes over the static input scale of a trained layer, if its scheme has one."""
+    if hasattr(layer, "input_scale"):
+        state = quantizer.state()
+        layer.input_scale = state.scale.view(1)
+        if hasattr(layer, "input_zero_point"):
+            layer.input_zero_point = state.zero_point.view(1)
+
+
+def mark_filled_(model: nn.Module) -> None:
+    """Lets packed layers that imitate others show floats for their weights, now that they hold values."""
+    for module in model.modules():
+        if hasattr(module, "is_filled"):
+            module.is_filled = True
+
+
+def empty_packed_embedding(embedding: nn.Embedding, scheme: Scheme) -> PackedEmbedding:
+    """A packed embedding of the same sizes, without values."""
+    return PackedEmbedding(embedding_arguments(embedding), scheme, embedding.weight.dtype, embedding.weight.device)

@@ -1,0 +1,217 @@
+"""Quantizers: modules that hold what a grid must remember about one tensor, and put the tensor on the grid."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.quantization.grids.codebook import fitted_codebook
+from hf_slim.quantization.grids.fake_quant import (
+    fake_quantize_static,
+    fake_quantize_tokens,
+    fake_quantize_weight,
+    grouped,
+    learned_state,
+    observed_weight,
+    slice_dims,
+)
+from hf_slim.quantization.grids.grid import Grid, GridState, observed
+from hf_slim.quantization.grids.observers import OBSERVERS
+
+
+class _Quantizer(nn.LayerNorm):
+    """A LayerNorm by type alone: that is how Trainer knows parameters that weight decay must leave alone.
+
+    See `Trainer.get_decay_parameter_names`. Whatever is not in use is None, and absent from checkpoints.
+    """
+
+    def __init__(self, grid: Grid):
+        super().__init__(1, elementwise_affine=False)
+        self.grid = grid
+        self.enabled = True  # `start` switches rounding on later
+        for name in ("scale", "offset", "codebook"):
+            self.register_parameter(name, None)
+        self.register_buffer("zero_point", None)
+
+    def extra_repr(self) -> str:
+        return f"{self.grid.kind} {self.grid.bits}, {self.grid.granularity}"
+
+
+class WeightQuantizer(_Quantizer):
+    """Puts a weight on its grid. By default it holds nothing: scales follow the weight in every forward.
+
+    Args:
+        shape: `(rows, columns)` of the weight.
+        learn: None, "lsq" or "lsq+": scales (and offsets) as parameters.
+        stored: Keep the scales that `observe_` finds, as a buffer.
+    """
+
+    def __init__(
+        self, grid: Grid, shape: tuple[int, int], learn: str | None = None, stored: bool = False,
+        device: torch.device | None = None,
+    ):  # fmt: skip
+        super().__init__(grid)
+        rows, columns = shape
+        scales = (1, 1, 1) if grid.granularity == "tensor" else (rows, grid.groups(columns), 1)
+        empty = torch.ones(scales, dtype=torch.float32, device=device)
+        if learn:
+            self.scale = nn.Parameter(empty)
+            if learn == "lsq+":
+                self.offset = nn.Parameter(torch.zeros_like(empty))
+        elif stored:
+            del self.scale
+            self.register_buffer("scale", empty)
+        if (learn or stored) and not grid.symmetric and learn != "lsq+":
+            self.zero_point = torch.zeros_like(empty)
+        if grid.kind_of.learns_codebook:
+            books = rows // (grid.codebook_channels or rows)
+            self.codebook = nn.Parameter(torch.zeros(books, 2**grid.bits, dtype=torch.float32, device=device))
+
+    def forward(self, weight: Tensor, kept_columns: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """`weight` on the grid, in `dtype`.
+
+        Args:
+            weight: `(rows, columns)`.
+            kept_columns: The columns that pruning will leave: groups form among these, as they will in the smaller
+                layer, and the others come out as zeros. None: all.
+        """
+        if not self.enabled:
+            return weight if dtype is None else weight.to(dtype)
+        arguments = (self.grid, self.scale, self.offset, self.zero_point, self.codebook, dtype)
+        if kept_columns is None or not self._sees_masked_columns():
+            return fake_quantize_weight(weight, *arguments)
+        if self.scale is not None and self.grid.group_size:
+            raise SlimError(
+                "Columns are being pruned under stored group scales, which cannot follow them. Prune in a run of its "
+                "own first, or leave `learn`, `observer`, `freeze` and `initialize` at their defaults."
+            )
+        kept = fake_quantize_weight(weight.index_select(1, kept_columns), *arguments)
+        return kept.new_zeros(weight.shape).index_copy(1, kept_columns, kept)
+
+    def state(self, weight: Tensor) -> GridState:
+        """What the packed layer must store besides the codes of `weight`."""
+        if self.scale is None:
+            found = observed_weight(weight, self.grid)
+            book = None if self.codebook is None else self.codebook.detach().sort(dim=-1).values
+            return GridState(found.scale, found.zero_point, book)
+        learned = learned_state(self.scale, self.offset, self.codebook, self.grid)
+        return learned if self.zero_point is None else GridState(learned.scale, self.zero_point, learned.codebook)
+
+    @torch.no_grad()
+    def observe_(self, weight: Tensor, observer: str = "minmax") -> None:
+        """Finds scales, zero points and codebook for `weight`, as far as this quantizer stores them."""
+        if weight.is_meta or not weight.numel():
+            return
+        values = grouped(weight, self.grid)
+        if self.scale is not None:
+            self.store_(OBSERVERS[observer](values, self.grid, slice_dims(self.grid)))
+        if self.codebook is not None:
+            scale = observed_weight(weight, self.grid).scale if self.scale is None else self.scale
+            self.codebook.copy_(fitted_codebook(values / scale, len(self.codebook), self.grid.bits))
+
+    @torch.no_grad()
+    def store_(self, state: GridState) -> None:
+        """Takes over scales and zero points that were found elsewhere."""
+        self.scale.copy_(state.scale)
+        if self.zero_point is not None and state.zero_point is not None:
+            self.zero_point.copy_(state.zero_point)
+        if self.offset is not None and state.zero_point is not None:
+            self.offset.copy_(-state.zero_point * state.scale)
+
+    def keep_rows_(self, kept: Tensor) -> None:
+        """Drops what belongs to the rows that are cut out of the weight."""
+        if self.codebook is not None and len(self.codebook) > 1:
+            raise SlimError("Rows cannot be cut out of a weight with several codebooks. Drop `codebook_channels`.")
+        for name in ("scale", "offset", "zero_point"):
+            value = getattr(self, name)
+            if value is not None and len(value) > 1:
+                smaller = value.detach()[kept]
+                setattr(self, name, nn.Parameter(smaller) if isinstance(value, nn.Parameter) else smaller)
+
+    def _sees_masked_columns(self) -> bool:
+        kind = self.grid.kind_of
+        clean = kind.holds_zero and kind.ignores_zeros and self.offset is None and self.grid.rounding == "nearest"
+        return self.grid.group_size is not None or not clean
+
+
+class InputQuantizer(_Quantizer):
+    """Puts a layer's input on its grid: scales per token on the fly, or one scale from the first training batches.
+
+    Args:
+        dims: Dimensions of the input that a token's scale covers.
+        learn: None, "lsq", "lsq+" or "pact"; for static scales.
+        calibration_batches: Training batches that set the range of a static scale.
+    """
+
+    def __init__(
+        self, grid: Grid, dims: tuple[int, ...] = (-1,), learn: str | None = None, calibration_batches: int = 8,
+        device: torch.device | None = None,
+    ):  # fmt: skip
+        super().__init__(grid)
+        self.dims, self.learn, self.calibration_batches = dims, learn, calibration_batches
+        self.static = grid.granularity == "tensor" and grid.scale is None
+        if self.static:
+            self.register_buffer(
+                "range", torch.zeros(2, dtype=torch.float32, device=device)
+            )  # least and greatest input so far
+            self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64, device=device))
+            if learn:
+                self.scale = nn.Parameter(torch.ones(1, 1, 1, dtype=torch.float32, device=device))
+                if learn == "lsq+":
+                    self.offset = nn.Parameter(torch.zeros(1, 1, 1, dtype=torch.float32, device=device))
+        self._calibrated = not self.static
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self._calibrated:
+            self._observe_(input)
+        if not self.enabled or (self.static and not self._calibrated and not self.batches_seen):
+            return input
+        if not self.static:
+            return fake_quantize_tokens(input, self.grid, self.dims)
+        state = self.state()
+        rule = "pact" if self.learn == "pact" else "lsq"
+        if self.learn and self._calibrated:
+            zero_point = state.zero_point if self.offset is None else None
+            return fake_quantize_static(input, self.grid, self.scale, self.offset, zero_point, rule)
+        rounded = fake_quantize_static(input, self.grid, state.scale, None, state.zero_point, rule)
+        # DDP wants a gradient for every parameter, also while calibration lasts
+        return rounded + sum(0 * p.sum() for p in self.parameters()) if self.learn and self.training else rounded
+
+    def state(self) -> GridState:
+        """The static scale and zero point, of shape `(1, 1, 1)`. Raises SlimError without calibration data."""
+        if not self.batches_seen:
+            raise SlimError(
+                "Static activation scales have seen no data. Train first, or run a few batches through the model in "
+                "training mode (`model.train()`), before converting."
+            )
+        observed_state = observed(self.range.view(1, 1, 2), self.grid)
+        if not self.learn or not self._calibrated:
+            return observed_state
+        learned = learned_state(self.scale, self.offset, None, self.grid)
+        if self.offset is None and observed_state.zero_point is not None:
+            return GridState(learned.scale, observed_state.zero_point)
+        return learned
+
+    @torch.no_grad()
+    def _observe_(self, input: Tensor) -> None:
+        if self.training and self.batches_seen < self.calibration_batches and input.numel():
+            self.range[0] = torch.minimum(self.range[0], input.min())
+            self.range[1] = torch.maximum(self.range[1], input.max())
+            if dist.is_available() and dist.is_initialized():  # every rank must round alike
+                ends = torch.stack((-self.range[0], self.range[1]))
+                dist.all_reduce(ends, dist.ReduceOp.MAX)
+                self.range[0], self.range[1] = -ends[0], ends[1]
+            self.batches_seen += 1
+            if self.batches_seen == self.calibration_batches and self.learn:
+                found = observed(self.range.view(1, 1, 2), self.grid)
+                self.scale.copy_(found.scale)
+                if self.offset is not None and found.zero_point is not None:
+                    self.offset.copy_(-found.zero_point * found.scale)
+        self._calibrated = bool(self.batches_seen >= self.calibration_batches)
+
+
+def quantizers(model: nn.Module) -> Iterator[_Quantizer]:
+    """Every quantizer of a prepared model."""
+    return (module for module in model.modules() if isinstance(module, _Quantizer))

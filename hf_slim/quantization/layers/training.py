@@ -1,0 +1,205 @@
+"""Fake-quantized layers: the forward sees weights and activations of the packed form; masters stay as they were."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
+from hf_slim.quantization.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Training:
+    """How quantizers find and train their state; see the fields of the same names in `QuantizationConfig`."""
+
+    learn: str | None = None
+    learn_activations: str | None = None
+    calibration_batches: int = 8
+    stored: bool = False
+
+
+def add_quantizers_(
+    layer: nn.Module, scheme: Scheme, shapes: dict[str, tuple[int, int]], training: Training, dims: tuple[int, ...]
+) -> None:
+    """Gives a layer one weight quantizer for each `{weight name: (rows, columns)}`, and one for its input."""
+    layer.scheme = scheme
+    for name, shape in shapes.items():
+        device = getattr(layer, name).device
+        quantizer = WeightQuantizer(scheme.weights, shape, training.learn, training.stored, device)
+        layer.add_module(f"{name}_quantizer", quantizer)
+    layer.input_quantizer = None
+    if scheme.activations is not None:
+        device = next(layer.parameters(recurse=False)).device
+        layer.input_quantizer = InputQuantizer(
+            scheme.activations, dims, training.learn_activations, training.calibration_batches, device
+        )
+
+
+class FakeQuantLinear(nn.Linear):
+    """A linear layer on a grid; `weight` stays the master.
+
+    Attributes:
+        kept_columns: The columns that pruning will leave, by name of the tensor, or None; pruning keeps this up to
+            date.
+        weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
+        read_weight: Gives the float weight where `weight` is stored in another way, as by bitsandbytes; or None.
+    """
+
+    def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.kept_columns: dict[str, Tensor] | None = getattr(linear, "kept_columns", None)
+        self.weight_change: Callable[[], Tensor | None] | None = None
+        self.read_weight: Callable[[], Tensor] | None = None
+        add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.input_quantizer is not None:
+            input = self.input_quantizer(input)
+        weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), _autocast_dtype(input))
+        return F.linear(input, weight, self.bias)
+
+    def merged_weight(self) -> Tensor:
+        """The weight that is rounded: the master, and what an adapter will add to it."""
+        weight = self.weight if self.read_weight is None else self.read_weight()
+        change = None if self.weight_change is None else self.weight_change()
+        return weight if change is None else weight + change.to(weight.dtype)
+
+    def plain(self) -> nn.Linear:
+        """The ordinary layer with the same parameters."""
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Every weight on a grid by name, as `(rows, columns)`."""
+        return {"weight": self.merged_weight()}
+
+    def keep_rows_(self, kept: Tensor) -> None:
+        """Called by removal after rows were cut out of the weight."""
+        self.weight_quantizer.keep_rows_(kept)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scheme={self.scheme}"
+
+
+class FakeQuantEmbedding(nn.Embedding):
+    """An embedding that looks up rows of its packed form; only those rows are computed, as scales lie within them."""
+
+    def __init__(self, embedding: nn.Embedding, scheme: Scheme, training: Training):
+        super().__init__(**embedding_arguments(embedding), device="meta")
+        self.weight = embedding.weight
+        add_quantizers_(self, Scheme(scheme.weights), {"weight": tuple(embedding.weight.shape)}, Training(), ())
+        self.scheme = scheme  # a tied head has the same one, and may quantize its input
+        self.kept_columns: dict[str, Tensor] | None = getattr(embedding, "kept_columns", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = super().forward(input)
+        return self.weight_quantizer(rows.flatten(0, -2), kept_columns(self, "weight")).view(rows.shape)
+
+    def plain(self) -> nn.Embedding:
+        """The ordinary embedding with the same parameter."""
+        embedding = nn.Embedding(**embedding_arguments(self), device="meta")
+        embedding.weight = self.weight
+        return embedding
+
+    def matrices(self) -> dict[str, Tensor]:
+        """Every weight on a grid by name, as `(rows, columns)`."""
+        return {"weight": self.weight}
+
+
+def fake_quantized_like(
+    module: nn.Module, scheme: Scheme, training: Training, shapes: dict[str, tuple[int, int]], transposed: bool,
+    dims: tuple[int, ...],
+) -> nn.Module:  # fmt: skip
+    """Any other module, sharing its parameters, whose forward reads fake-quantized weights.
+
+    Args:
+        shapes: `{parameter name: (rows, columns)}`: the matrices that these parameters hold.
+        transposed: Whether the parameters hold them as `(..., columns, rows)`.
+        dims: Dimensions of the input that share a scale per token.
+    """
+    layer = with_class(module, _fake_quant_class(type(module)))
+    layer.plain_class, layer.transposed = type(module), transposed
+    layer.columns = {name: columns for name, (_, columns) in shapes.items()}
+    add_quantizers_(layer, scheme, shapes, training, dims)
+    return layer
+
+
+def kept_columns(layer: nn.Module, name: str) -> Tensor | None:
+    """The columns of one of its matrices that pruning will leave a layer; None: all."""
+    return (getattr(layer, "kept_columns", None) or {}).get(name)
+
+
+def as_matrix(weight: Tensor, columns: int, transposed: bool) -> Tensor:
+    """A parameter of any shape as `(rows, columns)`, what is summed over in columns."""
+    return (weight.mT if transposed else weight).reshape(-1, columns)
+
+
+def from_matrix(matrix: Tensor, shape: tuple[int, ...], transposed: bool) -> Tensor:
+    """The inverse of `as_matrix`, for a parameter of `shape`."""
+    return matrix.view(*shape[:-2], shape[-1], shape[-2]).mT if transposed else matrix.view(shape)
+
+
+@contextmanager
+def weights_replaced(module: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Lets `module` read other tensors than its parameters, whatever its forward does with them."""
+    try:
+        module.__dict__.update(weights)  # found before `nn.Module.__getattr__` looks into the parameters
+        yield
+    finally:
+        for name in weights:
+            module.__dict__.pop(name, None)
+
+
+def with_class(module: nn.Module, new_class: type[nn.Module]) -> nn.Module:
+    """A shallow copy of a module, with the same parameters, as an instance of another class."""
+    twin = new_class.__new__(new_class)
+    twin.__dict__ = {name: copy.copy(value) if type(value) is dict else value for name, value in vars(module).items()}
+    return twin
+
+
+def embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
+    """What an equal embedding is made with."""
+    names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+    return {name: getattr(embedding, name) for name in names}
+
+
+@cache
+def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
+    def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        if self.input_quantizer is not None:
+            inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
+        dtype = _autocast_dtype(inputs[0])
+        on_grid = {}
+        for name, matrix in self.matrices().items():
+            values = self.get_submodule(f"{name}_quantizer")(matrix, kept_columns(self, name), dtype)
+            on_grid[name] = from_matrix(values, getattr(self, name).shape, self.transposed)
+        with weights_replaced(self, on_grid):
+            return base.forward(self, *inputs, **kwargs)
+
+    def matrices(self) -> dict[str, Tensor]:
+        return {name: as_matrix(getattr(self, name), size, self.transposed) for name, size in self.columns.items()}
+
+    def plain(self) -> nn.Module:
+        module = with_class(self, self.plain_class)
+        for name in ("input_quantizer", *(f"{name}_quantizer" for name in self.columns)):
+            module._modules.pop(name, None)
+        for name in ("plain_class", "columns", "transposed", "scheme", "input_quantizer"):
+            module.__dict__.pop(name, None)
+        return module
+
+    return type(f"FakeQuant{base.__name__}", (base,), {"forward": forward, "matrices": matrices, "plain": plain})
+
+
+def _autocast_dtype(input: Tensor) -> torch.dtype | None:
+    """The dtype that autocast would turn the weight into anyway, one pass over it later."""
+    device = input.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

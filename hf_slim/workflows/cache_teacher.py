@@ -1,0 +1,261 @@
+"""A recipe's teacher, run once over the training examples and stored, so that training needs no teacher in memory."""
+
+import inspect
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+from hf_slim.core.errors import SlimError
+from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
+from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
+from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
+from hf_slim.distillation.teachers.live import LiveTeacher, Question, check_teacher, freeze_
+from hf_slim.evaluation.tasks.task import TASKS
+from hf_slim.integration.loading import load_config, load_model
+from hf_slim.recipe import Recipe
+from hf_slim.workflows.train import load_base, training_examples, trim_vocabulary
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of whom.
+
+    Attributes:
+        rows: Training examples, the columns that the model reads.
+        batches: Indices into `rows`, equal examples once, of about one length each and the longest first.
+        keys: `row_key` of every row.
+        lengths: Tokens of every row.
+    """
+
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    rows: Dataset
+    batches: list[list[int]]
+    keys: list[int]
+    lengths: list[int]
+
+
+def run_cache_teacher(
+    recipe: Recipe, output: Path | None = None, k: int = 64, overwrite: bool = False, resume: bool = False
+) -> dict[str, Any]:
+    """Stores the answers of the recipe's teacher to every example that training would see.
+
+    Several processes, launched as for training, share the examples; each writes shards, the first one the manifest.
+
+    Args:
+        output: Folder of the store; `default_output` if None. It is complete or not there at all.
+        k: Classes held of every answer; at most all.
+        overwrite: Replace a finished store, once the new one is complete, and drop an interrupted one.
+        resume: Go on with what an interrupted run has stored, if anything.
+    Returns: what is stored: examples, tokens, answers, bytes, the share of the probability mass that is held.
+    Raises: SlimError: for anything that can be known before the teacher runs.
+    """
+    started = time.perf_counter()
+    stage = _distilling_stages(recipe)[0]
+    output = output or default_output(recipe)
+    partial = output.with_name(f"{output.name}.partial")  # on the same disk, so that it can be moved into place
+    _check_output(output, partial, overwrite, resume)
+    args = stage.training_arguments(str(output))
+    work = _prepare(recipe, args)
+    info = _info(work, stage, args, k)
+    _check_space(output, info, work)
+    if not resume:
+        _on_first_rank(args, lambda: shutil.rmtree(partial, ignore_errors=True))
+    with StoredTeacherWriter(partial, info, args.process_index, resume) as writer:
+        _ask_all(work, writer, stage, args)
+    _on_first_rank(args, lambda: _publish(partial, output, info))
+    store = StoredTeacher.open(output)
+    store.check_data(work.rows)
+    return _report(work, store.manifest) | {
+        "output": str(output),
+        "processes": args.world_size,
+        "minutes": (time.perf_counter() - started) / 60,
+    }
+
+
+def default_output(recipe: Recipe) -> Path:
+    """A folder beside the recipe's output."""
+    return Path(f"{recipe.output}.teacher")
+
+
+def next_settings(recipe: Recipe, output: str) -> list[str]:
+    """What to `--set` so that the recipe learns from the store."""
+    numbers = [number for number, run in enumerate(recipe.stages, 1) if run.distillation != recipe.distillation]
+    own = [f"stages.{number}." for number in numbers if recipe.runs[number - 1].distillation]
+    return [f"{place}distillation.teacher={output}" for place in ([""] if recipe.distillation else []) + own]
+
+
+def _distilling_stages(recipe: Recipe) -> list[Recipe]:
+    """The stages that learn from one and the same teacher."""
+    found = [(number, run) for number, run in enumerate(recipe.runs, 1) if run.distillation]
+    if not found:
+        raise SlimError(
+            "The recipe has no `distillation` section, so there is no teacher to run. Add one, such as "
+            "`distillation: {teacher: self}`."
+        )
+    for number, run in found:
+        config, first = run.distillation, found[0][1].distillation
+        if not isinstance(config.teacher, str):
+            raise SlimError(
+                f"A store holds one teacher's answers, and `teacher` names {len(config.teacher)}: {config.teacher}. "
+                "Name one, or let several teach from memory."
+            )
+        if config.teacher == "self" and number > 1:
+            raise SlimError(
+                f"Stage {number} learns from 'self', the model that stage {number - 1} leaves behind: it is not there "
+                "yet. Name a saved model as `teacher`, or let this stage keep its teacher in memory."
+            )
+        if (config.teacher, config.temperature) != (first.teacher, first.temperature):
+            raise SlimError(
+                f"Stage {number} has another teacher or temperature than stage {found[0][0]}, and a store holds one. "
+                "Store each with a recipe of its own, such as `--set stages.2.distillation=null`."
+            )
+        if config.teacher != "self" and is_stored_teacher(config.teacher):
+            raise SlimError(
+                f"The teacher '{config.teacher}' is a stored one already. Train with it, or name the model: "
+                "`--set distillation.teacher=...`."
+            )
+    return [run for _, run in found]
+
+
+def _check_output(output: Path, partial: Path, overwrite: bool, resume: bool) -> None:
+    if output.is_file() or (output.is_dir() and any(output.iterdir()) and not is_stored_teacher(output)):
+        raise SlimError(f"'{output}' is a file, or a folder with other files in it. Choose a new or an empty folder.")
+    if is_stored_teacher(output) and not overwrite:
+        raise SlimError(
+            f"'{output}' already holds a stored teacher. Choose another folder, or pass --overwrite to replace it "
+            "once the new one is complete."
+        )
+    if is_stored_teacher(partial) and not overwrite and not resume:
+        raise SlimError(
+            f"'{partial}' holds answers of a run that was interrupted. Pass --resume to go on with them, or "
+            "--overwrite to start afresh."
+        )
+
+
+def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
+    """Teacher and examples, as training would have them."""
+    stages = _distilling_stages(recipe)
+    name, task = stages[0].distillation.teacher, TASKS[recipe.task]
+    student, tokenizer, _ = load_base(recipe)
+    if recipe.vocabulary is not None:
+        with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
+            tokenizer = trim_vocabulary(recipe, student, tokenizer, Path(scratch))
+    label2id, arguments = student.config.label2id, inspect.signature(student.forward).parameters
+    teacher = student
+    if name != "self":
+        student.to("meta")  # its config is still asked
+        teacher = load_model(name, load_config(name).dtype or torch.float32, task.auto_class)
+        check_teacher(student, teacher)
+    read = [training_examples(run, tokenizer, label2id, run.training_arguments(run.output)) for run in stages]
+    rows = concatenate_datasets(read)
+    rows = rows.select_columns([column for column in rows.column_names if column in arguments and column != "labels"])
+    bar = tqdm(rows, desc="hashing examples", unit="example", disable=_is_quiet(args))
+    keys, lengths = zip(*map(row_key, bar), strict=True)
+    unique = {key: index for index, key in reversed(list(enumerate(keys)))}.values()  # the first of equal ones
+    order = sorted(unique, key=lambda index: (-lengths[index], index))
+    size = args.per_device_train_batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    return Work(freeze_(teacher), tokenizer, rows, batches, keys, lengths)
+
+
+def _info(work: Work, stage: Recipe, args: TrainingArguments, k: int) -> StoreInfo:
+    """What the numbers will mean; the shortest example is asked to see what answers look like."""
+    teacher_hash = model_hash(work.teacher)
+    logits = _answers(work, work.batches[-1][-1:], stage, args)[1]
+    autocast = _autocast_dtype(args)
+    name = stage.distillation.teacher
+    return StoreInfo(
+        k=min(k, logits.shape[-1]),
+        n_classes=logits.shape[-1],
+        per="token" if logits.dim() == 3 else "example",
+        temperature=stage.distillation.temperature,
+        dtype=str(autocast or work.teacher.dtype).removeprefix("torch."),
+        tokenizer_hash=tokenizer_hash(work.tokenizer),
+        teacher_hash=teacher_hash,
+        teacher=stage.model if name == "self" else name,
+    )
+
+
+def _check_space(output: Path, info: StoreInfo, work: Work) -> None:
+    asked = [index for batch in work.batches for index in batch]
+    answers = sum(work.lengths[index] for index in asked) if info.per == "token" else len(asked)
+    needed = answers * info.k * (2 + info.id_dtype.itemsize)
+    free = shutil.disk_usage(next(path for path in output.absolute().parents if path.exists())).free
+    if needed > free:
+        raise SlimError(
+            f"The answers take {needed / 1e9:.1f} GB and '{output.parent}' has {free / 1e9:.1f} GB free. Lower --k, "
+            "or choose another folder with --output."
+        )
+
+
+def _ask_all(work: Work, writer: StoredTeacherWriter, stage: Recipe, args: TrainingArguments) -> None:
+    """Asks this rank's share of the batches; the same batches whatever was stored before, so the same numbers."""
+    mine = work.batches[args.process_index :: args.world_size]
+    total = sum(work.lengths[index] for batch in mine for index in batch)
+    with tqdm(total=total, desc="asking the teacher", unit="token", unit_scale=True, disable=_is_quiet(args)) as bar:
+        for batch in mine:
+            if not all(work.keys[index] in writer.keys for index in batch):
+                writer.add(*_answers(work, batch, stage, args))
+            bar.update(sum(work.lengths[index] for index in batch))
+
+
+@torch.inference_mode()
+def _answers(
+    work: Work, batch: list[int], stage: Recipe, args: TrainingArguments
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Inputs of a batch, and the teacher's logits."""
+    collate = TASKS[stage.task].collator(work.tokenizer)
+    inputs = {name: values.to(args.device) for name, values in collate([work.rows[index] for index in batch]).items()}
+    answers = LiveTeacher(work.teacher).ask(inputs, Question(_autocast_dtype(args))).answers
+    logits = answers.at(torch.arange(len(answers.states), device=args.device)).states
+    ids = inputs["input_ids"]
+    return inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
+
+
+def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+
+
+def _is_quiet(args: TrainingArguments) -> bool:
+    return args.disable_tqdm or args.process_index != 0
+
+
+def _on_first_rank(args: TrainingArguments, act: Callable[[], Any]) -> None:
+    """Lets the first rank act while no other one is at work."""
+    args.distributed_state.wait_for_everyone()
+    if args.process_index == 0:
+        act()
+    args.distributed_state.wait_for_everyone()
+
+
+def _report(work: Work, manifest: dict[str, Any]) -> dict[str, Any]:
+    size = sum(shard["size_bytes"] for shard in manifest["shards"])
+    return {
+        "examples": sum(len(batch) for batch in work.batches),
+        "tokens": sum(work.lengths[index] for batch in work.batches for index in batch),
+        "bytes": size,
+        "bytes_per_answer": size / manifest["n_answers"],
+        **{name: manifest[name] for name in ("k", "n_classes", "per", "n_answers", "mass_held")},
+    }
+
+
+def _publish(partial: Path, output: Path, info: StoreInfo) -> None:
+    """Finishes the store and moves it into place; an older one stays until then."""
+    finish_store(partial, info)
+    replaced = output.with_name(f"{output.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if output.exists():
+        os.replace(output, replaced)
+    os.replace(partial, output)
+    shutil.rmtree(replaced, ignore_errors=True)

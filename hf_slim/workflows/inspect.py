@@ -1,0 +1,72 @@
+"""What a model is made of, as text: every layer with shape, grid and bytes, and the groups that can be pruned."""
+
+import torch
+from torch import nn
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import tied_modules
+from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
+from hf_slim.pruning.structure.find import understand
+from hf_slim.quantization.layers.families import family_of
+from hf_slim.quantization.transform import is_packed, quantized_layers
+
+
+def describe_model(model: nn.Module) -> str:
+    """Layers with their shapes, grids and bytes, and the groups that can be pruned."""
+    saved = getattr(model.config, "quantization_config", None)
+    mode = getattr(saved, "mode", None)
+    schemes, tied = quantized_layers(model), tied_modules(model)
+    lines = [
+        f"{type(model).__name__}: {f'made by hf_slim {saved.version}, {mode}' if mode else 'an ordinary checkpoint'}",
+        f"parameters {parameter_count(model) / 1e6:.1f} M, weights {ram_bytes(model) / 1e6:.1f} MB, "
+        f"{multiply_adds_per_token(model) / 1e6:.1f} M multiply-adds per token",
+        *(f"{name}: {settings}" for name, settings in getattr(saved, "techniques", {}).items()),
+        "",
+        f"  {'layer':<44} {'shape':>14}  {'grid':<10} {'computes by':<11} {'bytes':>12}",
+    ]
+    for name, module in model.named_modules():
+        if name in schemes or family_of(module) is not None:
+            stored = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+            size = "tied" if name in tied else f"{stored:,}"
+            grid = str(schemes.get(name, str(model.dtype).removeprefix("torch.")))
+            lines.append(f"  {name:<44} {_shape(module):>14}  {grid:<10} {_kernel(module, model):<11} {size:>12}")
+    return "\n".join([*lines, "", *_group_lines(model)])
+
+
+def _group_lines(model: nn.Module) -> list[str]:
+    if any(is_packed(module) for module in model.modules()):
+        return ["  groups: this model is packed; prune before quantizing"]
+    try:
+        found, refusals = understand(model)
+    except SlimError as error:
+        return [f"  groups: {error}"]
+    total = parameter_count(model)
+    lines = (
+        [f"  {'prunable groups':<44} {'groups':>7} {'parameters each':>16} {'share of model':>15}"] if found else []
+    )
+    for group_set in found:
+        size = group_set.parameters_per_group(model)
+        share = size * group_set.count / total
+        lines.append(f"  {group_set.name:<44} {group_set.count:>7} {size:>16,} {share:>14.1%}")
+    return lines + [f"  not prunable: {refusal.reason}" for refusal in refusals] or ["  no prunable groups were found"]
+
+
+def _shape(module: nn.Module) -> str:
+    """The sizes of a layer's weights as they are computed with, packed or not."""
+    if isinstance(module, nn.Embedding):
+        shapes = [(module.num_embeddings, module.embedding_dim)]
+    elif isinstance(module, nn.Linear):
+        shapes = [(module.out_features, module.in_features)]
+    else:
+        names = getattr(module, "float_shapes", None) or family_of(module).shapes(module)
+        shapes = [getattr(module, name).shape for name in names]
+    return ", ".join(" x ".join(map(str, shape)) for shape in shapes)
+
+
+def _kernel(module: nn.Module, model: nn.Module) -> str:
+    """How a layer computes while decoding, in the dtype that the model was loaded in."""
+    if isinstance(module, nn.Embedding):
+        return "lookup"
+    if not hasattr(module, "kernel"):
+        return "float"
+    return module.kernel(torch.empty(1, getattr(module, "in_features", 1), dtype=model.dtype))

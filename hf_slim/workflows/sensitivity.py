@@ -1,0 +1,84 @@
+"""From a model and a budget to the `overrides` of a recipe: measures, chooses, writes YAML, JSON and a picture."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from hf_slim.core.errors import SlimError
+from hf_slim.core.report import write_atomically
+from hf_slim.data import DataConfig, load_texts, text_blocks
+from hf_slim.evaluation.picture import draw_sensitivity
+from hf_slim.evaluation.sensitivity import LayerSensitivity, choose_schemes, measure_sensitivity
+from hf_slim.integration.loading import load_model, load_tokenizer
+
+SCHEMES = ("w2a16-g64", "w3a16-g64", "w4a16-g64", "w8a16")
+
+
+def run_sensitivity(
+    spec: str, data: DataConfig, budget_bits: float, output: Path, schemes: list[str], n_blocks: int
+) -> dict[str, Any]:
+    """Measures every layer of a model and writes the best mix within a budget.
+
+    Args:
+        budget_bits: Bits per weight, scales included, on average over the layers that are quantized.
+        output: Path without ending; `.yaml` (a `quantization` section for a recipe), `.json` and `.png` are written.
+    Returns: what the JSON file holds.
+    """
+    model, tokenizer = load_model(spec), load_tokenizer(spec)
+    texts, _ = load_texts(data)
+    blocks = text_blocks(texts, tokenizer, data, n_blocks, 0, "reading text")
+    ids = [torch.tensor([example["input_ids"]]) for example in blocks]
+    found = measure_sensitivity(model, ids, schemes)
+    chosen = choose_schemes(found, budget_bits)
+    result = summary(found, chosen, budget_bits)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output.with_suffix(".json"), lambda path: path.write_text(json.dumps(result, indent=2) + "\n"))
+    section = yaml.safe_dump(quantization_section(chosen), sort_keys=False, width=119)
+    write_atomically(output.with_suffix(".yaml"), lambda path: path.write_text(section))
+    draw_sensitivity(found, chosen, output.with_suffix(".png"))
+    return result
+
+
+def quantization_section(chosen: dict[str, str]) -> dict[str, Any]:
+    """The recipe section that gives every layer its scheme: the commonest for all, the others by name."""
+    schemes = list(chosen.values())
+    common = max(sorted(set(schemes)), key=schemes.count)
+    overrides = {name: scheme for name, scheme in chosen.items() if scheme != common}
+    return {"quantization": {"scheme": common, "overrides": overrides}}
+
+
+def summary(found: list[LayerSensitivity], chosen: dict[str, str], budget_bits: float) -> dict[str, Any]:
+    """Measures and choice as plain data, with bits spent and harm expected, for each uniform scheme as well."""
+    total = sum(layer.weights for layer in found)
+
+    def mix(pick: dict[str, str]) -> dict[str, float]:
+        picked = [(layer, next(c for c in layer.choices if c.scheme == pick[layer.name])) for layer in found]
+        return {
+            "bits_per_weight": sum(layer.weights * choice.bits for layer, choice in picked) / total,
+            "divergence": sum(choice.divergence for _, choice in picked),
+            "loss_increase": sum(choice.loss_increase for _, choice in picked),
+        }
+
+    everywhere = set.intersection(*({c.scheme for c in layer.choices} for layer in found))
+    return {
+        "budget_bits": budget_bits,
+        "chosen": mix(chosen),
+        "uniform": {scheme: mix({layer.name: scheme for layer in found}) for scheme in sorted(everywhere)},
+        "schemes": chosen,
+        "layers": [asdict(layer) for layer in found],
+    }
+
+
+def parse_budget(text: str) -> float:
+    """Bits per weight from "4.5bits" or "4.5". Raises SlimError on anything else."""
+    try:
+        budget = float(text.removesuffix("bits").removesuffix("bit"))
+    except ValueError:
+        budget = 0.0
+    if not 1 <= budget <= 16:
+        raise SlimError(f"`--budget` must be bits per weight between 1 and 16, such as '4.5bits', got '{text}'.")
+    return budget

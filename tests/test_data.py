@@ -1,0 +1,95 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from hf_slim import SlimError
+from hf_slim.data import DataConfig, load_texts, text_blocks
+from tests import tiny
+
+
+def write(path, texts, column="text"):
+    path.write_text("\n".join(json.dumps({column: text}) for text in texts))
+    return str(path)
+
+
+def test_the_standard_library_splits_the_same_way_every_time():
+    train, held_out = load_texts(DataConfig())
+    assert len(train) > 5 * len(held_out) > 0
+    assert not set(train["text"]) & set(held_out["text"])
+    assert load_texts(DataConfig())[1]["text"] == held_out["text"]
+    assert all(text.startswith("# ") for text in train["text"][:20])
+
+
+def test_a_source_without_a_held_out_split_keeps_some_back(tmp_path):
+    texts = [f"text number {i}" for i in range(200)]
+    train, held_out = load_texts(DataConfig(source=write(tmp_path / "a.jsonl", texts)))
+    assert sorted([*train["text"], *held_out["text"]]) == sorted(texts)
+    assert 5 <= len(held_out) <= 40
+
+
+def test_a_folder_with_its_own_splits_is_taken_as_it_is(tmp_path):
+    write(tmp_path / "train.jsonl", ["a", "b"], "body")
+    write(tmp_path / "validation.jsonl", ["c"], "body")
+    train, held_out = load_texts(DataConfig(source=str(tmp_path), text_column="body"))
+    assert (list(train["body"]), list(held_out["body"])) == (["a", "b"], ["c"])
+
+
+def test_blocks_are_consecutive_text_of_one_length():
+    texts = Dataset.from_dict({"text": ["abcdefgh" * 10] * 3})
+    blocks = text_blocks(texts, tiny.tokenizer(), DataConfig(block_size=16), 9, seed=0, title="t")
+    assert len(blocks) == 9
+    assert all(len(ids) == 16 for ids in blocks["input_ids"])
+    assert blocks["labels"] == blocks["input_ids"]
+    joined = [token for ids in blocks["input_ids"] for token in ids]
+    assert joined.count(tiny.tokenizer().eos_token_id) == 1  # one end of text within the first 144 tokens
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"source": "nothing.jsonl"}, "does not exist"),
+        ({"source": "/nothing"}, "does not exist"),
+        ({"block_size": 1}, "at least 8"),
+    ],
+)
+def test_a_source_that_is_not_there_is_refused(config, says):
+    with pytest.raises(SlimError, match=says):
+        load_texts(DataConfig(**config))
+
+
+def test_a_file_without_the_column_lists_what_it_has(tmp_path):
+    with pytest.raises(SlimError, match=r"no column 'text'.*It has body"):
+        load_texts(DataConfig(source=write(tmp_path / "a.jsonl", ["x", "y"], "body")))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "a.docx").write_text("x")
+    with pytest.raises(SlimError, match=r"\.parquet"):
+        load_texts(DataConfig(source=str(tmp_path / "a.docx")))
+
+
+def test_documents_that_begin_alike_are_split_all_the_same(tmp_path):
+    texts = [f"Below is an instruction.\n{i}" for i in range(200)]
+    train, held_out = load_texts(DataConfig(source=write(tmp_path / "a.jsonl", texts)))
+    assert len(train) > len(held_out) >= 5
+
+
+def test_a_source_may_name_an_environment_variable(tmp_path, monkeypatch):
+    write(tmp_path / "a.jsonl", [f"text {i}" for i in range(50)])
+    monkeypatch.setenv("HERE", str(tmp_path))
+    assert len(load_texts(DataConfig(source="$HERE/a.jsonl"))[0]) > 30
+    monkeypatch.delenv("HERE")
+    with pytest.raises(SlimError, match=r"variable HERE is not set.*data\.source="):
+        load_texts(DataConfig(source="${HERE}/a.jsonl"))
+
+
+def test_columns_stay_together_when_some_documents_are_held_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"text {i}", "label": i}) for i in range(60)))
+    for split in load_texts(DataConfig(source=str(path)), ["text", "label"]):
+        assert list(split["text"]) == [f"text {i}" for i in split["label"]]
+    with pytest.raises(SlimError, match=r"no column 'kind'.*`data\.label_column`"):
+        load_texts(DataConfig(source=str(path), label_column="kind"), ["text", "kind"])
+    with pytest.raises(SlimError, match="'stdlib' is text and nothing else"):
+        load_texts(DataConfig(), ["text", "label"])
