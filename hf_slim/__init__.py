@@ -8,7 +8,6 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert, prepare
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.integration import config_json as _config_json  # noqa: F401  registers what convert writes into configs
 from hf_slim.integration.hf_quantizer import register
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig

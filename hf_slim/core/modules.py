@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapter_layers, adapter_parts
+from hf_slim.core.contracts import PreparedHook, PreparedLayer
 from hf_slim.core.errors import SlimError
 
 RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
@@ -55,10 +56,10 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy with every fake-quantized module back in its plain form: the model as if never prepared.
 
-    A prepared module says how to undo itself with a method `plain()`; a hook that prepares, with `prepared = True`.
+    Hooks that belong to a prepared model (`PreparedHook`) are left out.
     """
     twin = copy.deepcopy(model)
-    prepared = [(name, module) for name, module in twin.named_modules() if hasattr(module, "plain")]
+    prepared = [(name, module) for name, module in twin.named_modules() if isinstance(module, PreparedLayer)]
     for name, module in prepared:
         set_module_(twin, name, module.plain())
     remove_prepared_hooks_(twin)
@@ -66,13 +67,13 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (object,)) -> None:
-    """Takes away the forward hooks that prepare: those with `prepared = True`, or methods of an object that has it."""
+def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (PreparedHook,)) -> None:
+    """Removes forward hooks that are a `PreparedHook`, or a method of one; with `kinds`, only of these classes."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
                 owner = getattr(hook, "__self__", hook)
-                if getattr(owner, "prepared", False) and isinstance(owner, kinds):
+                if isinstance(owner, kinds):
                     del hooks[key]
         for flags in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
             for key in [key for key in flags if key not in module._forward_hooks]:

@@ -9,8 +9,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import claim, record_of
+from hf_slim.core.lifecycle import claim
 from hf_slim.core.modules import resolve
+from hf_slim.core.record import record_of
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
 from hf_slim.quantization.config import QuantizationConfig
@@ -67,7 +68,7 @@ class HfSlimQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         config = self.quantization_config
-        record_of(model).techniques = dict(config.techniques)
+        record_of(model).applied = dict(config.techniques)
         for path, shape in config.shapes.items():
             resize_(model, path, shape)
         for path, values in config.attributes.items():

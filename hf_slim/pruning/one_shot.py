@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, record_of, unwrapped
+from hf_slim.core.lifecycle import convert
+from hf_slim.core.modules import evaluating
+from hf_slim.core.record import state_of, unwrapped
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
@@ -16,6 +18,7 @@ from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.repair import repair_readers_
 from hf_slim.pruning.importance.scores import observed, score_all, sets_by_criterion
 from hf_slim.pruning.importance.statistics import summed_over_ranks_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 # Runs the calibration batches through the model, with gradients or without, one for each item that it yields
@@ -32,10 +35,9 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
     """
     config, batches = PruningConfig.of(config), list(batches)
     plan = claim_for_pruning(model, config)
-    was_training = model.training
-    model.eval()
-    prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
-    return convert(model).train(was_training)
+    with evaluating(model):
+        prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
+    return convert(model)
 
 
 def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> None:
@@ -44,7 +46,7 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
     Raises: SlimError: if no batch came.
     """
     scores = summed_scores(model, plan.group_sets, config, run_batches)
-    removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
+    removed = choose_removed(plan, scores, state_of(model, PruningState).removed, config, progress=1.0)
     if config.repair:
         repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
     mask_groups_(unwrapped(model), plan.group_sets, removed)
