@@ -84,7 +84,9 @@ class PruningCallback(TrainerCallback, ExportableState):
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
         elif not self._is_over(state):
-            observing = observed(unwrapped(model), self.run.plan.group_sets, self.config.criterion, self._is_observed)
+            observing = observed(
+                unwrapped(model), self.run.plan.group_sets, self.config.criterion_by_kind, self._is_observed
+            )
             self._seen = self._observing.enter_context(observing)
 
     def on_step_begin(
@@ -102,7 +104,7 @@ class PruningCallback(TrainerCallback, ExportableState):
             return
         for seen in self._seen.values():
             summed_over_ranks_(seen)
-        scores = score_all(unwrapped(model), self.run.plan.group_sets, self.config.criterion, self._seen)
+        scores = score_all(unwrapped(model), self.run.plan.group_sets, self.config.criterion_by_kind, self._seen)
         for seen in self._seen.values():
             seen.clear()
         masked = self.run.removed if self.config.regrow else {}  # what is zero now keeps the importance that it had

@@ -60,13 +60,13 @@ def summed_scores(
     Raises: SlimError: if no batch came.
     """
     inner, total, batches = unwrapped(model), {}, 0
-    by_criterion = sets_by_criterion(group_sets, config.criterion)
+    by_criterion = sets_by_criterion(group_sets, config.criterion_by_kind)
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
-    with observed(inner, others, config.criterion) as seen:
+    with observed(inner, others, config.criterion_by_kind) as seen:
         for _ in run_batches(bool(graded)):
             batches += 1
-            for name, score in score_all(inner, graded, config.criterion).items():
+            for name, score in score_all(inner, graded, config.criterion_by_kind).items():
                 total[name] = total.get(name, 0) + score
             model.zero_grad(set_to_none=True)
     if not batches:
@@ -76,7 +76,7 @@ def summed_scores(
     if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
         for score in total.values():
             torch.distributed.all_reduce(score)
-    return total | score_all(inner, others, config.criterion, seen)
+    return total | score_all(inner, others, config.criterion_by_kind, seen)
 
 
 def forward_passes(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:

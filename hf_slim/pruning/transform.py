@@ -70,7 +70,9 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
 def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     """The plan. Raises SlimError if there is none for this model, or no gradients where they are needed."""
     plan = plan_pruning(model, config)
-    graded = [name for name in sets_by_criterion(plan.group_sets, config.criterion) if CRITERIA[name].needs_gradient]
+    graded = [
+        name for name in sets_by_criterion(plan.group_sets, config.criterion_by_kind) if CRITERIA[name].needs_gradient
+    ]
     if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
             f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
@@ -83,7 +85,7 @@ def prepare_pruning(model: nn.Module, config: PruningConfig, plan: Plan) -> None
     """Masks the whole target of a plan in one shot: for training loops without a Trainer."""
     claim(model, "pruning", config)
     state = state_of(model, PruningState)
-    state.plan, state.scores = plan, score_all(model, plan.group_sets, config.criterion)
+    state.plan, state.scores = plan, score_all(model, plan.group_sets, config.criterion_by_kind)
     removed = choose_removed(plan, state.scores, state.removed, config, progress=1.0)
     mask_groups_(model, plan.group_sets, removed)
 
