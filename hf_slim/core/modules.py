@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training  # one by one: a part may be kept in evaluation mode while the rest trains
+
+
+def config_of(model: nn.Module) -> Any | None:
+    """The config object of a Transformers model or of one of its modules; None for any other module."""
+    return getattr(model, "config", None)
+
+
+def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
+    """A field of the model's config; `default` where there is no config or no such field."""
+    return getattr(config_of(model), name, default)
+
+
+def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
+    """A tensor of a module, such as its bias; None where it has none of this name or it is switched off."""
+    return getattr(module, name, None)
 
 
 def device_of(model: nn.Module) -> torch.device:
