@@ -157,7 +157,7 @@ def _train(options: argparse.Namespace) -> None:
     print(f"  hf-slim inspect {recipe.output}")
     if report["base"]["quality"] and not recipe.stages:
         print(f"  hf-slim eval {recipe.output} --against {recipe.model} {_data_options(recipe.data)}")
-    if recipe.pruning and not recipe.stages:
+    if "pruning" in recipe.techniques and not recipe.stages:
         print(f"  hf-slim train {options.recipe} --set pruning.stop=0.3 --set output={recipe.output}-sooner")
 
 

@@ -18,9 +18,8 @@ from hf_slim.data import load_texts
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish, save
-from hf_slim.integration.techniques import callbacks_for
+from hf_slim.integration.techniques import callbacks_for, layers_of
 from hf_slim.integration.trainer import trainer_for
-from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
 from hf_slim.workflows.evaluate import compare, training_step_ms
@@ -111,7 +110,7 @@ def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
         whole = model
         if stage.student is not None:
             model = make_student(whole, stage.student, _batches_for_importance(stage, whole, tokenizer))
-        layers = layer_fates(model, stage)
+        layers = layers_of(model, stage.techniques)
         checkpoint = None
         if resume and number == finished + 1:  # a later stage may have been interrupted before its first checkpoint
             checkpoint = (newest_checkpoint if finished else last_checkpoint)(folders.checkpoints(number))
@@ -235,13 +234,3 @@ def _examples_needed(args: transformers.TrainingArguments) -> int:
     if args.max_steps > 0:
         return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return 100_000
-
-
-def layer_fates(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """What becomes of each layer: its grid, or why it stays in floating point."""
-    if recipe.quantization is None:
-        return []
-    return [
-        {"name": plan.name, "scheme": str(plan.scheme) if plan.scheme else None, "reason": plan.reason}
-        for plan in plan_quantization(model, recipe.quantization)
-    ]
