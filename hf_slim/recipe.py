@@ -34,29 +34,42 @@ Lines = dict[tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run.
-
-    Attributes:
-        model: A Hub id, a folder, or `package:<module>/<file>`.
-        output: Folder that the compressed model is written to.
-        task: What the model is trained for: a name in `TASKS`.
-        student: Shape of the smaller model that is trained in the place of `model`; the teacher "self" is the whole.
-        training: Fields of `TrainingArguments`.
-        techniques: The techniques in use: name -> config, in the order of `TECHNIQUES`.
-        stages: Runs that follow each other, each on the model of the one before: this recipe with changes. Empty
-            where the recipe is one run.
-    """
+    """A whole run: a model, data, training arguments, the techniques in use, and how the result is measured."""
 
     model: str
+    """The model to fine-tune: a Hub id, a folder with a saved model, or `package:<module>/<file>` for a file inside an
+    installed Python package."""
+
     output: str
-    task: str = "causal-lm"
+    """Folder that the compressed model and the report are written to."""
+
+    task: str = field(default="causal-lm", metadata={"choices": TASKS})
+    """What the model is trained for: a registered task."""
+
     data: DataConfig = field(default_factory=DataConfig)
+    """Where the text comes from and how it is cut into examples."""
+
     vocabulary: VocabularyConfig | None = None
+    """Removal of the tokens that the data never uses, before training. Absent: the vocabulary is kept."""
+
     student: StudentShape | None = None
+    """Shape of a smaller model that is cut from `model` and trained instead of it; the teacher `self` is the whole
+    model. Absent: `model` itself is trained."""
+
     training: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `transformers.TrainingArguments`, such as `max_steps` and `learning_rate`; all are allowed except
+    `output_dir`. Defaults are those of transformers, except `save_strategy: no` and `disable_tqdm: false`."""
+
     techniques: dict[str, SlimConfig] = field(default_factory=dict)
+    """The techniques in use: name -> config, in the order of the table. In a file each is a section of its own."""
+
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How much is measured when the result is compared with the base."""
+
     stages: tuple["Recipe", ...] = ()
+    """Runs that follow each other, each on the model that the one before produced. A stage is a mapping of what
+    differs from the recipe: single settings of `data` and `training`, and whole sections `student`, `distillation`,
+    `pruning` and `quantization` (`null` switches one off). Empty: the recipe is a single run."""
 
     @property
     def runs(self) -> tuple["Recipe", ...]:

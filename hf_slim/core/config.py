@@ -1,6 +1,11 @@
 """The base of every config: a frozen dataclass that reads and writes strict JSON."""
 
+import ast
+import inspect
+import itertools
+import textwrap
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, TypeVar
 
 from hf_slim.core.errors import SlimError, nearest
@@ -10,7 +15,12 @@ Config = TypeVar("Config", bound="SlimConfig")
 
 @dataclass(frozen=True)
 class SlimConfig:
-    """A technique's settings. Subclasses add fields with `metadata={"help": ...}` and check their own ranges."""
+    """A technique's settings. Subclasses add fields and check their ranges in `__post_init__`.
+
+    Under every field stands its docstring: what it means, which values are allowed, what its default does. Where the
+    allowed values are names, `field(metadata={"choices": names})` holds them, and `{"keys": names}` the keys of a
+    mapping; both may be registries, which are read when the reference is made.
+    """
 
     @classmethod
     def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
@@ -31,6 +41,37 @@ class SlimConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types; `from_dict` restores an equal config."""
         return asdict(self)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring of every field of a dataclass, by name, in the order of its fields; one paragraph each.
+
+    A field's docstring is the string literal under it, which editors show. Python does not keep it, so it is read from
+    the source. Inherited fields are included; a subclass that declares a field again may document it again.
+
+    Returns: name -> text. Fields without a docstring are left out, and so are all fields of a class without source,
+        such as one typed into an interpreter.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        found |= _docs_in_source(base)
+    return {f.name: found[f.name] for f in fields(cls) if f.name in found}
+
+
+@cache
+def _docs_in_source(cls: type) -> dict[str, str]:
+    """The docstrings under the annotations in the body of one class, inherited ones not included."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):
+        return {}
+    found: dict[str, str] = {}
+    for statement, below in itertools.pairwise(tree.body[0].body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+            if isinstance(text, str):
+                found[statement.target.id] = " ".join(text.split())
+    return found
 
 
 def require_share(name: str, value: Any, upper_open: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +19,11 @@ NOT_FOLLOWED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
 
 @dataclass(frozen=True)
 class VocabularyConfig(SlimConfig):
-    """The tokens that the data never uses go before training, from model and tokenizer alike."""
+    """Removal, before training, of the tokens that the data never uses, from the model and from the tokenizer."""
 
-    round_to: int = field(default=64, metadata={"help": "The number of rows grows to a multiple of this."})
+    round_to: int = 64
+    """The number of rows that is kept is rounded up to a multiple of this whole number of at least 1, because kernels
+    are faster for such sizes; the additional rows are further tokens of the original vocabulary."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int) or isinstance(self.round_to, bool) or self.round_to < 1:

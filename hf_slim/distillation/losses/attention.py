@@ -20,26 +20,23 @@ LOSSES = ("relations", "maps")
 
 @dataclass(frozen=True)
 class AttentionConfig(SlimConfig):
-    """How the student learns to attend, and how much that counts."""
+    """What of the attention of student and teacher is compared, in which layers, and how much that counts."""
 
-    loss: str = field(
-        default="relations",
-        metadata={
-            "help": "relations (of queries, keys and values: heads may differ in number, any attention) or maps (of "
-            "attention probabilities, averaged over heads where they differ in number)."
-        },
-    )
-    layers: str | dict[int, int] = field(
-        default="last",
-        metadata={"help": "'last', or student layer: teacher layer; from 0, negative ones from the end."},
-    )
-    relation_heads: int | None = field(
-        default=None,
-        metadata={
-            "help": "Parts that relations are computed in; None: the student's heads, if they divide all widths."
-        },
-    )
-    weight: float = field(default=1.0, metadata={"help": "Against the divergence of the answers."})
+    loss: str = field(default="relations", metadata={"choices": LOSSES})
+    """What is compared: `relations` (similarities among queries, among keys and among values; the numbers of heads may
+    differ) or `maps` (attention probabilities; averaged over heads if the numbers of heads differ)."""
+
+    layers: str | dict[int, int] = "last"
+    """Which layers are compared: `last`, or a mapping from layers of the student to layers of the teacher, counted
+    from 0; negative numbers count from the end."""
+
+    relation_heads: int | None = None
+    """Number of parts that the joined queries, keys and values are split into for `relations`; it must divide their
+    widths in both models. `null`: the largest number, up to the student's heads, that divides them all."""
+
+    weight: float = 1.0
+    """Weight of this loss, a positive number; the divergence of the outputs has the weight that `losses` gives it, 1
+    by default."""
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
