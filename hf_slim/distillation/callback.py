@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import is_prepared
 from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
@@ -160,7 +161,7 @@ class DistillationCallback(TrainerCallback):
         teachers = self.distiller.teachers
         for index, teacher in enumerate(teachers):
             if teacher.is_student:
-                with self.distiller.model.disable_adapter():
+                with adapters_disabled(self.distiller.model):
                     copy = self_teacher(self.distiller.model)
                 copy.base_model.disable_adapter_layers()
                 teachers[index] = LiveTeacher(copy)

@@ -18,6 +18,7 @@ from transformers.trainer_callback import ExportableState
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim, convert, is_prepared, record_of, unwrapped
+from hf_slim.core.modules import evaluating
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
@@ -82,6 +83,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.removed = saved["attributes"]["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
         self._mask(model)
+        self._watching.close()  # still open after a run that failed
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
         elif not self._is_over(state):
@@ -175,13 +177,10 @@ class PruningCallback(TrainerCallback, ExportableState):
 
     def _prune_at_once(self, model: nn.Module, args: TrainingArguments, train_dataloader: DataLoader | None) -> None:
         batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        prune_at_once_(
-            model, self.plan, self.config, lambda with_gradient: run_batches(model, batches, args, with_gradient)
-        )
-        for module, training in modes.items():
-            module.training = training
+        with evaluating(model):
+            prune_at_once_(
+                model, self.plan, self.config, lambda with_gradient: run_batches(model, batches, args, with_gradient)
+            )
         self.removed = record_of(model).removed
 
     def _mask(self, model: nn.Module) -> None:
