@@ -1,12 +1,13 @@
 """Finding, replacing and resizing modules, whatever the model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.adapters import adapter_layers, adapter_parts
 from hf_slim.core.contracts import PreparedHook, PreparedLayer
@@ -19,8 +20,8 @@ RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A model in evaluation mode, and afterwards as it was, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in modes:
@@ -40,6 +41,36 @@ def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
 def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
     """A tensor of a module, such as its bias; None where it has none of this name or it is switched off."""
     return getattr(module, name, None)
+
+
+@contextmanager
+def temporary_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed in the end, also after an exception.
+
+    Args:
+        handles: What registering them returns; a generator, so that those before one that fails are removed as well.
+    """
+    with ExitStack() as registered:
+        for handle in handles:
+            registered.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def temporary_module(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    """A model with `module` at the dotted path `name`, and afterwards with its own one again, also after an exception.
+
+    The module takes over the training mode of the one it replaces.
+    """
+    own = model.get_submodule(name)
+    modes = [(part, part.training) for part in own.modules()]
+    try:
+        set_module_(model, name, module)
+        yield
+    finally:
+        set_module_(model, name, own)
+        for part, training in modes:
+            part.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -13,6 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.modules import counts, set_count_
 from hf_slim.core.record import is_prepared, record_of, state_of
+from hf_slim.integration.format_version import FORMAT_VERSION
 from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import logical_shapes
@@ -83,7 +84,9 @@ def _write_config(model: nn.Module, mode: str) -> None:
     layers = {name: scheme.to_json() for name, scheme in quantized_layers(model).items()}
     record = record_of(model)
     techniques = record.applied | {name: config.to_dict() for name, config in record.configs.items()}
-    model.config.quantization_config = HfSlimConfig(mode, shapes, attributes, layers, techniques, __version__)
+    model.config.quantization_config = HfSlimConfig(
+        mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION
+    )
 
 
 def _shrink_plain_config(model: nn.Module) -> None:

@@ -12,6 +12,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import claim
 from hf_slim.core.modules import resolve
 from hf_slim.core.record import record_of
+from hf_slim.integration.format_version import check_format, unnumbered_format
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
 from hf_slim.quantization.config import QuantizationConfig
@@ -33,32 +34,34 @@ class HfSlimConfig(QuantizationConfigMixin):
         layers: Quantized layers: path -> scheme, by name ("w4a16-g32") or in full.
         techniques: The configs that made this model, by technique.
         version: Of hf_slim, when the model was made.
+        format_version: Of the folder, see `integration/format_version.py`; None: a folder from before formats had
+            numbers, whose format follows from the rest.
+    Raises: SlimError: for a format, a mode or settings that this hf_slim does not know.
     """
 
     def __init__(
         self,
-        mode: str,
+        mode: str = "",
         shapes: dict[str, list[int]] | None = None,
         attributes: dict[str, dict[str, int]] | None = None,
         layers: dict[str, str | dict] | None = None,
         techniques: dict[str, dict] | None = None,
         version: str = "",
+        format_version: int | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ):
+        if format_version is None:
+            format_version = unnumbered_format(version, shapes or {})
+        check_format(format_version, mode, layers or {}, version)
         if mode not in MODES or unknown:
             raise SlimError(
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
-        if mode == "packed" and version.startswith("0.1.") and any("-g" in str(s) for s in (layers or {}).values()):
-            raise SlimError(
-                f"This checkpoint was packed by hf_slim {version}, which stored the scales of groups in float32; they "
-                "are bfloat16 now. Pack it again from its training checkpoint, or install hf_slim 0.1."
-            )
         self.quant_method = quant_method
         self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
-        self.techniques, self.version = techniques or {}, version
+        self.techniques, self.version, self.format_version = techniques or {}, version, format_version
 
 
 class HfSlimQuantizer(HfQuantizer):

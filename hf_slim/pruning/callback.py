@@ -81,6 +81,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.run = state_of(model, PruningState)
         self.run.restore(saved["attributes"])
         self._mask(model)
+        self._observing.close()  # still open after a run that failed
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
         elif not self._is_over(state):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert
 from hf_slim.core.modules import evaluating
-from hf_slim.core.record import state_of, unwrapped
+from hf_slim.core.record import record_of, state_of, unwrapped
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
@@ -30,13 +30,20 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
 
     Args:
         batches: Keyword arguments of forward passes; with `labels` where the criterion needs gradients.
-    Returns: the smaller model, ready for `save_pretrained` or for training.
-    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion.
+    Returns: the smaller model, ready for `save_pretrained` or for training; every module is in its mode of before.
+    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion. The model then is
+        as it was and may be pruned with another config; only weights that `repair` has changed stay changed.
     """
     config, batches = PruningConfig.of(config), list(batches)
+    record, state = record_of(model), state_of(model, PruningState)
+    configs, known_plan = dict(record.configs), state.plan
     plan = claim_for_pruning(model, config)
-    with evaluating(model):
-        prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
+    try:
+        with evaluating(model):
+            prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
+    except BaseException:
+        record.configs, state.plan = configs, known_plan  # nothing is masked yet: that is the last step
+        raise
     return convert(model)
 
 
@@ -64,10 +71,13 @@ def summed_scores(
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
     with observed(inner, others, config.criterion_by_kind) as seen:
-        for _ in run_batches(bool(graded)):
-            batches += 1
-            for name, score in score_all(inner, graded, config.criterion_by_kind).items():
-                total[name] = total.get(name, 0) + score
+        try:
+            for _ in run_batches(bool(graded)):
+                batches += 1
+                for name, score in score_all(inner, graded, config.criterion_by_kind).items():
+                    total[name] = total.get(name, 0) + score
+                model.zero_grad(set_to_none=True)
+        finally:
             model.zero_grad(set_to_none=True)
     if not batches:
         raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")

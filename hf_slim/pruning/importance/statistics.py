@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import temporary_hooks
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.matrices import matrix_of
 
@@ -101,12 +102,8 @@ def watched(
 
         return add
 
-    hooks = [model.get_submodule(path).register_forward_pre_hook(adding(path)) for path in paths]
-    try:
+    with temporary_hooks(model.get_submodule(path).register_forward_pre_hook(adding(path)) for path in paths):
         yield moments
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -127,12 +124,9 @@ def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -
 
         return add
 
-    hooks = [model.get_submodule(path).register_forward_hook(adding(path), with_kwargs=True) for path in paths]
-    try:
+    handles = (model.get_submodule(path).register_forward_hook(adding(path), with_kwargs=True) for path in paths)
+    with temporary_hooks(handles):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def summed_over_ranks_(found: dict[str, Moments] | dict[str, Turning]) -> None:
