@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.progress import progress_is_shown
 from hf_slim.data import DataConfig
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.config import EvaluationConfig
@@ -84,8 +85,9 @@ class Recipe:
 
     def training_arguments(self, output_dir: str) -> TrainingArguments:
         """The Trainer's arguments. Raises SlimError where the Trainer refuses a value."""
+        without_bars = {} if progress_is_shown() else {"disable_tqdm": True}
         try:
-            return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training))
+            return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training | without_bars))
         except (TypeError, ValueError, ImportError) as error:
             raise SlimError(f"`training` was refused by TrainingArguments: {error}") from error
 

@@ -6,6 +6,7 @@ that a callback can finish a run in which other techniques take part without kno
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -56,6 +57,8 @@ class Record:
     before_convert: list[Callable[[], None]] = field(default_factory=list)
 
 
+# register themselves when they are imported, which `import hf_slim` leaves to the first `prepare` or `convert`
+_REGISTER_HERE = ("hf_slim.pruning.transform", "hf_slim.quantization.transform", "hf_slim.integration.config_json")
 _TECHNIQUES: dict[str, Technique] = {}
 _AFTER_PREPARE: list[Step] = []
 _AFTER_CONVERT: list[Step] = []
@@ -120,6 +123,7 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     Returns: the same model.
     Raises: SlimError: for two configs of one technique, no matching layer, or a config that needs a callback.
     """
+    _import_registered()
     chosen = [_technique_for(config) for config in configs]
     for technique in chosen:
         if chosen.count(technique) > 1:
@@ -144,6 +148,7 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     Returns: the same model, ready for `save_pretrained`; of one in an adapter wrapper, the model inside, merged.
     Raises: SlimError: if nothing is prepared.
     """
+    _import_registered()
     model = unwrapped(model)
     record = record_of(model)
     if not record.configs:
@@ -160,6 +165,11 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     for step in _AFTER_CONVERT:
         step(model)
     return model
+
+
+def _import_registered() -> None:
+    for name in _REGISTER_HERE:
+        import_module(name)
 
 
 def _technique_for(config: SlimConfig) -> Technique:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_module_
+from hf_slim.core.progress import progress
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.training import Training
@@ -60,7 +60,7 @@ def measure_sensitivity(
         raise SlimError("Sensitivity is measured on text, and there is none. Check the data.")
     untouched = [_predictions(model, ids) for ids in blocks]
     fitting = {name: _fitting(model, name, schemes) for name in _layers(model, ignore)}
-    bar = tqdm(total=sum(map(len, fitting.values())), desc="measuring sensitivity", unit="scheme")
+    bar = progress(None, "measuring sensitivity", "scheme", total=sum(map(len, fitting.values())))
     found = []
     for name, candidates in fitting.items():
         layer, choices = model.get_submodule(name), []

@@ -13,8 +13,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
 from hf_slim.core.modules import counts, set_count_
-from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
+from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer
 from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.rebuild import of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.progress import progress
 from hf_slim.quantization.grids.gptq import gptq
 from hf_slim.quantization.layers.training import FakeQuantLinear
 from hf_slim.quantization.transform import fake_quantized_modules
@@ -29,7 +29,7 @@ def round_by_gptq_(model: nn.Module, run_batches: Callable[[], Iterable[Any]], o
     Raises: SlimError: if no batch came, or a layer's inputs are not finite.
     """
     layers = {name: layer for name, layer in fake_quantized_modules(model).items() if _can_be_rounded(layer)}
-    bar = tqdm(layers.items(), desc="rounding by GPTQ", unit="layer")
+    bar = progress(layers.items(), "rounding by GPTQ", "layer")
     waiting = dict(layers)
     modes = {module: module.training for module in model.modules()}
     model.eval()

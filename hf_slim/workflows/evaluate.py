@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
+from hf_slim.core.progress import progress
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.evaluation.compare import measure_models, vocabulary_size
 from hf_slim.evaluation.config import EvaluationConfig
@@ -43,7 +43,7 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
             "result": _as_folder(task, result, Path(scratch) / "result"),
         }
         measured = in_fresh_process(_side_by_side, task, folders, data, settings)
-        for name, folder in tqdm(folders.items(), desc="peak memory", unit="model"):
+        for name, folder in progress(folders.items(), "measuring peak memory", "model"):
             peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
     return measured
@@ -97,7 +97,7 @@ def _side_by_side(
     _, held_out = load_texts(data, task.columns(data))
     tokenizer = load_tokenizer(folders["base"])
     sides = {}
-    for name, folder in tqdm(folders.items(), desc="loading", unit="model"):
+    for name, folder in progress(folders.items(), "loading models", "model"):
         model = load_model(folder, settings.dtype_of(name), task.auto_class)
         sides[name] = Side(model, tokenizer)
         if vocabulary_size(sides[name]) != vocabulary_size(sides["base"]):
