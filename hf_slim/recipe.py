@@ -17,20 +17,17 @@ from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.tasks.task import TASKS
+from hf_slim.integration.techniques import TECHNIQUES
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.student.shape import StudentShape
 from hf_slim.vocabulary.rows import VocabularyConfig
 
-TECHNIQUES: dict[str, type[SlimConfig]] = {
-    "distillation": DistillationConfig,
-    "pruning": PruningConfig,
-    "quantization": QuantizationConfig,
-}
-OPTIONAL: dict[str, type[SlimConfig]] = {"vocabulary": VocabularyConfig, "student": StudentShape, **TECHNIQUES}
+TECHNIQUE_CONFIGS: dict[str, type[SlimConfig]] = {row.name: row.config for row in TECHNIQUES}
+OPTIONAL: dict[str, type[SlimConfig]] = {"vocabulary": VocabularyConfig, "student": StudentShape, **TECHNIQUE_CONFIGS}
 SECTIONS: dict[str, type[SlimConfig]] = {"data": DataConfig, "evaluation": EvaluationConfig, **OPTIONAL}
 LAID_OVER = ("data", "training")  # single settings of these change from stage to stage; a technique changes whole
-STAGE_SECTIONS = (*LAID_OVER, "student", *TECHNIQUES)
+STAGE_SECTIONS = (*LAID_OVER, "student", *TECHNIQUE_CONFIGS)
 # the progress bar follows transformers' log level otherwise, which hf-slim keeps quiet
 TRAINING_DEFAULTS = {"save_strategy": "no", "disable_tqdm": False}
 SET_BY_HF_SLIM = {"output_dir": "the top-level `output`"}
@@ -72,7 +69,7 @@ class Recipe:
     @property
     def techniques(self) -> dict[str, SlimConfig]:
         """The techniques in use: name -> config."""
-        return {name: config for name in TECHNIQUES if (config := getattr(self, name)) is not None}
+        return {name: config for name in TECHNIQUE_CONFIGS if (config := getattr(self, name)) is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, what is not in use left out; of a stage, what differs from the recipe."""

@@ -23,11 +23,11 @@ SUB_ROOMS: dict[str, dict[str, int]] = {  # inside a technique: config <- functi
     },
     "pruning": {
         "matrices": 0, "groups": 1, "removal": 2, "importance": 3, "config": 4, "structure": 5, "budget": 6,
-        "transform": 7, "one_shot": 8, "callback": 9,
+        "state": 7, "transform": 8, "one_shot": 9, "callback": 10,
     },
     "distillation": {
         "capture": 0, "losses": 1, "targets": 2, "on_policy": 3, "config": 4, "objective": 5, "store": 5,
-        "teachers": 6, "followed_layers": 7, "distiller": 8, "attaching": 9, "callback": 10,
+        "teachers": 6, "followed_layers": 7, "distiller": 8, "state": 9, "attaching": 10, "callback": 11,
     },
 }  # fmt: skip
 MOST_LINES, MOST_FILES = 300, 12

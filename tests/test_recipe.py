@@ -118,7 +118,10 @@ def test_a_stage_is_the_recipe_with_its_changes(tmp_path):
     assert first.techniques == {}
     assert (second.data.source, second.data.block_size) == ("other", 64)
     assert second.pruning.sparsity["ffn"] == 0.25
-    assert (third.pruning.sparsity["ffn"], third.pruning.sparsity["kv_heads"]) == (0, 0.5)  # a technique changes whole
+    assert (third.pruning.sparsity_by_kind["ffn"], third.pruning.sparsity_by_kind["kv_heads"]) == (
+        0,
+        0.5,
+    )  # a technique changes whole
     assert list(third.techniques) == ["pruning", "quantization"]
     assert {stage.model for stage in recipe.runs} == {"m"}
     alone = load_recipe(write(tmp_path, GOOD))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
 from hf_slim.distillation.capture.output_layer import (
     BackboneTap,

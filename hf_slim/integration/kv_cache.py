@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import record_of
+from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
 from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed
@@ -28,7 +29,7 @@ def quantize_kv_cache_(model: nn.Module) -> None:
     record = record_of(model)
     settings = record.configs.get("quantization")
     name = settings.kv_cache if isinstance(settings, QuantizationConfig) else None
-    name = name or record.techniques.get("quantization", {}).get("kv_cache")
+    name = name or record.applied.get("quantization", {}).get("kv_cache")
     if name is None:
         return
     decoder = getattr(model, "base_model", model)
@@ -83,10 +84,8 @@ class _RoundingLayer(DynamicLayer):
         return fake_quantize_tokens(key_states, self.grid), fake_quantize_tokens(value_states, self.grid)
 
 
-class _UseQuantizedCache:
+class _UseQuantizedCache(PreparedHook):
     """A forward pre-hook that puts quantized layers into the cache that a decoder is about to fill."""
-
-    prepared = True  # `plain_copy` takes it off again
 
     def __init__(self, bits: int):
         self.bits = bits

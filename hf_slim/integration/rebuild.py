@@ -3,8 +3,9 @@
 from torch import nn
 from transformers.core_model_loading import WeightConverter
 
-from hf_slim.core.lifecycle import claim, record_of
+from hf_slim.core.lifecycle import claim
 from hf_slim.core.modules import resolve
+from hf_slim.core.record import record_of
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
@@ -16,7 +17,7 @@ from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_l
 
 def build_(model: nn.Module, config: HfSlimConfig) -> None:
     """Gives a model without weights the shapes and layers of the checkpoint that `config` describes."""
-    record_of(model).techniques = dict(config.techniques)
+    record_of(model).applied = dict(config.techniques)
     for path, shape in config.shapes.items():
         resize_(model, path, shape)
     for path, values in config.attributes.items():

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, record_of, unwrapped
+from hf_slim.core.lifecycle import convert
+from hf_slim.core.modules import evaluating
+from hf_slim.core.record import state_of, unwrapped
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
@@ -16,6 +18,7 @@ from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.repair import repair_readers_
 from hf_slim.pruning.importance.scores import observed, score_all, sets_by_criterion
 from hf_slim.pruning.importance.statistics import summed_over_ranks_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 # Runs the calibration batches through the model, with gradients or without, one for each item that it yields
@@ -32,10 +35,9 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
     """
     config, batches = PruningConfig.of(config), list(batches)
     plan = claim_for_pruning(model, config)
-    was_training = model.training
-    model.eval()
-    prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
-    return convert(model).train(was_training)
+    with evaluating(model):
+        prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
+    return convert(model)
 
 
 def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> None:
@@ -44,7 +46,7 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
     Raises: SlimError: if no batch came.
     """
     scores = summed_scores(model, plan.group_sets, config, run_batches)
-    removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
+    removed = choose_removed(plan, scores, state_of(model, PruningState).removed, config, progress=1.0)
     if config.repair:
         repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
     mask_groups_(unwrapped(model), plan.group_sets, removed)
@@ -58,13 +60,13 @@ def summed_scores(
     Raises: SlimError: if no batch came.
     """
     inner, total, batches = unwrapped(model), {}, 0
-    by_criterion = sets_by_criterion(group_sets, config.criterion)
+    by_criterion = sets_by_criterion(group_sets, config.criterion_by_kind)
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
-    with observed(inner, others, config.criterion) as seen:
+    with observed(inner, others, config.criterion_by_kind) as seen:
         for _ in run_batches(bool(graded)):
             batches += 1
-            for name, score in score_all(inner, graded, config.criterion).items():
+            for name, score in score_all(inner, graded, config.criterion_by_kind).items():
                 total[name] = total.get(name, 0) + score
             model.zero_grad(set_to_none=True)
     if not batches:
@@ -74,7 +76,7 @@ def summed_scores(
     if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
         for score in total.values():
             torch.distributed.all_reduce(score)
-    return total | score_all(inner, others, config.criterion, seen)
+    return total | score_all(inner, others, config.criterion_by_kind, seen)
 
 
 def forward_passes(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:

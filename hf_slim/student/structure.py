@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import is_prepared
+from hf_slim.core.record import is_prepared
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.groups import GroupSet, Refusal
 from hf_slim.pruning.structure.example_inputs import example_inputs

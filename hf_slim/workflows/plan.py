@@ -151,6 +151,6 @@ def _layer_lines(
             scheme = schemes.get(name)
             fate += [str(scheme)] if isinstance(scheme, Scheme) else [f"float ({scheme})"] if scheme else ["float"]
             lines.append(f"  {name:<44} {shape:>14}   {', '.join(fate)}")
-    if recipe.pruning and not all(recipe.pruning.uniform.values()):
+    if recipe.pruning and not all(recipe.pruning.uniform_by_kind.values()):
         lines.append("  Where layers may differ the number of groups is an average: training decides which go.")
     return lines

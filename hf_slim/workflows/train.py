@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from hf_slim.core.errors import SlimError
 from hf_slim.data import load_texts
 from hf_slim.evaluation.tasks.task import TASKS
-from hf_slim.evaluation.training_speed import callbacks_for, trainer_for
 from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish, save
+from hf_slim.integration.techniques import callbacks_for
+from hf_slim.integration.trainer import trainer_for
 from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
@@ -157,7 +158,7 @@ def _run_stage(
     examples = training_examples(stage, tokenizer, model.config.label2id, args)
     try:
         trainer = trainer_for(
-            task, model, args, train_dataset=examples, data_collator=task.collator(tokenizer),
+            model, args, task.loss_counts_items, train_dataset=examples, data_collator=task.collator(tokenizer),
             processing_class=tokenizer, callbacks=callbacks_for(list(stage.techniques.values()), own_teacher),
         )  # fmt: skip
     except SlimError:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_slim import DistillationConfig, PruningConfig
-from hf_slim.evaluation.training_speed import callbacks_for
+from hf_slim.integration.techniques import callbacks_for
 from hf_slim.recipe import load_recipe
 from hf_slim.workflows import train
 from hf_slim.workflows.plan import describe_recipe

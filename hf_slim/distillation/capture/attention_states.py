@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.record import unwrapped
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # how the modeling files of transformers call their table of attention functions
 _LOCK = threading.Lock()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import device_of, evaluating
+from hf_slim.core.record import unwrapped
 
 LARGE = 1024.0  # a cap on logits does not show where they are small
 PROBE_LENGTH = 8

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import evaluating, plain_copy
+from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
 from hf_slim.distillation.capture.output_layer import Split, head_tap, output_layer, split_of
 from hf_slim.distillation.losses.answers import Answers, LogitAnswers

@@ -143,7 +143,7 @@ def _lanes(group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningC
     lanes: dict[Any, Lane] = {}
     for group_set in group_sets:
         alike = (group_set.kind, group_set.count, len(ends[group_set.name]))
-        lanes.setdefault(alike if config.uniform[group_set.kind] else group_set.name, []).append(group_set)
+        lanes.setdefault(alike if config.uniform_by_kind[group_set.kind] else group_set.name, []).append(group_set)
     return list(lanes.values())
 
 
@@ -156,21 +156,21 @@ def _in_the_end(
         key = (group_set.kind, group_set.count, group_set.config_fields)
         if key not in legal:
             of_this = ends[group_set.name]
-            legal[key] = legal_ends(model, group_set, of_this) if config.uniform[group_set.kind] else of_this
+            legal[key] = legal_ends(model, group_set, of_this) if config.uniform_by_kind[group_set.kind] else of_this
     return {found.name: legal[found.kind, found.count, found.config_fields] for found in group_sets}
 
 
 def _quotas(
     kind: str, group_sets: list[GroupSet], ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
 ) -> list[Pot]:
-    share = config.sparsity[kind]
+    share = config.sparsity_by_kind[kind]
     sets = [group_set for group_set in group_sets if group_set.kind == kind]
     if not sets:
         raise SlimError(
             f"`sparsity.{kind}` is {share}, but no layer of this model was recognised as {kind}. Set it to 0; "
             "`hf-slim inspect` lists what can be pruned, and why other layers cannot."
         )
-    if config.uniform[kind]:
+    if config.uniform_by_kind[kind]:
         pots = [_quota([found], _nearest_legal(found, ends, final, config), ends) for found in sets]
     else:
         most = sum(int(ends[found.name][-1]) for found in sets if len(ends[found.name]))
@@ -199,7 +199,7 @@ def _nearest_legal(
 
     Raises: SlimError: if the model's config refuses that number and every other one near it.
     """
-    share, count = config.sparsity[group_set.kind], group_set.count
+    share, count = config.sparsity_by_kind[group_set.kind], group_set.count
     wanted, legal = _nearest(ends[group_set.name], share * count), _nearest(final[group_set.name], share * count)
     if abs(wanted - legal) > LENIENCE * count:
         numbers = (count - final[group_set.name]).tolist()

@@ -13,6 +13,7 @@ from hf_slim.pruning.groups import GroupSet, gradient_blocks, one_by_one, own_pa
 from hf_slim.pruning.importance.criteria import CRITERIA, Criterion, Evidence
 from hf_slim.pruning.importance.statistics import Moments, Turning, Whether, always, readers, watched, watched_layers
 
+SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores: about ten of them
 Seen = dict[str, Moments] | dict[str, Turning]  # path of a layer -> what was observed there
 
 
@@ -44,6 +45,24 @@ def score_all(
     for name, sets in sets_by_criterion(group_sets, criterion).items():
         scores |= score_groups(model, sets, name, (seen or {}).get(name))
     return scores
+
+
+def averaged(past: dict[str, Tensor], now: dict[str, Tensor], masked: Mapping[str, list[int]]) -> dict[str, Tensor]:
+    """The running mean of scores: name -> `(count,)`, `SCORE_MEMORY` of the past and the rest of `now`.
+
+    Args:
+        past: The mean so far; empty at first.
+        masked: Group set name -> indices of groups that are zero now: they keep their past score.
+    """
+    means = {}
+    for name, score in now.items():
+        if name in past:
+            before = past[name].to(score.device)
+            kept = torch.tensor(masked.get(name, []), dtype=torch.long, device=score.device)
+            score[kept] = before[kept]
+            score = before.lerp(score, 1 - SCORE_MEMORY)
+        means[name] = score
+    return means
 
 
 def _observed_by(

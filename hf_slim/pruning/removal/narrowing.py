@@ -10,20 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.modules import remove_prepared_hooks_
 from hf_slim.pruning.groups import GroupSet, tensor_of
 from hf_slim.pruning.removal.cut import Removed, kept_places
 
 
-class Narrowed:
+class Narrowed(PreparedHook):
     """A pair of forward hooks around one module, which computes with the places that stay.
 
     Args:
         kept: Parameter or buffer name -> (dimension, indices that stay).
         is_router: Whether the module answers with choices among the groups; otherwise with one value per channel.
     """
-
-    prepared = True  # `core.modules.plain_copy` takes such hooks away
 
     def __init__(self, kept: dict[str, tuple[int, Tensor]], is_router: bool):
         self.kept, self.is_router = kept, is_router
@@ -75,10 +74,8 @@ class Narrowed:
         return (logits, *(places[value] if _is_index(value) else value for value in rest))
 
 
-class Skipped:
+class Skipped(PreparedHook):
     """A forward hook that lets a layer hand on what it was given."""
-
-    prepared = True
 
     def __call__(self, module: nn.Module, given: tuple, named: dict[str, Any], made: Any) -> Any:
         stream = given[0] if given else named["hidden_states"]
