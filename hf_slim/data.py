@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimConfigError, SlimDataError
-from hf_slim.core.progress import progress
+from hf_slim.progress import progress
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 NOT_PROSE = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "site-packages", "dist-packages", "__pycache__"}

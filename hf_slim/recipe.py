@@ -11,13 +11,13 @@ from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError, nearest
-from hf_slim.core.progress import progress_is_shown
 from hf_slim.data import DataConfig
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.techniques import TECHNIQUES
+from hf_slim.progress import progress_is_shown
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.student.shape import StudentShape

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_slim.core import timing
-from hf_slim.core.progress import progress
+from hf_slim.progress import progress
 
 
 def interleaved_ms(candidates: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:

@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_slim.core.progress import progress
+from hf_slim.progress import progress
 
 
 @torch.inference_mode()

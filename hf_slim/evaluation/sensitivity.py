@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_module_
-from hf_slim.core.progress import progress
+from hf_slim.progress import progress
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.training import Training

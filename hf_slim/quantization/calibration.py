@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.progress import progress
+from hf_slim.progress import progress
 from hf_slim.quantization.grids.gptq import gptq
 from hf_slim.quantization.layers.training import FakeQuantLinear
 from hf_slim.quantization.transform import fake_quantized_modules

@@ -15,13 +15,13 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.progress import progress
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
 from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
 from hf_slim.distillation.teachers.live import LiveTeacher, Question, check_teacher, freeze_
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import load_config, load_model
+from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.workflows.train import load_base, training_examples, trim_vocabulary
 

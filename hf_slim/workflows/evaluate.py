@@ -14,7 +14,6 @@ from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.core.progress import progress
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.evaluation.compare import measure_models, vocabulary_size
 from hf_slim.evaluation.config import EvaluationConfig
@@ -22,6 +21,7 @@ from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.evaluation.training_speed import training_speed
 from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
+from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.progress import progress
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish
+from hf_slim.progress import progress
 from hf_slim.vocabulary.rows import special_ids, trim_vocabulary_, used_tokens
 from hf_slim.vocabulary.tokenizer import complete_kept, token_ids, trim_tokenizer_json
 

@@ -14,12 +14,12 @@ from transformers import (
 )
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.progress import progress
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.latency import batch_speed
 from hf_slim.evaluation.quality import accuracy_and_loss
 from hf_slim.evaluation.tasks.task import TASKS, Measures, Side, Task
+from hf_slim.progress import progress
 
 READ_AT_ONCE = 1000
 
