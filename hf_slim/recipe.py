@@ -16,6 +16,7 @@ from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.techniques import TECHNIQUES
+from hf_slim.progress import progress_is_shown
 from hf_slim.student.shape import StudentShape
 from hf_slim.vocabulary.rows import VocabularyConfig
 
@@ -91,8 +92,9 @@ class Recipe:
 
     def training_arguments(self, output_dir: str) -> TrainingArguments:
         """The Trainer's arguments. Raises SlimError where the Trainer refuses a value."""
+        without_bars = {} if progress_is_shown() else {"disable_tqdm": True}
         try:
-            return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training))
+            return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training | without_bars))
         except (TypeError, ValueError, ImportError) as error:
             raise SlimError(f"`training` was refused by TrainingArguments: {error}") from error
 

@@ -10,7 +10,7 @@ import hf_slim
 
 PACKAGE = Path(hf_slim.__file__).parent
 LAYERS: dict[str, int] = {
-    "version": 0, "core": 1,
+    "version": 0, "progress": 0, "core": 1,
     "vocabulary": 2, "data": 2, "quantization": 2, "pruning": 2, "distillation": 2,
     "integration": 3, "export": 3,
     "evaluation": 4, "student": 5, "hub": 5,
@@ -86,6 +86,11 @@ def test_only_callbacks_and_what_loads_a_teacher_know_transformers_below_integra
 def test_core_needs_only_torch(path):
     roots = {module.split(".")[0] for module in imported(path)}
     assert not roots & {"transformers", "accelerate", "datasets", "numpy", "tqdm", "yaml", "safetensors"}
+
+
+def test_progress_bars_have_one_style_and_one_switch():
+    users = [named(path) for path in FILES if any(module.split(".")[0] == "tqdm" for module in imported(path))]
+    assert users == ["progress.py"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

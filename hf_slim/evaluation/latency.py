@@ -4,16 +4,16 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from hf_slim.core import timing
 from hf_slim.integration.kv_cache import cache_argument, cache_of
+from hf_slim.progress import progress
 
 
 def interleaved_ms(candidates: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:
     """`core.timing.interleaved_ms` with a progress bar."""
-    return timing.interleaved_ms(candidates, repeats, lambda rounds: tqdm(rounds, desc=title, unit="round"))
+    return timing.interleaved_ms(candidates, repeats, lambda rounds: progress(rounds, title, "round"))
 
 
 def spread(samples: list[float]) -> dict[str, float | list[float]]:

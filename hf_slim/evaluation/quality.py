@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.modules import evaluating
+from hf_slim.progress import progress
 
 
 @torch.inference_mode()
@@ -21,7 +21,7 @@ def perplexity(model: nn.Module, blocks: Dataset, title: str = "perplexity") -> 
     """
     loss_sum, n_tokens = 0.0, 0
     with evaluating(model):
-        for example in tqdm(blocks, desc=title, unit="block"):
+        for example in progress(blocks, title, "block"):
             ids = torch.tensor([example["input_ids"]], device=model.device)
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
             loss_sum += nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
@@ -40,7 +40,7 @@ def accuracy_and_loss(
     """Share of examples whose most likely class is the right one, in [0, 1], and the mean cross-entropy, in nats."""
     right, loss_sum = 0, 0.0
     with evaluating(model):
-        for start in tqdm(range(0, len(examples), batch_size), desc=f"accuracy of {name}", unit="batch"):
+        for start in progress(range(0, len(examples), batch_size), f"accuracy of {name}", "batch"):
             batch = collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
             batch = {key: value.to(model.device) for key, value in batch.items()}
             labels = batch.pop("labels")

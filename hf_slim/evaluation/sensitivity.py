@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import evaluating, temporary_module
+from hf_slim.progress import progress
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.training import Training
@@ -61,7 +61,7 @@ def measure_sensitivity(
         raise SlimError("Sensitivity is measured on text, and there is none. Check the data.")
     fitting = {name: _fitting(model, name, schemes) for name in _layers(model, ignore)}
     total, found = sum(map(len, fitting.values())), []
-    with evaluating(model), tqdm(total=total, desc="measuring sensitivity", unit="scheme") as bar:
+    with evaluating(model), progress(None, "measuring sensitivity", "scheme", total=total) as bar:
         untouched = [_predictions(model, ids) for ids in blocks]
         for name, candidates in fitting.items():
             layer, choices = model.get_submodule(name), []

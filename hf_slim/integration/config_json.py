@@ -14,8 +14,9 @@ from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.modules import counts, set_count_
 from hf_slim.core.record import is_prepared, record_of, state_of
 from hf_slim.integration.format_version import FORMAT_VERSION
-from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
+from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer
 from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.rebuild import of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
 from hf_slim.pruning.state import PruningState
 from hf_slim.quantization.transform import is_packed, quantized_layers

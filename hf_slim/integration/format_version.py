@@ -9,7 +9,7 @@ It changes when a folder written before could be read wrongly, and is no version
 
 from collections.abc import Iterable, Mapping
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimLoadError
 from hf_slim.version import __version__
 
 FORMAT_VERSION = 3
@@ -28,7 +28,7 @@ def unnumbered_format(version: str, shapes: Iterable[str]) -> int:
 
 
 def check_format(format_version: int, mode: str, layers: Mapping[str, object], version: str) -> None:
-    """Raises SlimError for a folder that this hf_slim cannot read: a newer format, or groups packed in format 1.
+    """Raises SlimLoadError for a folder that this hf_slim cannot read: a newer format, or groups packed in format 1.
 
     Args:
         mode: "pruned", "qat" or "packed".
@@ -36,18 +36,18 @@ def check_format(format_version: int, mode: str, layers: Mapping[str, object], v
         version: Of the hf_slim that wrote the folder.
     """
     if type(format_version) is not int or format_version < 1:
-        raise SlimError(
+        raise SlimLoadError(
             f"`format_version` in config.json must be a whole number from 1, got {format_version!r}. The folder is "
             "damaged: fetch or make it again."
         )
     if format_version > FORMAT_VERSION:
-        raise SlimError(
+        raise SlimLoadError(
             f"This folder has format {format_version} and was written by hf_slim {version or '(unknown)'}; hf_slim "
             f"{__version__}, which is installed, reads formats 1 to {FORMAT_VERSION}. Install hf_slim "
             f"{version or '(a newer one)'} or newer."
         )
     if format_version == 1 and mode == "packed" and any("-g" in str(scheme) for scheme in layers.values()):
-        raise SlimError(
+        raise SlimLoadError(
             f"This checkpoint was packed by hf_slim {version}, which stored the scales of groups in float32; they "
             "are bfloat16 now. Pack it again from its training checkpoint, or install hf_slim 0.1."
         )

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import evaluating, temporary_hooks
+from hf_slim.progress import progress
 from hf_slim.quantization.grids.gptq import gptq
 from hf_slim.quantization.layers.scale_holders import rounding_disabled
 from hf_slim.quantization.layers.training import FakeQuantLinear
@@ -34,7 +34,7 @@ def round_by_gptq_(model: nn.Module, run_batches: Callable[[], Iterable[Any]], o
     layers = {name: layer for name, layer in fake_quantized_modules(model).items() if _can_be_rounded(layer)}
     waiting = dict(layers)
     unrounded = rounding_disabled(layer.weight_quantizer for layer in layers.values())
-    with tqdm(total=len(layers), desc="rounding by GPTQ", unit="layer") as bar, evaluating(model), unrounded:
+    with progress(None, "rounding by GPTQ", "layer", total=len(layers)) as bar, evaluating(model), unrounded:
         while waiting:
             hessians = _hessians(model, _affordable(waiting), run_batches)
             _require_finite(hessians)

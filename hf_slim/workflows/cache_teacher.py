@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_slim.core.errors import SlimError
@@ -23,6 +22,7 @@ from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
 from hf_slim.distillation.teachers.live import LiveTeacher, Question, check_teacher, freeze_
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import load_config, load_model
+from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.workflows.train import load_base, training_examples, trim_vocabulary
 
@@ -165,7 +165,7 @@ def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
     read = [training_examples(run, tokenizer, label2id, run.training_arguments(run.output)) for run in stages]
     rows = concatenate_datasets(read)
     rows = rows.select_columns([column for column in rows.column_names if column in arguments and column != "labels"])
-    bar = tqdm(rows, desc="hashing examples", unit="example", disable=_is_quiet(args))
+    bar = progress(rows, "hashing examples", "example", shown=_shows_progress(args))
     keys, lengths = zip(*map(row_key, bar), strict=True)
     unique = {key: index for index, key in reversed(list(enumerate(keys)))}.values()  # the first of equal ones
     order = sorted(unique, key=lambda index: (-lengths[index], index))
@@ -208,7 +208,7 @@ def _ask_all(work: Work, writer: StoredTeacherWriter, stage: Recipe, args: Train
     """Asks this rank's share of the batches; the same batches whatever was stored before, so the same numbers."""
     mine = work.batches[args.process_index :: args.world_size]
     total = sum(work.lengths[index] for batch in mine for index in batch)
-    with tqdm(total=total, desc="asking the teacher", unit="token", unit_scale=True, disable=_is_quiet(args)) as bar:
+    with progress(None, "running the teacher", "token", total, _shows_progress(args), scaled=True) as bar:
         for batch in mine:
             if not all(work.keys[index] in writer.keys for index in batch):
                 writer.add(*_answers(work, batch, stage, args))
@@ -232,8 +232,8 @@ def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
-def _is_quiet(args: TrainingArguments) -> bool:
-    return args.disable_tqdm or args.process_index != 0
+def _shows_progress(args: TrainingArguments) -> bool:
+    return not args.disable_tqdm and args.process_index == 0
 
 
 def _on_first_rank(args: TrainingArguments, act: Callable[[], Any]) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
@@ -22,6 +21,7 @@ from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.evaluation.training_speed import training_speed
 from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
+from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
 
@@ -43,7 +43,7 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
             "result": _as_folder(task, result, Path(scratch) / "result"),
         }
         measured = in_fresh_process(_side_by_side, task, folders, data, settings)
-        for name, folder in tqdm(folders.items(), desc="peak memory", unit="model"):
+        for name, folder in progress(folders.items(), "measuring peak memory", "model"):
             peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
     return measured
@@ -97,7 +97,7 @@ def _side_by_side(
     _, held_out = load_texts(data, task.columns(data))
     tokenizer = load_tokenizer(folders["base"])
     sides = {}
-    for name, folder in tqdm(folders.items(), desc="loading", unit="model"):
+    for name, folder in progress(folders.items(), "loading models", "model"):
         model = load_model(folder, settings.dtype_of(name), task.auto_class)
         sides[name] = Side(model, tokenizer)
         if vocabulary_size(sides[name]) != vocabulary_size(sides["base"]):

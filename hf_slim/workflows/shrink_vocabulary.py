@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish
+from hf_slim.progress import progress
 from hf_slim.vocabulary.rows import special_ids, trim_vocabulary_, used_tokens
 from hf_slim.vocabulary.tokenizer import complete_kept, token_ids, trim_tokenizer_json
 
@@ -138,7 +138,7 @@ def spec_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], title: str) -> Counter[int]:
     """How often each token occurs in the texts, with a progress bar."""
-    named = tqdm([text for text in texts if text], desc=title, unit="text")
+    named = progress([text for text in texts if text], title, "text")
     return used_tokens(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in named)
 
 
