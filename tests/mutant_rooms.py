@@ -47,6 +47,7 @@ ROOMS: dict[str, Room] = {
         (
             "tests/quantization/grids/test_codebook.py",
             "tests/quantization/grids/test_kinds.py",
+            "tests/quantization/grids/test_bitsandbytes.py",
             "tests/quantization/grids/test_grid.py",
             "tests/quantization/grids/test_fake_quant.py",
         ),
@@ -98,4 +99,35 @@ FAULTS: tuple[Fault, ...] = (
     Fault("schedule one_shot acts from the start", "schedule", "core/schedule.py", r"float\(fraction >= 1\)", "1.0"),
 )  # fmt: skip
 
-EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = ()  # (path, before, after; None: any, why)
+_SPEED = "only how much is worked on at a time"
+_NO_CORRECTION = "the group ends within the block, or nothing has been rounded in it yet: the correction is empty"
+_BETTER_OR_WORSE = "a constant of the search: a little more or less only refines what it finds"
+_BLOCK_BORDER = "if column + group_size > end and column > start:"
+# (path, before, after; None: any change of this line, why)
+EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
+    (
+        "core/schedule.py", "return min(1.0, (1 + int(fraction * (rounds - 1))) / rounds)",
+        "return min(2.0, (1 + int(fraction * (rounds - 1))) / rounds)", "never above 1 for a fraction up to 1",
+    ),
+    ("pruning/importance/criteria.py", "PIECE = 2 ** 19", None, _SPEED),
+    ("pruning/importance/criteria.py", "seed: int = 0", None, "only a criterion that is given a seed looks at it"),
+    (
+        "pruning/importance/criteria.py", "rows = max(1, PIECE * len(lying[0]) // max(1, first.numel()))",
+        "rows = max(1, PIECE * len(lying[0]) // max(2, first.numel()))", "one number is one piece",
+    ),
+    (
+        "pruning/importance/criteria.py", "target = total if order.index(0) < order.index(1) else total.t()",
+        "target = total if order.index(0) <= order.index(1) else total.t()", "two places are never the same",
+    ),
+    ("quantization/grids/gptq.py", "BLOCK = 128", None, _SPEED),
+    ("quantization/grids/codebook.py", "ITERATIONS = 25", None, _BETTER_OR_WORSE),
+    ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 2 ** 19", _BETTER_OR_WORSE),
+    ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 3 ** 18", _BETTER_OR_WORSE),
+    ("quantization/grids/kinds.py", "CELLS = 1024", None, _SPEED),
+    ("quantization/grids/kinds.py", "FLOOR_TOLERANCE = 2 ** (-12)", "FLOOR_TOLERANCE = 2 ** (-13)", "as small a share"),
+    ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size >= end and column > start:", _NO_CORRECTION),
+    ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end and column >= start:", _NO_CORRECTION),
+    ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end or column > start:", _NO_CORRECTION),
+    ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end:", _NO_CORRECTION),
+    ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column > start:", _NO_CORRECTION),
+)  # fmt: skip

@@ -20,13 +20,15 @@ GRIDS = {
 }
 
 
-def layer(rows: int = 5, columns: int = 26, seed: int = 0, unseen: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-    """A weight, and inputs that correlate; those of the columns `unseen` are zero."""
+def layer(
+    rows: int = 5, columns: int = 26, seed: int = 0, unseen: Sequence[int] = (), size: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """A weight, and inputs of a size that correlate; those of the columns `unseen` are zero."""
     generator = torch.Generator().manual_seed(seed)
     weight, inputs, mixing = (
         torch.randn(*shape, generator=generator) for shape in ((rows, columns), (300, columns), (columns, columns))
     )
-    inputs = inputs @ mixing
+    inputs = size * inputs @ mixing
     inputs[:, list(unseen)] = 0
     return weight, inputs
 
@@ -91,13 +93,20 @@ def test_every_column_makes_good_the_errors_of_those_before_it(name, block, monk
         assert torch.equal(state.zero_point.double(), zero_point)
 
 
-@pytest.mark.parametrize("unseen", [[3], [0, 7, 25]])
-def test_inputs_that_are_always_zero_leave_the_others_alone(unseen):
-    weight, inputs = layer_without_ties(GRIDS["channel"], unseen=unseen)
+@pytest.mark.parametrize("unseen", [[3], [0, 7, 25], range(0, 26, 2)], ids=["one", "three", "half"])
+@pytest.mark.parametrize("size", [1.0, 0.02])
+def test_inputs_that_are_always_zero_leave_the_others_alone(unseen, size):
+    """They count as if they had the square 1 in the mean that damps the others, as in the authors' code."""
+    weight, inputs = layer_without_ties(GRIDS["channel"], unseen=unseen, size=size)
     hessian = inputs.t() @ inputs
     found, _ = gptq(weight, hessian, GRIDS["channel"], "minmax")
     torch.testing.assert_close(found.double(), reference(weight, hessian, GRIDS["channel"])[0], rtol=1e-3, atol=1e-4)
-    assert torch.equal(found[:, unseen], weight[:, unseen])  # nobody's error is made good there
+    assert torch.equal(found[:, list(unseen)], weight[:, list(unseen)])  # nobody's error is made good there
+
+
+def test_a_layer_that_sees_nothing_keeps_its_weight():
+    weight, _ = layer()
+    assert torch.equal(gptq(weight, torch.zeros(26, 26), GRIDS["channel"], "minmax")[0], weight)
 
 
 def test_inputs_that_do_not_correlate_leave_every_weight_alone():
@@ -107,10 +116,11 @@ def test_inputs_that_do_not_correlate_leave_every_weight_alone():
     assert state.scale.shape == (5, 5, 1)  # four groups of six columns and one of two
 
 
-def test_a_given_scale_is_that_of_all_groups():
+@pytest.mark.parametrize("groups", [{}, {"granularity": "group", "group_size": 6}])
+def test_a_given_scale_is_that_of_all_groups(groups):
     weight, inputs = layer()
-    _, state = gptq(weight, inputs.t() @ inputs, Grid(bits=4, granularity="group", group_size=6, scale=0.3), "minmax")
-    assert state.scale == 0.3
+    _, state = gptq(weight, inputs.t() @ inputs, Grid(bits=4, scale=0.25, **groups), "minmax")
+    assert state.scale == 0.25
 
 
 def test_what_was_given_stays_as_it_was():
