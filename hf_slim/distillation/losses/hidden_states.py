@@ -61,13 +61,19 @@ class HiddenConfig(SlimConfig):
 
 @HIDDEN_LOSSES.register("mse")
 def _mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Jiao et al. 2020, TinyBERT, arXiv:1909.10351, eq. 8."""
+    """Squared difference of the states, averaged over the width.
+
+    Source: Jiao et al. 2020, TinyBERT, arXiv:1909.10351, eq. 8.
+    """
     return (student - teacher).square().mean(-1)
 
 
 @HIDDEN_LOSSES.register("cosine")
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sanh et al. 2019, DistilBERT, arXiv:1910.01108, sec. 3: directions, whatever the lengths."""
+    """1 - cosine similarity of the states: their directions are compared, not their lengths.
+
+    Source: Sanh et al. 2019, DistilBERT, arXiv:1910.01108, sec. 3.
+    """
     return 1 - F.cosine_similarity(student, teacher, dim=-1)
 
 

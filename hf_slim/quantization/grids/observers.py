@@ -17,13 +17,16 @@ MSE_RATIOS = torch.linspace(0.3, 1.3, 41).tolist()  # of the min-max scale; abov
 
 @OBSERVERS.register("minmax")
 def minmax(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
-    """Covers every value."""
+    """The scale whose grid covers every value.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, sec. 3.1.
+    """
     return observed(values, grid, dims)
 
 
 @OBSERVERS.register("percentile")
 def percentile(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
-    """Covers all but the largest thousandth of the magnitudes.
+    """The scale whose grid covers all but the largest thousandth of the magnitudes.
 
     Source: Wu et al. 2020, Integer quantization for deep learning inference, arXiv:2004.09602, sec. 3.3.
     """
@@ -36,7 +39,7 @@ def percentile(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
 
 @OBSERVERS.register("mse")
 def mse(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
-    """The scale, among shares of the min-max one, that rounds with the least squared error, for each slice alone.
+    """The scale with the least squared rounding error: a search from 0.3 to 1.3 times the min-max scale of each slice.
 
     Source: Banner et al. 2019, arXiv:1810.05723 (clipping by mean squared error), by search instead of a distribution.
     """
