@@ -99,8 +99,11 @@ def fill(results: Results, bench: Bench, grids: list[str], teachers: list[str], 
         for grid in grids:
             for side in sides:
                 measure = getattr(bench, side)
-                results(f"{grid} {side}{TEACHERS[teacher]}",
-                        lambda measure=measure, grid=grid, teacher=teacher: measure(grid, teacher == "self"))  # fmt: skip
+                taught = teacher == "self"
+                results(
+                    f"{grid} {side}{TEACHERS[teacher]}",
+                    lambda measure=measure, grid=grid, taught=taught: measure(grid, taught),
+                )
 
 
 def main(run: Run) -> None:
