@@ -53,14 +53,16 @@ class Results:
     def together(self, names: Iterable[str], measure: Callable[[], dict[str, Values]]) -> dict[str, Values]:
         """Rows that are measured together, such as timings taken in turn; none of them if the file has all."""
         names = list(names)
-        if self._wanted(names):
+        if self.misses(names):
             found = measure()
             if set(found) != set(names):
                 raise ValueError(f"Measured the rows {sorted(found)}, expected {sorted(names)}.")
             self._keep(found)
         return {name: self.values()[name] for name in names}
 
-    def _wanted(self, names: list[str]) -> bool:
+    def misses(self, names: Iterable[str]) -> bool:
+        """Whether a row of these has to be measured."""
+        names = list(names)
         missing = [name for name in names if name not in self.content["rows"]]
         return bool(missing) or (self.again and not self.measured_now.issuperset(names))
 

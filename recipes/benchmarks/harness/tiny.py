@@ -19,14 +19,14 @@ BLOCK_SIZE = 64
 def inputs(folder: Path) -> Inputs:
     """Tiny models and texts, saved below `folder`."""
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 4, "vocab_size": len(WORDS) + len(SPECIAL)}
+    sizes = {"num_hidden_layers": 8, "vocab_size": len(WORDS) + len(SPECIAL)}
     causal = LlamaConfig(
-        hidden_size=48, intermediate_size=128, num_attention_heads=6, num_key_value_heads=3,
+        hidden_size=128, intermediate_size=256, num_attention_heads=8, num_key_value_heads=4,
         max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=1, pad_token_id=0,
         **sizes,
     )  # fmt: skip
     encoder = BertConfig(
-        hidden_size=32, intermediate_size=64, num_attention_heads=4, max_position_embeddings=512, **sizes
+        hidden_size=64, intermediate_size=128, num_attention_heads=4, max_position_embeddings=512, **sizes
     )
     LlamaForCausalLM(causal).save_pretrained(folder / "causal")
     BertModel(encoder).save_pretrained(folder / "encoder")
