@@ -124,7 +124,7 @@ EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
     ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 2 ** 19", _BETTER_OR_WORSE),
     ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 3 ** 18", _BETTER_OR_WORSE),
     ("quantization/grids/kinds.py", "CELLS = 1024", None, _SPEED),
-    ("quantization/grids/kinds.py", "FLOOR_TOLERANCE = 2 ** (-12)", "FLOOR_TOLERANCE = 2 ** (-13)", "as small a share"),
+    ("quantization/grids/kinds.py", "FLOOR_TOLERANCE = 2 ** (-12)", "FLOOR_TOLERANCE = 2 ** (-13)", "as small"),
     ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size >= end and column > start:", _NO_CORRECTION),
     ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end and column >= start:", _NO_CORRECTION),
     ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end or column > start:", _NO_CORRECTION),
