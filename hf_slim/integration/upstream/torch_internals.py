@@ -5,7 +5,7 @@ from hf_slim.integration.upstream.row import Check, Upstream
 MODULE = "torch.nn.modules.module.Module"
 CPU = "quantization/kernels/cpu.py"
 MODULES = "core/modules.py"
-NARROWING = "pruning/removal/narrowing.py"
+MASKED_NORMS = "pruning/removal/masked_norms.py"
 PROBE = "pruning/structure/probe.py"
 LATENCY = "pruning/budget/latency.py"
 TRAINING = "quantization/layers/training.py"
@@ -16,13 +16,13 @@ TORCH = (
     # nn.Module
     Upstream(
         f"{MODULE}._parameters", "2.13",
-        (NARROWING, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py"),
+        (MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py"),
         "Codes of three dimensions take the place of a weight, and narrow weights that of whole ones, without a check "
         "of shapes; a property may stand before them.",
         Check.SETS,
     ),
     Upstream(
-        f"{MODULE}._buffers", "2.13", (NARROWING, "vocabulary/rows.py"),
+        f"{MODULE}._buffers", "2.13", (MASKED_NORMS, "vocabulary/rows.py"),
         "Running statistics and biases are replaced by smaller ones.",
         Check.SETS,
     ),
@@ -58,12 +58,12 @@ TORCH = (
         Check.SETS,
     ),
     Upstream(
-        f"{MODULE}.register_forward_hook", "2.13", ("distillation/callback.py", NARROWING),
+        f"{MODULE}.register_forward_hook", "2.13", ("distillation/callback.py", MASKED_NORMS),
         "A hook that runs after an error too puts whole tensors back and closes what is open.",
         Check.TAKES, ("with_kwargs", "always_call"),
     ),
     Upstream(
-        "torch.nn.LayerNorm.normalized_shape", "2.13", (NARROWING, "pruning/matrices.py"),
+        "torch.nn.LayerNorm.normalized_shape", "2.13", (MASKED_NORMS, "pruning/matrices.py"),
         "Shrinks with the channels of a norm.",
         Check.SETS,
     ),

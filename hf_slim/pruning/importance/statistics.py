@@ -20,7 +20,7 @@ SUMS: dict[str, Callable[[Tensor], Tensor]] = {
     "square": lambda rows: rows.square().sum(0),
     "products": lambda rows: rows.t() @ rows,
 }
-Whether = Callable[[nn.Module], bool]
+Predicate = Callable[[nn.Module], bool]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Moments:
 
 
 @dataclass
-class Turning:
+class AngularDistance:
     """Angles between what goes into a layer and what comes out, as shares of a half turn: their sum over tokens."""
 
     tokens: float = 0.0
@@ -83,13 +83,13 @@ def always(layer: nn.Module) -> bool:
 
 @contextmanager
 def watched(
-    model: nn.Module, paths: list[str], sums: tuple[str, ...], when: Whether = always
+    model: nn.Module, paths: list[str], sums: tuple[str, ...], when: Predicate = always
 ) -> Iterator[dict[str, Moments]]:
     """Adds up, while this lasts, what the layers at `paths` read: path -> moments, empty until a forward pass.
 
     Args:
         sums: Which of `SUMS` are wanted.
-        when: Whether a forward pass of a layer counts.
+        when: Predicate a forward pass of a layer counts.
     """
     moments: dict[str, Moments] = {}
 
@@ -107,9 +107,11 @@ def watched(
 
 
 @contextmanager
-def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -> Iterator[dict[str, Turning]]:
+def watched_layers(
+    model: nn.Module, paths: list[str], when: Predicate = always
+) -> Iterator[dict[str, AngularDistance]]:
     """Likewise how far the layers at `paths` turn what flows through them."""
-    found: dict[str, Turning] = {}
+    found: dict[str, AngularDistance] = {}
 
     def adding(path: str) -> Callable[[nn.Module, tuple, dict, object], None]:
         @torch.no_grad()
@@ -118,9 +120,10 @@ def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -
                 before = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
                 after = made if isinstance(made, Tensor) else made[0]
                 cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1).clamp_(-1, 1)
-                turning = found.setdefault(path, Turning())
-                turning.tokens += cosine.numel()
-                turning.angle = (0 if turning.angle is None else turning.angle) + cosine.acos().sum() / pi
+                distance = found.setdefault(path, AngularDistance())
+                distance.tokens += cosine.numel()
+                so_far = 0 if distance.angle is None else distance.angle
+                distance.angle = so_far + cosine.acos().sum() / pi
 
         return add
 
@@ -129,7 +132,7 @@ def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -
         yield found
 
 
-def summed_over_ranks_(found: dict[str, Moments] | dict[str, Turning]) -> None:
+def summed_over_ranks_(found: dict[str, Moments] | dict[str, AngularDistance]) -> None:
     """Makes every process hold the sums over all of them, so that all choose alike."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.pruning.importance.criteria import CRITERIA, Evidence, place_sums
-from hf_slim.pruning.importance.statistics import SUMS, Moments, Turning
+from hf_slim.pruning.importance.statistics import SUMS, AngularDistance, Moments
 
 COUNT = 7
 SHAPES = [(COUNT, 3, 5), (COUNT, 3, 1), (COUNT, 2, 2), (COUNT, 1, 3, 2)]  # rows, biases, columns, kernels
@@ -32,7 +32,7 @@ EVIDENCE = Evidence(
     gradients=[draw(*shape, seed=10 + seed) for seed, shape in enumerate(SHAPES)],
     reads=READS,
     inputs=[moments for moments, _ in INPUTS],
-    turning=Turning(8.0, torch.tensor(2.0)),
+    angular_distance=AngularDistance(8.0, torch.tensor(2.0)),
     seed=5,
 )
 WEIGHTS = [weight.double().flatten(2) for weight in EVIDENCE.weights]  # (count, width, the rest)
@@ -90,7 +90,7 @@ def as_needed(name: str) -> Evidence:
         EVIDENCE,
         gradients=EVIDENCE.gradients if criterion.needs_gradient else [],
         inputs=kept if criterion.sums else [],
-        turning=EVIDENCE.turning if criterion.needs_turning else None,
+        angular_distance=EVIDENCE.angular_distance if criterion.needs_angular_distance else None,
     )
 
 
