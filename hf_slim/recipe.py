@@ -61,6 +61,11 @@ class Recipe:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     stages: tuple["Recipe", ...] = ()
 
+    @classmethod
+    def of(cls, recipe: "Recipe | str | Path") -> "Recipe":
+        """The recipe itself, or the one in the YAML file at this path."""
+        return recipe if isinstance(recipe, cls) else load_recipe(recipe)
+
     @property
     def runs(self) -> tuple["Recipe", ...]:
         """The stages, or the recipe itself as the only one."""

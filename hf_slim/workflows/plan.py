@@ -1,16 +1,18 @@
 """What a recipe would do, and what a model is made of: text for people, touching nothing."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_slim.data import load_texts
+from hf_slim.data import load_texts, reading_once
 from hf_slim.distillation.store.reader import is_stored_teacher
 from hf_slim.distillation.teachers.live import check_teacher
 from hf_slim.distillation.teachers.stored import DiskTeacher
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import float32_bytes, lacks_head, load_skeleton, load_tokenizer
+from hf_slim.integration.saving import check_output
 from hf_slim.pruning.budget.plan import Plan, expected_losses
 from hf_slim.pruning.removal.cut import cut_out_
 from hf_slim.pruning.transform import plan_pruning
@@ -22,6 +24,20 @@ from hf_slim.vocabulary.rows import trim_vocabulary_
 from hf_slim.workflows.shrink_vocabulary import choose_kept, texts_of
 
 
+def dry_run(recipe: Recipe | str | Path, overwrite: bool = False) -> str:
+    """The plan of a run as text, after every check that the run would make: `hf-slim train --dry-run`.
+
+    Args:
+        recipe: A recipe or the path of one.
+        overwrite: Whether the run may replace a finished model in the output folder.
+    Raises: SlimError: for everything that `run` would refuse before its first step.
+    """
+    recipe = Recipe.of(recipe)
+    check_output(Path(recipe.output), overwrite)
+    return describe_recipe(recipe)
+
+
+@reading_once()
 def describe_recipe(recipe: Recipe) -> str:
     """The plan of a run as text: steps, parameters, bytes, and what each layer becomes in each stage.
 
