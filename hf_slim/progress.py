@@ -1,5 +1,6 @@
 """Progress bars, all in one style and with one switch. The only file that imports tqdm."""
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,3 +39,8 @@ def show_progress(shown: bool) -> None:
 def progress_is_shown() -> bool:
     """Whether progress bars are switched on in this process."""
     return _settings["shown"]
+
+
+def print_above_bars(text: str) -> None:
+    """Prints a line on stderr without breaking a bar that is being shown."""
+    tqdm.write(text, file=sys.stderr)

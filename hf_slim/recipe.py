@@ -72,6 +72,11 @@ class Recipe:
     differs from the recipe: single settings of `data` and `training`, and whole sections `student`, `distillation`,
     `pruning` and `quantization` (`null` switches one off). Empty: the recipe is a single run."""
 
+    @classmethod
+    def of(cls, recipe: "Recipe | str | Path") -> "Recipe":
+        """The recipe itself, or the one in the YAML file at this path."""
+        return recipe if isinstance(recipe, cls) else load_recipe(recipe)
+
     @property
     def runs(self) -> tuple["Recipe", ...]:
         """The stages, or the recipe itself as the only one."""

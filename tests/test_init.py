@@ -12,13 +12,14 @@ import hf_slim
 from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
 from tests import tiny
 
-CONFIGS = [QuantizationConfig("w8a8"), PruningConfig(uniform=False)]
+CONFIGS = [QuantizationConfig("w8a8"), PruningConfig(criterion="l2", uniform=False)]
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "tqdm", "yaml")
 
 
-def in_new_process(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+def in_new_process(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -109,3 +110,26 @@ from hf_slim import PruningCallback
 print(logging.getLogger("bitsandbytes.backends.cpu.ops").filters)
 """
     assert in_new_process(code) == "[]\n"
+
+
+def test_what_is_imported_while_a_checkpoint_loads_is_the_same():
+    """transformers builds a model on the meta device and in its dtype; imports may happen then."""
+    code = """
+import contextlib, importlib, pkgutil, sys
+import torch, hf_slim
+def tensors(value):
+    return {name: inner.tolist() for name, inner in vars(value).items() if isinstance(inner, torch.Tensor)}
+with torch.device("meta") if "meta" in sys.argv else contextlib.nullcontext():
+    torch.set_default_dtype(torch.bfloat16 if "meta" in sys.argv else torch.float32)
+    found = pkgutil.walk_packages(hf_slim.__path__, "hf_slim.")
+    modules = [module.name for module in found if "__main__" not in module.name]
+    for name in modules:
+        importlib.import_module(name)
+from hf_slim.quantization.grids.grid import GRIDS
+from hf_slim.quantization.grids.observers import MSE_RATIOS
+print(len(modules), MSE_RATIOS, [(name, tensors(GRIDS[name])) for name in GRIDS])
+print([(name, tensors(sys.modules[name])) for name in modules])
+"""
+    ordinary, loading = in_new_process(code), in_new_process(code, "meta")
+    assert "'_ascending'" in ordinary
+    assert loading == ordinary

@@ -70,6 +70,10 @@ class HfSlimQuantizer(HfQuantizer):
 
     requires_calibration = False
 
+    def __init__(self, quantization_config: HfSlimConfig, **kwargs: Any):
+        super().__init__(quantization_config, **kwargs)
+        _rebuild()  # imported before transformers changes the default device and dtype for the model it builds
+
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         _rebuild().build_(model, self.quantization_config)
 

@@ -15,6 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_slim.core.errors import SlimError
+from hf_slim.data import reading_once
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
 from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
@@ -46,14 +47,20 @@ class Work:
     lengths: list[int]
 
 
-def run_cache_teacher(
-    recipe: Recipe, output: Path | None = None, k: int = 64, overwrite: bool = False, resume: bool = False
+@reading_once()
+def cache_teacher(
+    recipe: Recipe | str | Path,
+    output: Path | None = None,
+    k: int = 64,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Stores the answers of the recipe's teacher to every example that training would see.
+    """Stores the answers of the recipe's teacher to every example that training would see: `hf-slim cache-teacher`.
 
     Several processes, launched as for training, share the examples; each writes shards, the first one the manifest.
 
     Args:
+        recipe: A recipe with a `distillation` section, or the path of one.
         output: Folder of the store; `default_output` if None. It is complete or not there at all.
         k: Classes held of every answer; at most all.
         overwrite: Replace a finished store, once the new one is complete, and drop an interrupted one.
@@ -61,7 +68,7 @@ def run_cache_teacher(
     Returns: what is stored: examples, tokens, answers, bytes, the share of the probability mass that is held.
     Raises: SlimError: for anything that can be known before the teacher runs.
     """
-    started = time.perf_counter()
+    started, recipe = time.perf_counter(), Recipe.of(recipe)
     stage = _distilling_stages(recipe)[0]
     output = output or default_output(recipe)
     partial = output.with_name(f"{output.name}.partial")  # on the same disk, so that it can be moved into place
@@ -82,6 +89,17 @@ def run_cache_teacher(
         "processes": args.world_size,
         "minutes": (time.perf_counter() - started) / 60,
     }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report of `cache_teacher` for people."""
+    processes = f"{report['processes']} process{'es' * (report['processes'] > 1)}"
+    return (
+        f"{report['examples']:,} different examples, {report['tokens']:,} tokens: what {processes} would train on\n"
+        f"{report['bytes'] / 1e6:,.1f} MB, {report['bytes_per_answer']:.1f} bytes per {report['per']}\n"
+        f"{report['mass_held']:.2%} of the probability mass: {report['k']} of {report['n_classes']:,} classes held\n"
+        f"{report['minutes']:.1f} minutes\n\nSaved to {report['output']}"
+    )
 
 
 def default_output(recipe: Recipe) -> Path:

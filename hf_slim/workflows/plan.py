@@ -1,12 +1,15 @@
 """What a recipe would do, as text: nothing is trained and nothing is written."""
 
+from pathlib import Path
+
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from hf_slim.data import load_texts
+from hf_slim.data import load_texts, reading_once
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import float32_bytes, lacks_head, load_skeleton, load_tokenizer
 from hf_slim.integration.previews import Inputs, Preview
+from hf_slim.integration.saving import check_output
 from hf_slim.integration.techniques import previews_of
 from hf_slim.recipe import Recipe
 from hf_slim.student import student_skeleton
@@ -16,6 +19,20 @@ from hf_slim.workflows.shrink_vocabulary import choose_kept, texts_of
 FLOAT_BITS = 32
 
 
+def dry_run(recipe: Recipe | str | Path, overwrite: bool = False) -> str:
+    """The plan of a run as text, after every check that the run would make: `hf-slim train --dry-run`.
+
+    Args:
+        recipe: A recipe or the path of one.
+        overwrite: Whether the run may replace a finished model in the output folder.
+    Raises: SlimError: for everything that `run` would refuse before its first step.
+    """
+    recipe = Recipe.of(recipe)
+    check_output(Path(recipe.output), overwrite)
+    return describe_recipe(recipe)
+
+
+@reading_once()
 def describe_recipe(recipe: Recipe) -> str:
     """The plan of a run as text: steps, parameters, bytes, and what each layer becomes in each stage.
 
