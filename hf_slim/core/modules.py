@@ -79,17 +79,6 @@ def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (object,)
                 del flags[key]
 
 
-def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """`{name: [out_features, in_features]}` of every linear layer, packed or not, GPT-2's `Conv1D` included."""
-    shapes = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shapes[name] = [module.out_features, module.in_features]
-        elif hasattr(module, "nf") and hasattr(module, "nx"):
-            shapes[name] = [module.nf, module.nx]
-    return shapes
-
-
 def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str, str], int | float]:
     """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value.
 
