@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
+from hf_slim.core.contracts import PackedLayer
+
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
@@ -22,7 +24,8 @@ CONVOLUTIONS = (
 VISITED = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk")
 # matrix products of torch -> place of the left factor among the arguments; the right one follows
 PRODUCTS = {torch.ops.aten.mm: 0, torch.ops.aten.bmm: 0, torch.ops.aten.addmm: 1, torch.ops.aten.baddbmm: 1}
-FUSED_ATTENTION = "_scaled_dot_product_"  # how torch's fused attention operators start; they take query, key, value
+# how torch's fused attention operators start, such as _scaled_dot_product_flash_attention_for_cpu(query, key, value)
+FUSED_ATTENTION = "_scaled_dot_product_"
 
 
 @dataclass(frozen=True)
@@ -164,9 +167,11 @@ def _costs(model: nn.Module, path: str, module: nn.Module) -> dict[str, int]:
 
 def _stacks(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of the fused weights of many experts, `(experts, ..., ...)` in either order, packed or not."""
-    unpacked = getattr(module, "float_shapes", {})
-    own = ((name, tuple(unpacked.get(name, weight.shape))) for name, weight in module.named_parameters(recurse=False))
-    found = {name: shape for name, shape in own if len(shape) == 3}
+    own = {
+        name: module.float_shape(name) if isinstance(module, PackedLayer) else tuple(weight.shape)
+        for name, weight in module.named_parameters(recurse=False)
+    }
+    found = {name: shape for name, shape in own.items() if len(shape) == 3}
     counts = {shape[0] for shape in found.values()}
     is_mixture = len(found) > 1 or counts == {getattr(module, "num_experts", None)}
     return found if is_mixture and len(counts) == 1 and counts != {1} else {}
