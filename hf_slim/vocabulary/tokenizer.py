@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from hf_slim.core.config import require_whole
 from hf_slim.core.errors import SlimError
 
 Spec = dict[str, Any]
@@ -47,8 +48,7 @@ def complete_kept(spec: Spec, keep_ids: Iterable[int], round_to: int = 1, spare:
     unknown = sorted(asked - set(names))
     if unknown:
         raise SlimError(f"`keep_ids` holds {unknown[:5]}, which this tokenizer of {len(names)} tokens does not have.")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise SlimError(f"`round_to` must be a whole number of at least 1, got {round_to!r}.")
+    require_whole("round_to", round_to)
     parts = kind.parts(spec["model"])
 
     def with_parts(number: int) -> set[int]:

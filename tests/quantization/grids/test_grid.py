@@ -147,7 +147,7 @@ def test_a_fitted_codebook_beats_a_uniform_grid_of_as_many_values():
         ({"kind": "nf4", "bits": 3}, "'nf4' has 4 bits"),
         ({"kind": "nf3"}, "Did you mean 'nf4'"),
         ({"granularity": "row"}, "must be one of tensor, channel, group, token"),
-        ({"granularity": "group"}, "`group_size` must be a positive whole number, got None"),
+        ({"granularity": "group"}, "`group_size` must be a whole number of at least 1, got None"),
         ({"group_size": 32}, "needs granularity 'group'"),
         ({"scale": 0.0}, "must be positive"),
         ({"scale": -1.0}, "must be positive"),
