@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import sum_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert
 from hf_slim.core.modules import evaluating
@@ -83,9 +84,7 @@ def summed_scores(
         raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
     for found in seen.values():
         summed_over_ranks_(found)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
-        for score in total.values():
-            torch.distributed.all_reduce(score)
+    sum_over_ranks_(total.values())  # every rank must choose alike
     return total | score_all(inner, others, config.criterion_by_kind, seen)
 
 

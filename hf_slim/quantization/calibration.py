@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import sum_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import evaluating, temporary_hooks
 from hf_slim.progress import progress
@@ -85,7 +85,5 @@ def _hessians(
         batches = sum(1 for _ in run_batches())
     if not batches:
         raise SlimError("GPTQ needs calibration batches, and the training data gave none. Check the dataset.")
-    if dist.is_available() and dist.is_initialized():  # every rank must round alike
-        for hessian in found.values():
-            dist.all_reduce(hessian)
+    sum_over_ranks_(found.values())  # every rank must round alike
     return found

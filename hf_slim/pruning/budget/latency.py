@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import made_by_first_rank
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import plain_copy
 from hf_slim.core.timing import interleaved_ms
@@ -38,14 +39,12 @@ def measure_latency(model: nn.Module, group_sets: list[GroupSet], config: Prunin
         measured: `device`, `dtype`, and the shapes of `inputs`.
     Raises: SlimError: if a part of the model cannot be run on its own.
     """
-    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    found = [None]
-    if not ranks or torch.distributed.get_rank() == 0:
+
+    def measure() -> dict[str, Any]:
         with torch.random.fork_rng(), torch.no_grad():
-            found = [_measured(model, group_sets, config)]
-    if ranks:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
+            return _measured(model, group_sets, config)
+
+    return made_by_first_rank(measure)
 
 
 def _measured(model: nn.Module, group_sets: list[GroupSet], config: PruningConfig) -> dict[str, Any]:

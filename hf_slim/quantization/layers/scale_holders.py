@@ -4,9 +4,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import range_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
@@ -200,10 +200,7 @@ class InputQuantizer(_Quantizer):
         if self.training and self.batches_seen < self.calibration_batches and input.numel():
             self.range[0] = torch.minimum(self.range[0], input.min())
             self.range[1] = torch.maximum(self.range[1], input.max())
-            if dist.is_available() and dist.is_initialized():  # every rank must round alike
-                ends = torch.stack((-self.range[0], self.range[1]))
-                dist.all_reduce(ends, dist.ReduceOp.MAX)
-                self.range[0], self.range[1] = -ends[0], ends[1]
+            range_over_ranks_(self.range)  # every rank must round alike
             self.batches_seen += 1
             if self.batches_seen == self.calibration_batches and self.learn:
                 found = observed(self.range.view(1, 1, 2), self.grid)
