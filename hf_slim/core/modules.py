@@ -79,6 +79,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next(placed, torch.device("cpu"))
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes matrix products in on this kind of device now; None where autocast is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
     parent_name, _, child = name.rpartition(".")

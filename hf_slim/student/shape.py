@@ -13,8 +13,8 @@ from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
 
 # stack of layers, how many stay, their importance -> indices of those that stay
-Choice = Callable[[GroupSet, int, Tensor], list[int]]
-CHOICES: Registry[Choice] = Registry("choice of layers")
+LayerChoice = Callable[[GroupSet, int, Tensor], list[int]]
+CHOICES: Registry[LayerChoice] = Registry("choice of layers")
 WIDTHS = ("hidden", "heads", "ffn")
 
 

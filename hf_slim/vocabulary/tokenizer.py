@@ -97,12 +97,12 @@ def token_ids(spec: Spec) -> dict[str, int]:
 
 def _kind(spec: Spec) -> Kind:
     name = (spec.get("model") or {}).get("type")
-    if name not in KINDS:
+    if name not in MODEL_TYPES:
         raise SlimError(
-            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(KINDS)}; save it "
+            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(MODEL_TYPES)}; save it "
             "once with a recent `tokenizers` if its tokenizer.json names no type."
         )
-    return KINDS[name]
+    return MODEL_TYPES[name]
 
 
 def _trimmed_model(model: Spec, new_ids: dict[int, int]) -> Spec:
@@ -216,7 +216,7 @@ def _bpe_parts(model: Spec) -> Parts:
     return parts
 
 
-KINDS = {
+MODEL_TYPES = {
     "BPE": Kind(_characters_or_bytes, _bpe_parts),
     "WordPiece": Kind(_characters, _no_parts),
     "WordLevel": Kind(lambda model: (), _no_parts),

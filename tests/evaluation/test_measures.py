@@ -16,11 +16,12 @@ from hf_slim.evaluation.footprint import (
     peak_rss_bytes,
     ram_bytes,
 )
-from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
+from hf_slim.evaluation.latency import inference_speed, spread
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.evaluation.tasks import causal_lm  # noqa: F401  registers the task
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.integration.kv_cache import cache_argument
+from hf_slim.timing import interleaved_ms
 from tests import tiny
 
 

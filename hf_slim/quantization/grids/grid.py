@@ -187,7 +187,7 @@ class GridState:
     codebook: Tensor | None = None
 
 
-def observed(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
+def observed_state(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
     """The state that covers every value (the min-max observer), or the one that the grid itself gives.
 
     Args:

@@ -18,7 +18,7 @@ from hf_slim.quantization.grids.fake_quant import (
     observed_weight,
     slice_dims,
 )
-from hf_slim.quantization.grids.grid import Grid, GridState, observed
+from hf_slim.quantization.grids.grid import Grid, GridState, observed_state
 from hf_slim.quantization.grids.observers import OBSERVERS
 
 
@@ -187,12 +187,12 @@ class InputQuantizer(_Quantizer):
                 "Static activation scales have seen no data. Train first, or run a few batches through the model in "
                 "training mode (`model.train()`), before converting."
             )
-        observed_state = observed(self.range.view(1, 1, 2), self.grid)
+        from_range = observed_state(self.range.view(1, 1, 2), self.grid)
         if not self.learn or not self._calibrated:
-            return observed_state
+            return from_range
         learned = learned_state(self.scale, self.offset, None, self.grid)
-        if self.offset is None and observed_state.zero_point is not None:
-            return GridState(learned.scale, observed_state.zero_point)
+        if self.offset is None and from_range.zero_point is not None:
+            return GridState(learned.scale, from_range.zero_point)
         return learned
 
     @torch.no_grad()
@@ -203,7 +203,7 @@ class InputQuantizer(_Quantizer):
             range_over_ranks_(self.range)  # every rank must round alike
             self.batches_seen += 1
             if self.batches_seen == self.calibration_batches and self.learn:
-                found = observed(self.range.view(1, 1, 2), self.grid)
+                found = observed_state(self.range.view(1, 1, 2), self.grid)
                 self.scale.copy_(found.scale)
                 if self.offset is not None and found.zero_point is not None:
                     self.offset.copy_(-found.zero_point * found.scale)
