@@ -99,8 +99,8 @@ def _kind(spec: Spec) -> Kind:
     name = (spec.get("model") or {}).get("type")
     if name not in MODEL_TYPES:
         raise SlimError(
-            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(MODEL_TYPES)}; save it "
-            "once with a recent `tokenizers` if its tokenizer.json names no type."
+            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(MODEL_TYPES)}; save "
+            "it once with a recent `tokenizers` if its tokenizer.json names no type."
         )
     return MODEL_TYPES[name]
 

@@ -68,9 +68,8 @@ class _FollowScale(torch.autograd.Function):
     def forward(ctx, weight: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         if grid.kind_of.in_place:
             values = grouped(weight, grid)
-            return ungrouped(
-                snapped(values, grid, observed_state(values, grid, slice_dims(grid))), weight.shape[1], dtype
-            )
+            state = observed_state(values, grid, slice_dims(grid))
+            return ungrouped(snapped(values, grid, state), weight.shape[1], dtype)
         whole = observed_weight(weight, grid) if grid.granularity == "tensor" else None
         on_grid = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         for rows in _row_chunks(weight, 1):
