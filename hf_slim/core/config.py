@@ -111,3 +111,14 @@ def require_share(name: str, value: Any, upper_open: bool = False) -> None:
         end = ")" if upper_open else "]"
         hint = f" For {value}% write {value / 100}." if is_number and 1 < value <= 100 else ""
         raise SlimConfigError(f"`{name}` must be in [0, 1{end}, got {value!r}: it is a share, not a percentage.{hint}")
+
+
+def require_whole(name: str, value: Any, least: int = 1, hint: str = "") -> None:
+    """Checks that `value` is a whole number of at least `least`.
+
+    Args:
+        hint: A sentence that ends the message, such as what to set instead.
+    Raises: SlimConfigError: if it is anything else; `True` is not a number here.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SlimConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}. {hint}".rstrip())

@@ -79,6 +79,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next(placed, torch.device("cpu"))
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes matrix products in on this kind of device now; None where autocast is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
     parent_name, _, child = name.rpartition(".")
@@ -125,17 +131,6 @@ def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (Prepared
         for flags in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
             for key in [key for key in flags if key not in module._forward_hooks]:
                 del flags[key]
-
-
-def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """`{name: [out_features, in_features]}` of every linear layer, packed or not, GPT-2's `Conv1D` included."""
-    shapes = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shapes[name] = [module.out_features, module.in_features]
-        elif hasattr(module, "nf") and hasattr(module, "nx"):
-            shapes[name] = [module.nf, module.nx]
-    return shapes
 
 
 def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str, str], int | float]:

@@ -20,6 +20,7 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("peak RSS", ("memory", "peak_rss_bytes"), "bytes", True),
     ("parameters", ("compute", "parameters"), "millions", True),
     ("multiply-adds per token", ("compute", "multiply_adds_per_token"), "millions", True),
+    ("attention multiply-adds per token", ("compute", "attention_multiply_adds_per_token"), "millions", True),
     ("prefill", ("inference", "prefill_ms"), "ms", True),
     ("decode", ("inference", "decode_tokens_per_s"), "tokens/s", False),
     ("throughput", ("inference", "samples_per_s"), "samples/s", False),
@@ -86,6 +87,12 @@ def notes(report: dict[str, Any]) -> list[str]:
         found.append(
             f"Both perplexities are over the same tokens of the same text; the base chooses each among {base:,}, the "
             f"result among {result:,}, which alone makes its perplexity a little smaller."
+        )
+    length = find(report["result"], ("compute", "attention_length"))
+    if length:
+        found.append(
+            f"Attention multiply-adds: queries with keys and probabilities with values, in a text of {length} tokens; "
+            "they grow with its length and are not part of the row above."
         )
     speed = report["result"].get("inference", {})
     if "samples_per_s" in speed:

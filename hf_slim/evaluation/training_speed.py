@@ -10,10 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.evaluation.latency import interleaved_ms, spread
+from hf_slim.evaluation.latency import spread
 from hf_slim.evaluation.tasks.task import Task
 from hf_slim.integration.techniques import callbacks_for
 from hf_slim.integration.trainer import trainer_for
+from hf_slim.timing import interleaved_ms
 
 
 def training_speed(

@@ -13,7 +13,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
-from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed
+from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed_state
 from hf_slim.quantization.grids.packing import pack_codes, unpack_codes
 
 BITS = {"int8": 8, "int4": 4}
@@ -75,7 +75,7 @@ class QuantizedLayer(DynamicLayer):
 
     def _packed(self, states: Tensor) -> Tensor:
         values = states.float()
-        state = observed(values, self.grid)
+        state = observed_state(values, self.grid)
         codes = pack_codes(encoded(values, self.grid, state), self.grid.storage_bits)
         return torch.cat((codes, state.scale.contiguous().view(torch.int8)), dim=-1)
 

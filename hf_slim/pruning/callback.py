@@ -1,25 +1,24 @@
 """Gradual structured pruning as one line in a Trainer."""
 
-import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_slim.core.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, claim, finish_run
 from hf_slim.core.logs import add_to_logs
-from hf_slim.core.modules import evaluating
 from hf_slim.core.record import is_prepared, state_of, unwrapped
+from hf_slim.progress import progress
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.importance.scores import averaged, observed, score_all
@@ -167,14 +166,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         return layer.training and self._scores_now
 
     def _prune_at_once(self, model: nn.Module, args: TrainingArguments, train_dataloader: DataLoader | None) -> None:
-        batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
-        with evaluating(model):
-            prune_at_once_(
-                model,
-                self.run.plan,
-                self.config,
-                lambda with_gradient: run_batches(model, batches, args, with_gradient),
-            )
+        batches = first_batches(train_dataloader, self.config.calibration_batches)
+
+        def shown(batches: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+            return progress(batches, "calibrating", "batch", shown=not args.disable_tqdm)
+
+        with calibrating(model, batches, precision_of_run(args.bf16, args.fp16), shown) as run_batches:
+            prune_at_once_(model, self.run.plan, self.config, run_batches)
 
     def _mask(self, model: nn.Module) -> None:
         mask_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
@@ -190,17 +188,3 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "`load_best_model_at_end=False`.",
                 missing or "all", self.config.stop,
             )  # fmt: skip
-
-
-def run_batches(model: nn.Module, batches: list[dict], args: TrainingArguments, with_gradient: bool) -> Iterator[None]:
-    """Runs `batches` through the model in the precision of the run."""
-    device = next(model.parameters()).device
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    for batch in batches:
-        inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        inputs.pop("num_items_in_batch", None)
-        with torch.set_grad_enabled(with_gradient), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            made = model(**inputs)
-        if with_gradient:
-            made["loss"].backward()
-        yield

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.contracts import PreparedLayer
 from hf_slim.core.errors import SlimError
 
@@ -26,8 +26,7 @@ class VocabularyConfig(SlimConfig):
     are faster for such sizes; the additional rows are further tokens of the original vocabulary."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.round_to, int) or isinstance(self.round_to, bool) or self.round_to < 1:
-            raise SlimError(f"`round_to` must be a whole number of at least 1, got {self.round_to!r}.")
+        require_whole("round_to", self.round_to)
 
 
 def used_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:

@@ -5,7 +5,7 @@ from torch import nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import tied_modules
-from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
+from hf_slim.evaluation.footprint import counting_unit, multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.integration.loading import class_of, load_model
 from hf_slim.pruning.structure.find import understand
 from hf_slim.quantization.layers.families import family_of
@@ -35,7 +35,7 @@ def describe_model(model: nn.Module) -> str:
     lines = [
         f"{type(model).__name__}: {f'made by hf_slim {saved.version}, {mode}' if mode else 'an ordinary checkpoint'}",
         f"parameters {parameter_count(model) / 1e6:.1f} M, weights {ram_bytes(model) / 1e6:.1f} MB, "
-        f"{multiply_adds_per_token(model) / 1e6:.1f} M multiply-adds per token",
+        + _multiply_adds(model),
         *(f"{name}: {settings}" for name, settings in getattr(saved, "techniques", {}).items()),
         "",
         f"  {'layer':<44} {'shape':>14}  {'grid':<10} {'computes by':<11} {'bytes':>12}",
@@ -47,6 +47,13 @@ def describe_model(model: nn.Module) -> str:
             grid = str(schemes.get(name, str(model.dtype).removeprefix("torch.")))
             lines.append(f"  {name:<44} {_shape(module):>14}  {grid:<10} {_kernel(module, model):<11} {size:>12}")
     return "\n".join([*lines, "", *_group_lines(model)])
+
+
+def _multiply_adds(model: nn.Module) -> str:
+    try:
+        return f"{multiply_adds_per_token(model) / 1e6:.1f} M multiply-adds per {counting_unit(model)}"
+    except SlimError as error:
+        return str(error)
 
 
 def _group_lines(model: nn.Module) -> list[str]:

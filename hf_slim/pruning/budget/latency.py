@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import made_by_first_rank
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import plain_copy
-from hf_slim.core.timing import interleaved_ms
 from hf_slim.pruning.budget.plan import step_ends
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.config import PruningConfig
@@ -18,6 +18,7 @@ from hf_slim.pruning.groups import GroupSet, common_ancestor
 from hf_slim.pruning.removal.cut import cut_out_
 from hf_slim.pruning.structure.example_inputs import example_inputs
 from hf_slim.pruning.structure.probe import run_cut, weightless_twin
+from hf_slim.timing import interleaved_ms
 
 TOKENS = 256  # of one text: a prompt
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the groups that may go, still there when time is taken
@@ -38,14 +39,12 @@ def measure_latency(model: nn.Module, group_sets: list[GroupSet], config: Prunin
         measured: `device`, `dtype`, and the shapes of `inputs`.
     Raises: SlimError: if a part of the model cannot be run on its own.
     """
-    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    found = [None]
-    if not ranks or torch.distributed.get_rank() == 0:
+
+    def measure() -> dict[str, Any]:
         with torch.random.fork_rng(), torch.no_grad():
-            found = [_measured(model, group_sets, config)]
-    if ranks:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
+            return _measured(model, group_sets, config)
+
+    return made_by_first_rank(measure)
 
 
 def _measured(model: nn.Module, group_sets: list[GroupSet], config: PruningConfig) -> dict[str, Any]:

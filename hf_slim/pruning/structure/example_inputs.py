@@ -16,11 +16,13 @@ WAVES = ("input_values",)
 SAMPLES = 3200  # of sound: a fifth of a second, some frames after the convolutions
 
 
-def example_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Keyword arguments for one forward pass: one example of three tokens, or one picture or sound, of random content.
+def example_inputs(model: nn.Module, tokens: int = TOKENS) -> dict[str, Tensor]:
+    """Keyword arguments for one forward pass: one example of a few tokens, or one picture or sound, of random content.
 
     A module that is no Transformers model gives its own as `dummy_inputs`.
 
+    Args:
+        tokens: Length of texts; from 1.
     Raises: SlimError: if what the model reads cannot be told from it.
     """
     config = getattr(model, "config", None)
@@ -43,20 +45,20 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     if name in SPECTROGRAMS:
         inputs = {name: torch.rand(1, _first(config, "num_mel_bins"), 2 * _first(config, "max_source_positions"))}
     else:
-        inputs = {"input_ids": _tokens(config)}
+        inputs = {"input_ids": _tokens(config, tokens)}
     if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = _tokens(config)
+        inputs["decoder_input_ids"] = _tokens(config, tokens)
     if "use_cache" in wanted:
         inputs["use_cache"] = False
     return inputs
 
 
-def _tokens(config: object) -> Tensor:
+def _tokens(config: object, count: int) -> Tensor:
     """Token ids that are no padding, which some models look for."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     special = {getattr(text, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     ids = [token for token in range(min(text.vocab_size, 50)) if token not in special][:TOKENS]
-    return torch.tensor([(ids * TOKENS)[:TOKENS]])
+    return torch.tensor([(ids * count)[:count]])
 
 
 def _first(config: object, name: str) -> int:
