@@ -100,7 +100,8 @@ class Bench:
 
     def _tried(self, task: Task, settings: dict[str, Any] | None) -> Values:
         task.settings, side = settings, OURS if settings else ALONE
-        model = self.student(task, next(iter(task.students.values())), side, TRIAL_SEED, task.trial_steps)
+        steps = max(1, round(self.scale * task.trial_steps))
+        model = self.student(task, next(iter(task.students.values())), side, TRIAL_SEED, steps)
         return task.score(model, task.trial)
 
 

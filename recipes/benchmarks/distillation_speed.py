@@ -3,8 +3,8 @@
 A Llama of 15 M parameters learns from one of 48 M, vocabulary 49152, 4 x 256 tokens, on the CPU in float32. All sides
 take turns in one process; ours computes the task loss as well. Peaks of memory come from fresh processes and count
 what a run takes beyond the loaded models. TRL's trainer wants chats and a tokenizer, so its own `compute_loss` runs in
-a plain Trainer on the same batch; its dataset code is not measured. The last part trains half of SmolLM2 with a teacher
-in memory and with the same teacher stored.
+a plain Trainer on the same batch; its dataset code is not measured. The last part trains half of SmolLM2 with a
+teacher in memory and with the same teacher stored.
 
     python recipes/benchmarks/distillation_speed.py                     # needs trl; a quarter of an hour on 2 cores
     python recipes/benchmarks/distillation_speed.py --parts speed       # without the training of half of SmolLM2
