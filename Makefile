@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 QUICKSTART ?= --overwrite
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs reference clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/hf-slim train recipes/quickstart.yaml $(QUICKSTART)
@@ -19,14 +19,27 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
+# The site, in site/. It needs no torch, so it has an environment of its own.
+docs: .venv-docs/.docs
+	.venv-docs/bin/mkdocs build --strict --quiet
+
+# What is generated in docs/: the settings from the configs, and the facts on the method cards.
+reference: $(VENV)/.demo
+	$(BIN)/python docs/make_reference.py
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) .venv-docs site runs
 
 $(VENV)/.torch: constraints.txt
 	@test -n "$(PYTHON)" || { echo "hf_slim needs Python 3.11 or newer (transformers 5.23 does). Install it, or run make PYTHON=/path/to/python"; exit 2; }
 	@echo "Creating $(VENV) with $(PYTHON); the first time takes a few minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
+	@touch $@
+
+.venv-docs/.docs: constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs mkdocs-material
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.torch pyproject.toml

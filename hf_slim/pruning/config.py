@@ -1,6 +1,7 @@
 """How much structure to remove, and when."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError, nearest
@@ -31,76 +32,80 @@ APART = {
 class PruningConfig(SlimConfig):
     """How much structure to remove, and when. Progress is the share of optimizer steps done, in [0, 1].
 
-    Kinds of structure: `ffn` are the neurons of feed-forward layers and fused experts; `kv_heads` are key-value heads
-    together with the query heads that read them; `heads` are query heads, the same number from every key-value head
-    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `experts` are whole
-    experts of a mixture; `hidden` are channels of the residual stream; `layers` are whole layers of a stack,
-    `attention_blocks` and `ffn_blocks` the attention or the feed-forward part of a layer.
+    Kinds of structure: `ffn`: neurons of feed-forward layers and of fused experts. `kv_heads`: key-value heads with
+    the query heads that use them. `heads`: query heads, the same number from every key-value head; in multi-head
+    attention both kinds mean the attention heads. `channels`: channels between convolutions. `experts`: whole experts
+    of a mixture. `hidden`: channels of the residual stream. `layers`: whole layers of a stack. `attention_blocks` and
+    `ffn_blocks`: the attention part or the feed-forward part of a layer.
     """
 
-    sparsity: dict[str, float] | float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of groups removed at the end, in [0, 1), per kind; one number: of ffn and kv_heads. None "
-            "without a target: {ffn: 0.5}."
-        },
-    )
-    target: dict[str, float] | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of `sparsity`: share of the parameters, macs or latency (measured on the device) of the "
-            "layers, embeddings and head not counted, that stays, such as {parameters: 0.6}; spent on the kinds of "
-            "`spend_on` where it costs least."
-        },
-    )
-    spend_on: list[str] = field(
-        default_factory=lambda: list(SPEND_ON),
-        metadata={"help": f"Kinds that a target is spent on, those that the model has: {', '.join(SPEND_ON)}."},
-    )
-    uniform: dict[str, bool] | bool = field(
-        default=True,
-        metadata={
-            "help": "Whether every layer loses the same number (a plain config), or the least important lose most."
-        },
-    )
-    criterion: dict[str, str] | str | None = field(
-        default=None,
-        metadata={
-            "help": f"Importance of a group, for all kinds or per kind: {', '.join(CRITERIA)}. None: what measures "
-            "best for the kind; for a target on several kinds fisher_mask."
-        },
-    )
-    schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
-    start: float = field(default=0.05, metadata={"help": "Progress before which nothing is removed, in [0, 1]."})
-    stop: float = field(default=0.5, metadata={"help": "Progress after which nothing is removed, in (0, 1]."})
-    rounds: int = field(
-        default=4, metadata={"help": "How often schedule staged prunes, with training to recover between, from 2."}
-    )
-    every: int = field(default=1, metadata={"help": "Optimizer steps between two removals."})
-    regrow: bool = field(
-        default=False, metadata={"help": "Whether groups may come back before `stop` when others matter less by then."}
-    )
-    calibration_batches: int = field(
-        default=0,
-        metadata={"help": "Batches looked at before the first step, to remove everything then; 0: while training."},
-    )
-    repair: bool = field(
-        default=False,
-        metadata={"help": "Least-squares repair of the layers that read what went; needs `calibration_batches`."},
-    )
-    round_to: dict[str, int] = field(
-        default_factory=dict,
-        metadata={"help": "What is left per layer becomes a multiple of this, per kind, as fast kernels like it."},
-    )
-    floor: float = field(default=0.0, metadata={"help": "Share of its groups that every layer keeps, in [0, 1)."})
-    ignore: list[str] = field(
-        default_factory=list, metadata={"help": "Patterns of layer names that keep their groups, such as '*.0.*'."}
-    )
+    sparsity: dict[str, float] | float | None = field(default=None, metadata={"keys": KINDS})
+    """Share of the groups that is removed by the end, in [0, 1), for each kind of structure: `{ffn: 0.5, heads:
+    0.25}`. One number means that share of `ffn` and of `kv_heads`. `null` without a `target` means `{ffn: 0.5}`."""
+
+    target: dict[str, float] | None = field(default=None, metadata={"keys": MEASURES})
+    """How large the stacked layers may still be, as a share in (0, 1) of one measure, such as `{parameters: 0.6}`; set
+    it instead of `sparsity`. `macs` are multiply-adds per token, `latency` is time measured on the device of the run.
+    Embeddings and output head do not count. The groups of `spend_on` that cost least for what they save are removed.
+    `null`: `sparsity` says how much."""
+
+    spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
+    """Kinds of structure that a `target` may remove; kinds that the model does not have are bypassed. With more than
+    one kind their scores are compared, so all of them use one criterion."""
+
+    uniform: dict[str, bool] | bool = field(default=True, metadata={"keys": KINDS})
+    """`true`: the same number of groups is removed from every layer, one that the model's config accepts; the result
+    is an ordinary checkpoint. `false`: the least important groups of the whole model are removed, so layers may differ
+    in size, and loading needs hf_slim. A mapping sets it for each kind; kinds that it leaves out are `true`."""
+
+    criterion: dict[str, str] | str | None = field(default=None, metadata={"choices": CRITERIA, "keys": KINDS})
+    """How the importance of a group is measured: one registered criterion for all kinds, or a mapping with one for
+    each kind. `null`: the default of each kind, and `fisher_mask` for a `target` that is spent on several kinds."""
+
+    schedule: str = field(default="cubic", metadata={"choices": SCHEDULES})
+    """How the removed share grows from 0 at `start` to its full amount at `stop`: a registered schedule. `cubic`
+    removes most at the beginning and leaves steps to recover."""
+
+    start: float = 0.05
+    """Progress of training (share of the optimizer steps done) up to which nothing is removed, in [0, 1]; not above
+    `stop`."""
+
+    stop: float = 0.5
+    """Progress of training from which nothing more is removed, in (0, 1]; the steps after it let the model recover."""
+
+    rounds: int = 4
+    """How many times the schedule `staged` removes groups, a whole number of at least 2; other schedules ignore it."""
+
+    every: int = 1
+    """Optimizer steps between two removals, a whole number of at least 1; 1 checks after every step."""
+
+    regrow: bool = False
+    """Whether groups that are zeroed may become active again before `stop`, when other groups have become less
+    important. `false`: a group that is zeroed stays zero."""
+
+    calibration_batches: int = 0
+    """Training batches from which scores are computed before the first step, a whole number of at least 0. Above 0,
+    everything is removed before training starts (one shot); 0 removes gradually while training."""
+
+    repair: bool = False
+    """Whether the layers that read the removed groups are corrected by least squares on the calibration batches, so
+    that their outputs change as little as possible. Needs `calibration_batches` above 0."""
+
+    round_to: dict[str, int] = field(default_factory=dict, metadata={"keys": KINDS})
+    """A number, for each kind, of which the groups left in every layer must be a multiple, such as `{ffn: 32}`: fast
+    kernels need such sizes. Empty: any number may be left."""
+
+    floor: float = 0.0
+    """Share of its groups that every layer keeps at least, in [0, 1); 0 sets no lower limit beyond what the model
+    needs to run."""
+
+    ignore: list[str] = field(default_factory=list)
+    """Patterns, with `*` as wildcard, of group set names as `hf-slim inspect` prints them, such as `*.0.*`; the groups
+    of matching sets are kept. A pattern that matches nothing is an error."""
 
     def __post_init__(self) -> None:
         self._check_amounts()
-        object.__setattr__(self, "uniform", _per_kind("uniform", self.uniform, default=True))
-        for kind, value in self.uniform.items():
+        for kind, value in self.uniform_by_kind.items():
             if not isinstance(value, bool):
                 raise SlimError(f"`uniform.{kind}` must be true or false, got {value!r}.")
         self._check_criterion()
@@ -125,18 +130,14 @@ class PruningConfig(SlimConfig):
             _require_kind("round_to", kind)
 
     def _check_criterion(self) -> None:
-        shared = self.target is not None and len(self.spend_on) > 1
-        default = dict.fromkeys(KINDS, SHARED_CRITERION) if shared else DEFAULT_CRITERIA
-        chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
-        chosen = {kind: chosen[kind] or default[kind] for kind in KINDS}
+        chosen = self.criterion_by_kind
         for name in chosen.values():
             CRITERIA[name]
-        if shared and len({chosen[kind] for kind in self.spend_on}) > 1:
+        if self._shares_scores and len({chosen[kind] for kind in self.spend_on}) > 1:
             raise SlimError(
                 f"A target that is spent on {', '.join(self.spend_on)} compares their scores, so it needs one "
                 f"criterion for all of them, got {self.criterion}."
             )
-        object.__setattr__(self, "criterion", chosen)
 
     def _check_amounts(self) -> None:
         if self.target is not None:
@@ -150,13 +151,9 @@ class PruningConfig(SlimConfig):
                 raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
             self._check_spend_on()
             return
-        default = {"ffn": 0.5} if self.sparsity is None else self.sparsity
-        if not isinstance(default, dict):
-            default = {"ffn": default, "kv_heads": default}
-        object.__setattr__(self, "sparsity", _per_kind("sparsity", default, default=0.0))
-        for kind, share in self.sparsity.items():
+        for kind, share in self.sparsity_by_kind.items():
             require_share(f"sparsity.{kind}", share, upper_open=True)
-        if not any(self.sparsity.values()):
+        if not any(self.sparsity_by_kind.values()):
             raise SlimError(
                 f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
             )
@@ -172,6 +169,29 @@ class PruningConfig(SlimConfig):
                     "cannot be told apart. Name one of them, and prune the other in a run of its own."
                 )
 
+    @cached_property
+    def sparsity_by_kind(self) -> dict[str, float]:
+        """Share of groups removed at the end for each of `KINDS`, in [0, 1); without a target."""
+        given = {"ffn": 0.5} if self.sparsity is None else self.sparsity
+        return _per_kind("sparsity", given if isinstance(given, dict) else {"ffn": given, "kv_heads": given}, 0.0)
+
+    @cached_property
+    def uniform_by_kind(self) -> dict[str, bool]:
+        """`uniform` for each of `KINDS`."""
+        return _per_kind("uniform", self.uniform, default=True)
+
+    @cached_property
+    def criterion_by_kind(self) -> dict[str, str]:
+        """The criterion that scores groups of each of `KINDS`."""
+        default = dict.fromkeys(KINDS, SHARED_CRITERION) if self._shares_scores else DEFAULT_CRITERIA
+        chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
+        return {kind: chosen[kind] or default[kind] for kind in KINDS}
+
+    @property
+    def _shares_scores(self) -> bool:
+        """Whether the scores of several kinds are compared with each other."""
+        return self.target is not None and len(self.spend_on) > 1
+
     @property
     def is_timed(self) -> bool:
         """Whether the target is a share of measured time."""
@@ -182,7 +202,7 @@ class PruningConfig(SlimConfig):
         """The kinds of structure that lose groups."""
         if self.target is not None:
             return tuple(self.spend_on)
-        return tuple(kind for kind, share in self.sparsity.items() if share)
+        return tuple(kind for kind, share in self.sparsity_by_kind.items() if share)
 
 
 def _per_kind(name: str, value: object, default: object) -> dict:

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hf_slim.core.config import SlimConfig
+from hf_slim.core.contracts import PreparedLayer
 from hf_slim.core.errors import SlimError
 
 ONE_ID = ("_token_id", "_token_index")  # a number or a list of numbers
@@ -18,9 +19,11 @@ NOT_FOLLOWED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
 
 @dataclass(frozen=True)
 class VocabularyConfig(SlimConfig):
-    """The tokens that the data never uses go before training, from model and tokenizer alike."""
+    """Removal, before training, of the tokens that the data never uses, from the model and from the tokenizer."""
 
-    round_to: int = field(default=64, metadata={"help": "The number of rows grows to a multiple of this."})
+    round_to: int = 64
+    """The number of rows that is kept is rounded up to a multiple of this whole number of at least 1, because kernels
+    are faster for such sizes; the additional rows are further tokens of the original vocabulary."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.round_to, int) or isinstance(self.round_to, bool) or self.round_to < 1:
@@ -131,7 +134,7 @@ def _check_plain(modules: list[nn.Module], size: int) -> None:
         tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         beside = [name for name, tensor in tensors.items() if name not in ("weight", "bias") and len(tensor.shape)]
         weight = tensors.get("weight")
-        if hasattr(module, "plain") or beside or weight is None or not weight.is_floating_point():
+        if isinstance(module, PreparedLayer) or beside or weight is None or not weight.is_floating_point():
             raise SlimError(
                 f"{type(module).__name__} of the vocabulary is not a plain table of floats (it also holds {beside}). "
                 "Trim the vocabulary first, then prepare or quantize."

@@ -95,7 +95,7 @@ def score_(subject: Subject, shares: dict[str, float], criteria: list[str]) -> N
             for name in criteria:
                 try:
                     found = watching.enter_context(
-                        observed(model, plan.group_sets, config_of(kind, share, name).criterion)
+                        observed(model, plan.group_sets, config_of(kind, share, name).criterion_by_kind)
                     )
                 except SlimError:  # the criterion does not fit the kind
                     continue

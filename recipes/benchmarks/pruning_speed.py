@@ -63,9 +63,9 @@ class Bench:
         """Milliseconds of scoring all groups once."""
         model = load_model(self.causal)
         group_sets = plan_pruning(model, config).group_sets
-        with observed(model, group_sets, config.criterion) as seen:
+        with observed(model, group_sets, config.criterion_by_kind) as seen:
             model(**batch_of(token_blocks(self.lengths.token_ids, 1, self.lengths.tokens))).loss.backward()
-        calls = {"": lambda: score_all(model, group_sets, config.criterion, seen)}
+        calls = {"": lambda: score_all(model, group_sets, config.criterion_by_kind, seen)}
         return spread(interleaved_ms(calls, self.repeats, "scoring")[""])
 
     def speed(self, results: Results) -> None:

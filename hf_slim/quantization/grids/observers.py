@@ -12,18 +12,22 @@ Observer = Callable[[Tensor, Grid, tuple[int, ...]], GridState]
 OBSERVERS: Registry[Observer] = Registry("observer")
 
 PERCENTILE = 0.999  # of the magnitudes of a slice; small slices keep their largest value
-MSE_RATIOS = torch.linspace(0.3, 1.3, 41).tolist()  # of the min-max scale; above 1 for grids that start at the mean
+# of the min-max scale; above 1 for grids that start at the mean
+MSE_RATIOS = torch.linspace(0.3, 1.3, 41, dtype=torch.float32, device="cpu").tolist()
 
 
 @OBSERVERS.register("minmax")
 def minmax(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
-    """Covers every value."""
+    """The scale whose grid covers every value.
+
+    Source: Jacob et al. 2018, arXiv:1712.05877, sec. 3.1.
+    """
     return observed(values, grid, dims)
 
 
 @OBSERVERS.register("percentile")
 def percentile(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
-    """Covers all but the largest thousandth of the magnitudes.
+    """The scale whose grid covers all but the largest thousandth of the magnitudes.
 
     Source: Wu et al. 2020, Integer quantization for deep learning inference, arXiv:2004.09602, sec. 3.3.
     """
@@ -36,7 +40,7 @@ def percentile(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
 
 @OBSERVERS.register("mse")
 def mse(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
-    """The scale, among shares of the min-max one, that rounds with the least squared error, for each slice alone.
+    """The scale with the least squared rounding error: a search from 0.3 to 1.3 times the min-max scale of each slice.
 
     Source: Banner et al. 2019, arXiv:1810.05723 (clipping by mean squared error), by search instead of a distribution.
     """
