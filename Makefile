@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 QUICKSTART ?= --overwrite
 
-.PHONY: quickstart test lint docs reference clean
+.PHONY: quickstart test lint docs reference tables clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/hf-slim train recipes/quickstart.yaml $(QUICKSTART)
@@ -26,6 +26,10 @@ docs: .venv-docs/.docs
 # What is generated in docs/: the settings from the configs, and the facts on the method cards.
 reference: $(VENV)/.demo
 	$(BIN)/python docs/make_reference.py
+
+# The tables of benchmarks in README.md and docs/, from recipes/benchmarks/results/*.json.
+tables: $(VENV)/.demo
+	$(BIN)/python recipes/benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) .venv-docs site runs
