@@ -63,6 +63,10 @@ docs: .venv-docs/.docs
 reference: $(VENV)/.demo
 	$(BIN)/python docs/make_reference.py
 
+# The tables of benchmarks in README.md and docs/, from recipes/benchmarks/results/*.json.
+tables: $(VENV)/.demo
+	$(BIN)/python recipes/benchmarks/tables.py
+
 clean:
 	rm -rf $(VENV) .venv-docs $(PEERS) $(NEXT) $(NEWEST) site runs
 
