@@ -1,22 +1,27 @@
 """Text for training and held-out evaluation, from anything `datasets` reads or from Python's own library."""
 
 import hashlib
+import logging
 import os
 import re
 import sysconfig
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError
+from hf_slim.progress import progress
 
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 NOT_PROSE = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
+logger = logging.getLogger(__name__)
 HELD_OUT_PARTS = 10  # one document in ten is held out where a source has no split of its own
 
 
@@ -52,9 +57,11 @@ class DataConfig(SlimConfig):
     def __post_init__(self) -> None:
         columns = self.text_columns
         if not 1 <= len(columns) <= 2 or not all(isinstance(column, str) and column for column in columns):
-            raise SlimError(f"`text_column` must be a name, or a list of two names, got {self.text_column!r}.")
+            raise SlimConfigError(f"`text_column` must be a name, or a list of two names, got {self.text_column!r}.")
         if not isinstance(self.block_size, int) or self.block_size < 8:
-            raise SlimError(f"`block_size` must be a whole number of at least 8 tokens, got {self.block_size!r}.")
+            raise SlimConfigError(
+                f"`block_size` must be a whole number of at least 8 tokens, got {self.block_size!r}."
+            )
 
     @property
     def text_columns(self) -> list[str]:
@@ -62,30 +69,61 @@ class DataConfig(SlimConfig):
         return list(self.text_column) if isinstance(self.text_column, list | tuple) else [self.text_column]
 
 
+# what `load_texts` has read since `reading_once` was opened: source and splits -> data sets; None outside of it
+_read_already: ContextVar[dict[DataConfig, tuple[Dataset, Dataset]] | None] = ContextVar("read", default=None)
+
+
+@contextmanager
+def reading_once() -> Iterator[None]:
+    """While it is open, `load_texts` reads, splits and hashes every source once, and then returns the same data sets.
+
+    A run opens it; what is opened within it shares its data sets. Also a decorator: `@reading_once()`.
+    """
+    if _read_already.get() is not None:
+        yield
+        return
+    token = _read_already.set({})
+    try:
+        yield
+    finally:
+        _read_already.reset(token)
+
+
 def load_texts(config: DataConfig, columns: list[str] | None = None) -> tuple[Dataset, Dataset]:
     """Training and held-out documents.
 
     Args:
         columns: What must be there; the columns of text if not given.
-    Raises: SlimError: if the source cannot be read or has no such column.
+    Raises: SlimDataError: if the source cannot be read or has no such column.
     """
     columns = columns or config.text_columns
-    if config.source == "stdlib":
-        if len(columns) > 1:
-            raise SlimError(f"'stdlib' is text and nothing else, and {columns} are needed. Set `data.source`.")
-        sources = _stdlib_sources()
-        splits = _split(Dataset.from_dict({columns[0]: list(sources.values())}), list(sources))
-    else:
-        loaded = _load(config)
-        if config.train_split not in loaded:
-            raise SlimError(f"'{config.source}' has no split '{config.train_split}'. It has {', '.join(loaded)}.")
-        train, held_out = loaded[config.train_split], loaded.get(config.evaluation_split)
-        for split in (train, held_out or train):
-            _check_columns(split, columns, config)
-        splits = (train, held_out) if held_out is not None else _split(train, list(train[columns[0]]))
+    if config.source == "stdlib" and len(columns) > 1:
+        raise SlimDataError(f"'stdlib' is text and nothing else, and {columns} are needed. Set `data.source`.")
+    read = _read_already.get()
+    # the same for all settings that read and split alike
+    key = replace(config, text_column=columns[0], label_column="", block_size=DataConfig.block_size)
+    splits = read[key] if read is not None and key in read else _read(config, columns[0])
+    if read is not None:
+        read[key] = splits
+    for split in splits:
+        _check_columns(split, columns, config)
     if not len(splits[0]) or not len(splits[1]):
-        raise SlimError(f"'{config.source}' is empty or too small to hold anything out. Give more documents.")
+        raise SlimDataError(f"'{config.source}' is empty or too small to hold anything out. Give more documents.")
     return splits
+
+
+def _read(config: DataConfig, name_column: str) -> tuple[Dataset, Dataset]:
+    """Training and held-out documents; where the source has no held-out split, chosen by what is in a column."""
+    logger.info("Reading the data '%s'.", config.source)
+    if config.source == "stdlib":
+        sources = _stdlib_sources()
+        return _split(Dataset.from_dict({name_column: list(sources.values())}), sources)
+    loaded = _load(config)
+    if config.train_split not in loaded:
+        raise SlimDataError(f"'{config.source}' has no split '{config.train_split}'. It has {', '.join(loaded)}.")
+    train, held_out = loaded[config.train_split], loaded.get(config.evaluation_split)
+    _check_columns(train, [name_column], config)
+    return (train, held_out) if held_out is not None else _split(train, train[name_column])
 
 
 def text_blocks(
@@ -94,11 +132,11 @@ def text_blocks(
     """Up to `n_blocks` examples of `block_size` tokens: shuffled documents, joined by the end-of-text token and cut.
 
     Returns: a dataset with `input_ids` and equal `labels`; stops reading once it has enough.
-    Raises: SlimError: if the text is shorter than one block.
+    Raises: SlimDataError: if the text is shorter than one block.
     """
     size, buffer, blocks = config.block_size, [], []
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    with tqdm(total=n_blocks, desc=title, unit="block") as bar:
+    with progress(None, title, "block", total=n_blocks) as bar:
         for text in texts.shuffle(seed=seed)[config.text_columns[0]]:
             if text:
                 buffer += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
@@ -109,7 +147,7 @@ def text_blocks(
             if len(blocks) == n_blocks:
                 break
     if not blocks:
-        raise SlimError(
+        raise SlimDataError(
             f"'{config.source}' gives fewer than {size} tokens. Lower `data.block_size` or give more text."
         )
     return Dataset.from_dict({"input_ids": blocks, "labels": blocks})
@@ -120,13 +158,17 @@ def _stdlib_sources() -> dict[str, str]:
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(p for p in root.rglob("*.py") if not NOT_PROSE & set(p.relative_to(root).parts))
     if not files:
-        raise SlimError(f"Python's library at {root} holds no source files. Use another `data.source`.")
+        raise SlimDataError(f"Python's library at {root} holds no source files. Use another `data.source`.")
     titles = {f"# {path.relative_to(root).as_posix()}": path for path in files}
     return {title: f"{title}\n{path.read_text('utf-8', 'replace')}" for title, path in titles.items()}
 
 
-def _split(rows: Dataset, names: list[str]) -> tuple[Dataset, Dataset]:
-    """One document in ten held out, chosen by a hash of its name: the same ones everywhere."""
+def _split(rows: Dataset, names: Iterable[str | None]) -> tuple[Dataset, Dataset]:
+    """One document in ten held out, chosen by a hash of its name: the same ones everywhere.
+
+    Args:
+        names: One for each row; a column of the data set is read as it is iterated over, never as a whole.
+    """
     buckets = [int(hashlib.sha256((name or "").encode()).hexdigest(), 16) % HELD_OUT_PARTS for name in names]
     kept = [index for index, bucket in enumerate(buckets) if bucket]
     held_out = [index for index, bucket in enumerate(buckets) if not bucket]
@@ -137,7 +179,7 @@ def _check_columns(rows: Dataset, columns: list[str], config: DataConfig) -> Non
     for column in columns:
         if column not in rows.column_names:
             setting = "text_column" if column in config.text_columns else "label_column"
-            raise SlimError(
+            raise SlimDataError(
                 f"'{config.source}' has no column '{column}'. It has {', '.join(rows.column_names)}: set "
                 f"`data.{setting}`."
             )
@@ -147,7 +189,7 @@ def _expanded(source: str) -> str:
     """The source with environment variables filled in."""
     path = os.path.expandvars(source)
     if unset := re.search(r"\$\{?(\w+)", path):
-        raise SlimError(
+        raise SlimDataError(
             f"`data.source` is '{source}', and the environment variable {unset[1]} is not set. Set it to the folder "
             "that holds the dataset, or name another: `--set data.source=...`, a file, a folder or a name on the Hub."
         )
@@ -160,14 +202,14 @@ def _load(config: DataConfig) -> DatasetDict:
     arguments = dict(config.load)
     if path.is_file():
         if path.suffix not in BUILDERS:
-            raise SlimError(f"'{path}' is of a kind that is not known. Use one of {', '.join(BUILDERS)}.")
+            raise SlimDataError(f"'{path}' is of a kind that is not known. Use one of {', '.join(BUILDERS)}.")
         name, arguments["data_files"] = BUILDERS[path.suffix], str(path)
     elif not path.exists() and (path.suffix in BUILDERS or path.is_absolute()):
-        raise SlimError(f"The data file '{path}' does not exist. Check `data.source`.")
+        raise SlimDataError(f"The data file '{path}' does not exist. Check `data.source`.")
     try:
         loaded = load_dataset(name, **arguments)
     except Exception as error:  # datasets raises many kinds, all of them about the source
-        raise SlimError(
+        raise SlimDataError(
             f"'{config.source}' could not be read as a dataset: {error} Give 'stdlib', a file, a folder, or a name "
             "that `datasets.load_dataset` takes."
         ) from error

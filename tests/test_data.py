@@ -2,8 +2,9 @@ import json
 
 import pytest
 from datasets import Dataset
+from datasets.arrow_dataset import Column
 
-from hf_slim import SlimError
+from hf_slim import SlimDataError, SlimError, data
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from tests import tiny
 
@@ -93,3 +94,47 @@ def test_columns_stay_together_when_some_documents_are_held_out(tmp_path):
         load_texts(DataConfig(source=str(path), label_column="kind"), ["text", "kind"])
     with pytest.raises(SlimError, match="'stdlib' is text and nothing else"):
         load_texts(DataConfig(), ["text", "label"])
+
+
+def test_a_source_is_read_and_split_once_while_reading_once_is_open(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"text {i}", "title": f"{i}", "label": i}) for i in range(60)))
+    reads = counted(monkeypatch, "load_dataset", "_split")
+    config, other = DataConfig(source=str(path)), DataConfig(source=str(path), block_size=64)
+    alone = [load_texts(config), load_texts(config)]
+    assert reads == ["load_dataset", "_split"] * 2
+    reads.clear()
+    with data.reading_once():
+        first = load_texts(config)
+        with data.reading_once():  # what a run calls may open it too
+            assert all(one is two for one, two in zip(first, load_texts(other), strict=True))
+        assert load_texts(config, ["text", "label"])[1] is first[1]
+        with pytest.raises(SlimDataError, match="no column 'kind'"):
+            load_texts(DataConfig(source=str(path), label_column="kind"), ["text", "kind"])
+        assert reads == ["load_dataset", "_split"]
+        load_texts(DataConfig(source=str(path), evaluation_split="test"))
+        load_texts(DataConfig(source=str(path), text_column="title"))
+        assert reads == ["load_dataset", "_split"] * 3
+    load_texts(config)
+    assert reads == ["load_dataset", "_split"] * 4
+    assert [list(split["text"]) for split in alone[0]] == [list(split["text"]) for split in first]
+
+
+def counted(monkeypatch, *names):
+    """Names of functions of `hf_slim.data`, each time that one is called from now on."""
+    calls = []
+
+    def count(name, original):
+        return lambda *arguments, **keywords: calls.append(name) or original(*arguments, **keywords)
+
+    for name in names:
+        monkeypatch.setattr(data, name, count(name, getattr(data, name)))
+    return calls
+
+
+def test_splitting_a_source_does_not_make_a_list_of_its_column(tmp_path, monkeypatch):
+    source = write(tmp_path / "a.jsonl", [f"text {i}" for i in range(200)])
+    given, original = [], data._split
+    monkeypatch.setattr(data, "_split", lambda rows, names: given.append(names) or original(rows, names))
+    load_texts(DataConfig(source=source))
+    assert isinstance(given[0], Column)

@@ -10,7 +10,7 @@ import hf_slim
 
 PACKAGE = Path(hf_slim.__file__).parent
 LAYERS: dict[str, int] = {
-    "version": 0, "core": 1,
+    "version": 0, "progress": 0, "core": 1,
     "vocabulary": 2, "data": 2, "quantization": 2, "pruning": 2, "distillation": 2,
     "integration": 3, "export": 3,
     "evaluation": 4, "student": 5, "hub": 5,
@@ -23,11 +23,11 @@ SUB_ROOMS: dict[str, dict[str, int]] = {  # inside a technique: config <- functi
     },
     "pruning": {
         "matrices": 0, "groups": 1, "removal": 2, "importance": 3, "config": 4, "structure": 5, "budget": 6,
-        "transform": 7, "one_shot": 8, "callback": 9,
+        "state": 7, "transform": 8, "one_shot": 9, "callback": 10,
     },
     "distillation": {
         "capture": 0, "losses": 1, "targets": 2, "on_policy": 3, "config": 4, "objective": 5, "store": 5,
-        "teachers": 6, "followed_layers": 7, "distiller": 8, "attaching": 9, "callback": 10,
+        "teachers": 6, "followed_layers": 7, "distiller": 8, "state": 9, "attaching": 10, "callback": 11,
     },
 }  # fmt: skip
 MOST_LINES, MOST_FILES = 300, 12
@@ -86,6 +86,11 @@ def test_only_callbacks_and_what_loads_a_teacher_know_transformers_below_integra
 def test_core_needs_only_torch(path):
     roots = {module.split(".")[0] for module in imported(path)}
     assert not roots & {"transformers", "accelerate", "datasets", "numpy", "tqdm", "yaml", "safetensors"}
+
+
+def test_progress_bars_have_one_style_and_one_switch():
+    users = [named(path) for path in FILES if any(module.split(".")[0] == "tqdm" for module in imported(path))]
+    assert users == ["progress.py"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=named)

@@ -1,5 +1,8 @@
 """Adapters around layers, such as LoRA's: which modules belong to the model, and which to its adapters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import nn
 
 BASE = "base_layer"  # where PEFT keeps the layer that an adapter wraps
@@ -22,6 +25,34 @@ def adapter_parts(model: nn.Module) -> set[str]:
 def without_adapters(path: str) -> str:
     """The path that a module or tensor has once adapters are merged."""
     return ".".join(part for part in path.split(".") if part != BASE)
+
+
+@contextmanager
+def adapters_disabled(module: nn.Module) -> Iterator[None]:
+    """A PEFT model, or one adapted layer, without its adapters; afterwards as it was, also after an exception.
+
+    PEFT makes every adapter trainable when it enables them again; parameters that were frozen stay frozen here.
+
+    Args:
+        module: A `PeftModel`, or one of the modules that `adapter_layers` finds.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        with module.disable_adapter() if hasattr(module, "disable_adapter") else _layer_disabled(module):
+            yield
+    finally:
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _layer_disabled(layer: nn.Module) -> Iterator[None]:
+    were_disabled = layer.disable_adapters
+    try:
+        layer.enable_adapters(False)
+        yield
+    finally:
+        layer.enable_adapters(not were_disabled)
 
 
 def _prefixed(adapter: nn.Module) -> list[str]:

@@ -1,11 +1,13 @@
 """prepare and convert: the two moves of every technique, in the one order that works.
 
-`prepare` puts a model into its training-time form, `convert` produces the final form. Techniques register here, so
-that a callback can finish a run in which other techniques take part without knowing them.
+`prepare` puts a model into its training-time form, `convert` produces the final form. Which techniques there are is
+written in one table, `integration/techniques.py`; it is looked up by name when it is first needed, because a callback
+that ends a run converts for techniques that it does not know.
 """
 
+import importlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,82 +15,56 @@ from torch.optim import Optimizer
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import RECORD
+from hf_slim.core.record import record_of, unwrapped
 
-Step = Callable[[nn.Module], None]
+TABLE = "hf_slim.integration.techniques"  # defines LIFECYCLE
 
 
 @dataclass(frozen=True)
 class Technique:
     """How one technique prepares and converts a model. Lower `order` runs first: prune, then quantize.
 
-    `check` raises SlimError where `prepare` could not work, and changes nothing; what it returns is the third argument
-    of `prepare`, so that nothing is looked for twice. `convert` is also given the optimizer that goes on with the
-    converted model, if any.
+    Attributes:
+        check: Raises SlimError where `prepare` could not work, and changes nothing. What it returns is the third
+            argument of `prepare`, so that nothing is planned twice.
+        convert: Produces the final form; is also given the optimizer that goes on with the converted model, if any.
+        trains_on: Whether a converted model can be trained further.
+        state_class: Of its run state, which a converted model no longer has; see `core.record.state_of`.
     """
 
     name: str
     order: int
     config_class: type[SlimConfig]
-    check: Callable[[nn.Module, SlimConfig], Any]
-    prepare: Callable[[nn.Module, SlimConfig, Any], None]
+    check: Callable[[nn.Module, Any], Any]
+    prepare: Callable[[nn.Module, Any, Any], None]
     convert: Callable[[nn.Module, Optimizer | None], None]
+    trains_on: bool = False
+    state_class: type | None = None
 
 
-@dataclass
-class Record:
-    """What hf_slim has done to a model so far; lives on the model, is never saved.
+@dataclass(frozen=True)
+class Lifecycle:
+    """Every technique that changes a model, and what follows each change.
 
     Attributes:
-        configs: Technique name -> config, for what is prepared and not yet converted.
-        removed: Group set name -> indices of the groups that are masked and wait for removal.
-        plan: What pruning found in the model and is going to remove, found once.
-        sizes: Fields of the model's config that would say what was removed, with their new values.
-        techniques: Technique name -> config, for everything that was ever applied; goes into config.json.
-        before_convert: What a callback still has to settle before the model is converted, by whichever callback.
+        techniques: In any order.
+        after_prepare: Runs after every `prepare`: writes the model's config.
+        after_convert: Runs after every `convert`: writes the model's config.
     """
 
-    configs: dict[str, SlimConfig] = field(default_factory=dict)
-    removed: dict[str, list[int]] = field(default_factory=dict)
-    plan: Any = None
-    sizes: dict[str, int] = field(default_factory=dict)
-    techniques: dict[str, dict] = field(default_factory=dict)
-    before_convert: list[Callable[[], None]] = field(default_factory=list)
+    techniques: tuple[Technique, ...]
+    after_prepare: Callable[[nn.Module], None]
+    after_convert: Callable[[nn.Module], None]
 
-
-_TECHNIQUES: dict[str, Technique] = {}
-_AFTER_PREPARE: list[Step] = []
-_AFTER_CONVERT: list[Step] = []
-
-
-def register_technique(technique: Technique) -> None:
-    """Makes a technique known to `prepare` and `convert`."""
-    _TECHNIQUES[technique.name] = technique
-
-
-def register_finish(after_prepare: Step, after_convert: Step) -> None:
-    """Steps that run after every prepare and every convert: here integration writes the model's config."""
-    _AFTER_PREPARE.append(after_prepare)
-    _AFTER_CONVERT.append(after_convert)
-
-
-def record_of(model: nn.Module) -> Record:
-    """The model's record, created empty on first use."""
-    model = unwrapped(model)
-    if RECORD not in model.__dict__:
-        model.__dict__[RECORD] = Record()
-    return model.__dict__[RECORD]
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside an adapter wrapper such as PEFT's, or the model itself: layer names are the model's own."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def is_prepared(model: nn.Module, technique: str | None = None) -> bool:
-    """Whether `technique`, or any technique, is prepared and not yet converted."""
-    configs = record_of(model).configs
-    return technique in configs if technique else bool(configs)
+    def technique_for(self, config: SlimConfig) -> Technique:
+        """The technique that a config belongs to. Raises SlimError if there is none."""
+        for technique in self.techniques:
+            if type(config) is technique.config_class:
+                return technique
+        allowed = ", ".join(technique.config_class.__name__ for technique in self.techniques)
+        raise SlimError(
+            f"`prepare` cannot use {type(config).__name__}. Allowed: {allowed}; anything else needs its callback."
+        )
 
 
 def claim(model: nn.Module, technique: str, config: SlimConfig) -> bool:
@@ -104,7 +80,7 @@ def claim(model: nn.Module, technique: str, config: SlimConfig) -> bool:
     if configs[technique] != config:
         raise SlimError(
             f"This model is already prepared for {technique} with {configs[technique]}, and now {config} arrived. "
-            "Use one config per technique, or load the model afresh."
+            "Use one config per technique, or load the model again."
         )
     return False
 
@@ -120,7 +96,8 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     Returns: the same model.
     Raises: SlimError: for two configs of one technique, no matching layer, or a config that needs a callback.
     """
-    chosen = [_technique_for(config) for config in configs]
+    lifecycle = _lifecycle()
+    chosen = [lifecycle.technique_for(config) for config in configs]
     for technique in chosen:
         if chosen.count(technique) > 1:
             raise SlimError(f"Two configs for {technique.name} arrived. Pass one config per technique.")
@@ -129,8 +106,7 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     checked = [technique.check(inner, config) for technique, config in ordered]
     for (technique, config), found in zip(ordered, checked, strict=True):
         technique.prepare(inner, config, found)
-    for step in _AFTER_PREPARE:
-        step(inner)
+    lifecycle.after_prepare(inner)
     return model
 
 
@@ -144,29 +120,48 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     Returns: the same model, ready for `save_pretrained`; of one in an adapter wrapper, the model inside, merged.
     Raises: SlimError: if nothing is prepared.
     """
-    model = unwrapped(model)
+    model, lifecycle = unwrapped(model), _lifecycle()
     record = record_of(model)
     if not record.configs:
         raise SlimError(
             "Nothing to convert: this model is not prepared. Call `prepare(model, config)` or train it with a "
             "callback first; a model that was trained with a callback is converted already when training ends."
         )
-    while record.before_convert:
-        record.before_convert.pop()()
-    for technique in sorted(_TECHNIQUES.values(), key=lambda technique: technique.order):
-        if technique.name in record.configs:
-            technique.convert(model, optimizer)
-            record.techniques[technique.name] = record.configs.pop(technique.name).to_dict()
-    for step in _AFTER_CONVERT:
-        step(model)
+    prepared = [technique for technique in lifecycle.techniques if technique.name in record.configs]
+    for technique in sorted(prepared, key=lambda technique: technique.order):
+        technique.convert(model, optimizer)
+        record.applied[technique.name] = record.configs.pop(technique.name).to_dict()
+    lifecycle.after_convert(model)
+    for technique in prepared:
+        record.states.pop(technique.state_class, None)
+    record.run, record.running = None, set()
     return model
 
 
-def _technique_for(config: SlimConfig) -> Technique:
-    for technique in _TECHNIQUES.values():
-        if type(config) is technique.config_class:
-            return technique
-    allowed = ", ".join(technique.config_class.__name__ for technique in _TECHNIQUES.values())
-    raise SlimError(
-        f"`prepare` cannot use {type(config).__name__}. Allowed: {allowed}; anything else needs its callback."
-    )
+def begin_run(model: nn.Module, technique: str, run: object) -> None:
+    """Notes that a technique's callback takes part in a training run, so that the run is not finished without it.
+
+    Args:
+        run: Any object that all callbacks of the run share, such as the Trainer's state; another run replaces it.
+    """
+    record = record_of(model)
+    if record.run is not run:
+        record.run, record.running = run, set()
+    record.running.add(technique)
+
+
+def finish_run(model: nn.Module, technique: str, optimizer: Optimizer | None = None) -> None:
+    """Notes that a technique is done with its run. The model is converted once all techniques of the run are.
+
+    Args:
+        optimizer: Of the run; it goes on with a model that was only pruned.
+    """
+    record = record_of(model)
+    record.running.discard(technique)
+    if record.configs and not record.running:
+        prepared = [t for t in _lifecycle().techniques if t.name in record.configs]
+        convert(model, optimizer if all(t.trains_on for t in prepared) else None)
+
+
+def _lifecycle() -> Lifecycle:
+    return importlib.import_module(TABLE).LIFECYCLE

@@ -1,13 +1,16 @@
 """Finding, replacing and resizing modules, whatever the model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.adapters import adapter_layers, adapter_parts
+from hf_slim.core.contracts import PreparedHook, PreparedLayer
 from hf_slim.core.errors import SlimError
 
 RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
@@ -17,12 +20,57 @@ RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A model in evaluation mode, and afterwards as it was, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in modes:
             module.training = training  # one by one: a part may be kept in evaluation mode while the rest trains
+
+
+def config_of(model: nn.Module) -> Any | None:
+    """The config object of a Transformers model or of one of its modules; None for any other module."""
+    return getattr(model, "config", None)
+
+
+def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
+    """A field of the model's config; `default` where there is no config or no such field."""
+    return getattr(config_of(model), name, default)
+
+
+def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
+    """A tensor of a module, such as its bias; None where it has none of this name or it is switched off."""
+    return getattr(module, name, None)
+
+
+@contextmanager
+def temporary_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed in the end, also after an exception.
+
+    Args:
+        handles: What registering them returns; a generator, so that those before one that fails are removed as well.
+    """
+    with ExitStack() as registered:
+        for handle in handles:
+            registered.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def temporary_module(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    """A model with `module` at the dotted path `name`, and afterwards with its own one again, also after an exception.
+
+    The module takes over the training mode of the one it replaces.
+    """
+    own = model.get_submodule(name)
+    modes = [(part, part.training) for part in own.modules()]
+    try:
+        set_module_(model, name, module)
+        yield
+    finally:
+        set_module_(model, name, own)
+        for part, training in modes:
+            part.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -55,10 +103,10 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
 def plain_copy(model: nn.Module) -> nn.Module:
     """A deep copy with every fake-quantized module back in its plain form: the model as if never prepared.
 
-    A prepared module says how to undo itself with a method `plain()`; a hook that prepares, with `prepared = True`.
+    Hooks that belong to a prepared model (`PreparedHook`) are left out.
     """
     twin = copy.deepcopy(model)
-    prepared = [(name, module) for name, module in twin.named_modules() if hasattr(module, "plain")]
+    prepared = [(name, module) for name, module in twin.named_modules() if isinstance(module, PreparedLayer)]
     for name, module in prepared:
         set_module_(twin, name, module.plain())
     remove_prepared_hooks_(twin)
@@ -66,13 +114,13 @@ def plain_copy(model: nn.Module) -> nn.Module:
     return twin
 
 
-def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (object,)) -> None:
-    """Takes away the forward hooks that prepare: those with `prepared = True`, or methods of an object that has it."""
+def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (PreparedHook,)) -> None:
+    """Removes forward hooks that are a `PreparedHook`, or a method of one; with `kinds`, only of these classes."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
                 owner = getattr(hook, "__self__", hook)
-                if getattr(owner, "prepared", False) and isinstance(owner, kinds):
+                if isinstance(owner, kinds):
                     del hooks[key]
         for flags in (module._forward_hooks_with_kwargs, module._forward_hooks_always_called):
             for key in [key for key in flags if key not in module._forward_hooks]:

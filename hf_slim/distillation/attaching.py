@@ -3,25 +3,25 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.distillation.objective import Objective
+from hf_slim.distillation.distiller import Distiller
+from hf_slim.distillation.state import DistillationState
 
 
 class Distilling(Protocol):
-    """What is asked of the callback."""
+    """What is needed of the callback.
+
+    Attributes:
+        alpha: The weight of the teacher's term now, in [0, 1].
+        distiller: Teachers and student.
+        run: The state of the run.
+    """
 
     alpha: float
-
-    def keep_targets(self, labels: Tensor | None, items_in_batch: Tensor | int | None) -> None:
-        """Notes what is about to be trained on."""
-
-    def take_objective(self) -> Objective | None:
-        """The term, in the model's normalisation, without the task's share."""
-
-    def add_to_log(self, name: str, value: Tensor) -> None:
-        """Notes a loss in the model's normalisation."""
+    distiller: Distiller
+    run: DistillationState
 
 
 def optimises_own_loss_of_model(trainer: Any) -> bool:
@@ -45,14 +45,15 @@ def loss_with_term(trainer: Any, callback: Distilling) -> Callable[..., Any]:
     ) -> Any:
         if not model.training:
             return inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
-        callback.keep_targets(inputs.get("labels"), num_items_in_batch)
+        run = callback.run
+        run.keep_targets(inputs.get("labels"), callback.distiller.is_shifted, num_items_in_batch)
         found = inner(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
         loss, outputs = found if return_outputs else (found, None)
-        objective = callback.take_objective()
+        objective = run.take_objective()
         if objective is None:
             raise SlimError("The trainer computed a loss without running the model that is to be distilled.")
         scale = _scale(trainer, num_items_in_batch)
-        callback.add_to_log("task", loss / scale)
+        run.add("task", loss / scale)
         loss = (1 - callback.alpha) * loss + scale * objective.total
         return (loss, outputs) if return_outputs else loss
 

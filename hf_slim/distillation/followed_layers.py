@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import device_of, evaluating
+from hf_slim.core.record import unwrapped
 from hf_slim.distillation.losses.hidden_states import PROJECTIONS, HiddenConfig, layer_map, projections_for
 from hf_slim.distillation.teachers.live import LiveTeacher, hidden_states
 from hf_slim.distillation.teachers.sharding import gathered

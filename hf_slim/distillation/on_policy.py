@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import evaluating
+from hf_slim.core.record import unwrapped
 from hf_slim.distillation.targets import IGNORED
 
 USED = ("input_ids", "attention_mask", "labels")

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import set_module_
+from hf_slim.core.modules import evaluating, temporary_module
+from hf_slim.progress import progress
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.training import Training
@@ -46,7 +46,9 @@ class LayerSensitivity:
 def measure_sensitivity(
     model: nn.Module, blocks: Iterable[Tensor], schemes: list[str], ignore: tuple[str, ...] = ()
 ) -> list[LayerSensitivity]:
-    """The harm of each scheme in each layer, all others untouched. The model is as before afterwards.
+    """The harm of each scheme in each layer, all others untouched.
+
+    The model is as before afterwards, also after an error.
 
     Args:
         model: A causal language model with float weights.
@@ -54,28 +56,20 @@ def measure_sensitivity(
         schemes: Names of schemes; one that does not fit a layer's sizes is left out there.
         ignore: Patterns of layers that stay in float.
     """
-    model.eval()
     blocks = list(blocks)
     if not blocks:
         raise SlimError("Sensitivity is measured on text, and there is none. Check the data.")
-    untouched = [_predictions(model, ids) for ids in blocks]
     fitting = {name: _fitting(model, name, schemes) for name in _layers(model, ignore)}
-    bar = tqdm(total=sum(map(len, fitting.values())), desc="measuring sensitivity", unit="scheme")
-    found = []
-    for name, candidates in fitting.items():
-        layer, choices = model.get_submodule(name), []
-        weights = sum(rows * columns for rows, columns in family_of(layer).shapes(layer).values())
-        for scheme in candidates:
-            set_module_(model, name, family_of(layer).fake_quantized(layer, scheme, Training()).eval())
-            now = [_predictions(model, ids) for ids in blocks]
-            set_module_(model, name, layer)
-            columns = next(iter(family_of(layer).shapes(layer).values()))[1]
-            harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
-            loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
-            choices.append(Choice(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence))
-            bar.update()
-        found.append(LayerSensitivity(name, weights, tuple(choices)))
-    bar.close()
+    total, found = sum(map(len, fitting.values())), []
+    with evaluating(model), progress(None, "measuring sensitivity", "scheme", total=total) as bar:
+        untouched = [_predictions(model, ids) for ids in blocks]
+        for name, candidates in fitting.items():
+            layer, choices = model.get_submodule(name), []
+            weights = sum(rows * columns for rows, columns in family_of(layer).shapes(layer).values())
+            for scheme in candidates:
+                choices.append(_choice(model, name, scheme, blocks, untouched))
+                bar.update()
+            found.append(LayerSensitivity(name, weights, tuple(choices)))
     return found
 
 
@@ -140,6 +134,17 @@ def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
     if not fitting:
         raise SlimError(f"None of the schemes {', '.join(schemes)} fits the sizes of '{name}'. Add one, or ignore it.")
     return fitting
+
+
+def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], untouched: list[Tensor]) -> Choice:
+    """What `scheme` does in layer `name` alone, against the predictions of the untouched model."""
+    layer = model.get_submodule(name)
+    with temporary_module(model, name, family_of(layer).fake_quantized(layer, scheme, Training())):
+        now = [_predictions(model, ids) for ids in blocks]
+    columns = next(iter(family_of(layer).shapes(layer).values()))[1]
+    harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
+    loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
+    return Choice(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence)
 
 
 def _predictions(model: nn.Module, ids: Tensor) -> Tensor:

@@ -7,44 +7,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.distillation.callback import DistillationCallback
-from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.latency import interleaved_ms, spread
 from hf_slim.evaluation.tasks.task import Task
-from hf_slim.pruning.callback import PruningCallback
-from hf_slim.pruning.config import PruningConfig
-from hf_slim.quantization.callback import QuantizationCallback
-from hf_slim.quantization.config import QuantizationConfig
-
-CALLBACKS: dict[type[SlimConfig], type[TrainerCallback]] = {
-    DistillationConfig: DistillationCallback,
-    PruningConfig: PruningCallback,
-    QuantizationConfig: QuantizationCallback,
-}
-
-
-def callbacks_for(configs: list[SlimConfig], own_teacher: PreTrainedModel | None = None) -> list[TrainerCallback]:
-    """The callback of each config, the teacher's first, so that it copies the model before anything touches it.
-
-    Args:
-        own_teacher: What the teacher "self" means, where the student is only a part of it.
-    """
-    order, made = list(CALLBACKS), []
-    for config in sorted(configs, key=lambda c: order.index(type(c))):
-        taught = isinstance(config, DistillationConfig) and config.teacher == "self" and own_teacher is not None
-        given = {"teacher": own_teacher.eval().requires_grad_(False)} if taught else {}
-        made.append(CALLBACKS[type(config)](config, **given))
-    return made
-
-
-def trainer_for(task: Task, model: PreTrainedModel, args: TrainingArguments, **arguments: Any) -> Trainer:
-    """A Trainer that divides the loss as the models of this task do."""
-    trainer = Trainer(model, args, **arguments)
-    trainer.model_accepts_loss_kwargs = trainer.model_accepts_loss_kwargs and task.loss_counts_items
-    return trainer
+from hf_slim.integration.techniques import callbacks_for
+from hf_slim.integration.trainer import trainer_for
 
 
 def training_speed(
@@ -65,14 +34,16 @@ def training_speed(
     plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        base = Stepper.around(trainer_for(task, plain, args), batch)
+        base = Stepper.around(trainer_for(plain, args, task.loss_counts_items), batch)
         if student is None:
             callbacks = callbacks_for(configs)
-            ours = trainer_for(task, model, args, callbacks=callbacks, optimizers=(base.optimizer, None))
+            ours = trainer_for(
+                model, args, task.loss_counts_items, callbacks=callbacks, optimizers=(base.optimizer, None)
+            )
             ours.callback_handler.optimizer = base.optimizer
         else:
             teacher = copy.deepcopy(model)
-            ours = trainer_for(task, student, args, callbacks=callbacks_for(configs, teacher))
+            ours = trainer_for(student, args, task.loss_counts_items, callbacks=callbacks_for(configs, teacher))
         result = Stepper.around(ours, batch)
         samples = interleaved_ms({"base": base.step, "result": result.step}, repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}
@@ -84,7 +55,10 @@ def training_speed_of(
     """Milliseconds of one plain optimizer step of each model; arguments as in `training_speed`."""
     with tempfile.TemporaryDirectory() as scratch:
         args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        steppers = {name: Stepper.around(trainer_for(task, model, args), batch) for name, model in models.items()}
+        steppers = {
+            name: Stepper.around(trainer_for(model, args, task.loss_counts_items), batch)
+            for name, model in models.items()
+        }
         steps = {name: stepper.step for name, stepper in steppers.items()}
         samples = interleaved_ms(steps, repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}

@@ -11,11 +11,14 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.adapters import adapter_layers
-from hf_slim.core.lifecycle import is_prepared, record_of, register_finish
 from hf_slim.core.modules import counts, set_count_
-from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer, of_whole_tensors, share_tied_scales_
+from hf_slim.core.record import is_prepared, record_of, state_of
+from hf_slim.integration.format_version import FORMAT_VERSION
+from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer
 from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.rebuild import of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
+from hf_slim.pruning.state import PruningState
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
 
@@ -81,13 +84,15 @@ def _write_config(model: nn.Module, mode: str) -> None:
     shapes, attributes = differences(model)
     layers = {name: scheme.to_json() for name, scheme in quantized_layers(model).items()}
     record = record_of(model)
-    techniques = record.techniques | {name: config.to_dict() for name, config in record.configs.items()}
-    model.config.quantization_config = HfSlimConfig(mode, shapes, attributes, layers, techniques, __version__)
+    techniques = record.applied | {name: config.to_dict() for name, config in record.configs.items()}
+    model.config.quantization_config = HfSlimConfig(
+        mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION
+    )
 
 
 def _shrink_plain_config(model: nn.Module) -> None:
     """Puts smaller sizes into the config's own fields, where the config then builds exactly this model."""
-    sizes = record_of(model).sizes
+    sizes = state_of(model, PruningState).sizes
     if not sizes or not differences(model)[0]:
         return
     config = copy.deepcopy(model.config)
@@ -128,6 +133,3 @@ def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
     found = counts(model, kinds).items()
     # what a module knows of layers that have gone, such as a rotary embedding of their kind, no longer counts
     return all(expected.get(key, value) == value for key, value in found if not key[1].startswith("config."))
-
-
-register_finish(describe_prepared, describe_converted)

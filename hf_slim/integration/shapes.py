@@ -2,11 +2,12 @@
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from hf_slim.core.adapters import adapter_parts, without_adapters
+from hf_slim.core.contracts import PackedLayer
 from hf_slim.core.modules import resolve, set_count_
 from hf_slim.pruning.matrices import set_sizes_
-from hf_slim.quantization.transform import is_packed
 
 
 def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[str, list[int]]:
@@ -18,23 +19,25 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
     """
     shapes, adapters = {}, adapter_parts(model)
     for path, module in model.named_modules():
-        packed = _packed_shapes(module) if is_packed(module) else {}
-        if packed and skeleton is not None and hasattr(skeleton.get_submodule(path), "nf"):
-            packed = {name: tuple(reversed(shape)) for name, shape in packed.items()}
         tensors = dict(module.named_parameters(recurse=False)) | {
             name: buffer for name, buffer in module.named_buffers(recurse=False) if name.startswith("running_")
         }
         if "_quantizer" in path or path in adapters:
             continue
         for name, tensor in tensors.items():
-            shapes[without_adapters(f"{path}.{name}".lstrip("."))] = list(packed.get(name, tensor.shape))
+            shape = list(tensor.shape)
+            if isinstance(module, PackedLayer) and tensor.dtype == torch.int8:
+                shape = list(module.float_shape(name))
+                if skeleton is not None and isinstance(skeleton.get_submodule(path), Conv1D):
+                    shape.reverse()
+            shapes[without_adapters(f"{path}.{name}".lstrip("."))] = shape
     return shapes
 
 
 def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
     """Gives the tensor at `path` another shape, contents left open; a path that this model lacks is passed over.
 
-    hf_slim before 0.3 wrote the path of a linear layer instead, and its weight's shape.
+    Folders of formats 1 and 2 have the path of a linear layer instead, and its weight's shape.
     """
     parent, _, name = path.rpartition(".")
     found = resolve(model, path)
@@ -59,11 +62,3 @@ def _set_(module: nn.Module, name: str, shape: list[int]) -> None:
     new = torch.empty(shape, device=old.device, dtype=old.dtype)
     setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
     set_sizes_(module)
-
-
-def _packed_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    if hasattr(module, "float_shapes"):
-        return dict(module.float_shapes)
-    if isinstance(module, nn.Embedding):
-        return {"weight": (module.num_embeddings, module.embedding_dim)}
-    return {"weight": (module.out_features, module.in_features)}

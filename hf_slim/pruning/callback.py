@@ -15,21 +15,21 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import claim, convert, is_prepared, record_of, unwrapped
-from hf_slim.pruning.budget.plan import Plan
+from hf_slim.core.lifecycle import begin_run, claim, finish_run
+from hf_slim.core.logs import add_to_logs
+from hf_slim.core.modules import evaluating
+from hf_slim.core.record import is_prepared, state_of, unwrapped
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.importance.scores import observed, score_all
+from hf_slim.pruning.importance.scores import averaged, observed, score_all
 from hf_slim.pruning.importance.statistics import summed_over_ranks_
 from hf_slim.pruning.one_shot import prune_at_once_
-from hf_slim.pruning.removal.cut import Removed
 from hf_slim.pruning.removal.mask import zero_groups_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
-SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores: about ten of them
 SCORES_PER_RUN = 32  # not in every step of a long run: importance changes slowly,
 STEPS_PER_SCORE = 8  # but a mean over ten scores must not be older than this times ten steps
 
@@ -37,38 +37,37 @@ STEPS_PER_SCORE = 8  # but a mean over ten scores must not be older than this ti
 class PruningCallback(TrainerCallback, ExportableState):
     """Zeroes more groups as training advances, and removes them when training ends.
 
+    Logs `sparsity` (share of the groups that are zero) and `groups_removed`.
+
     Args:
         config: A `PruningConfig`, or its fields as a dictionary.
     Attributes:
-        removed: Group set name -> indices of the groups that are zero by now.
-        scores: Group set name -> running mean of the importance of its groups.
-        timings: What was measured for a target in time, on the device of the first process.
+        run: The state of the run: plan, removed groups, scores and timings.
     """
 
     def __init__(self, config: PruningConfig | dict | None = None):
         self.config = PruningConfig.of(config or {})
-        self.removed: Removed = {}
-        self.scores: dict[str, Tensor] = {}
-        self.timings: dict[str, Any] | None = None
-        self.plan: Plan | None = None
-        self._watching, self._seen, self._scores_now = ExitStack(), {}, False
+        self.run = PruningState()
+        self._observing, self._seen, self._scores_now = ExitStack(), {}, False
 
     def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if self.config.is_timed:  # measured once training begins, unless the run is resumed and its state has it
             claim(unwrapped(model), "pruning", self.config)
         else:
-            self.plan = claim_for_pruning(unwrapped(model), self.config)
+            claim_for_pruning(unwrapped(model), self.config)
+        self.run = state_of(model, PruningState)
+        self.run.removed, self.run.scores = {}, {}  # of an earlier Trainer, which was given up
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
-        train_dataloader: DataLoader | None = None, **kwargs,
+        train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         if not is_prepared(model, "pruning"):
             raise SlimError(
                 "The model is not prepared for pruning: either it was converted at the end of an earlier run, or the "
-                "callback was added after the Trainer was built. Load the model afresh and pass the callback in "
+                "callback was added after the Trainer was built. Load the model again and pass the callback in "
                 "`Trainer(callbacks=[...])`."
             )
         # setdefault: a checkpoint written without this callback has no entry, and Trainer's next save needs one.
@@ -77,120 +76,114 @@ class PruningCallback(TrainerCallback, ExportableState):
             raise SlimError(
                 "Two PruningCallbacks in one Trainer restore each other's state. Use one, with both kinds."
             )
-        self.plan = claim_for_pruning(unwrapped(model), self.config, saved["attributes"].get("timings"))
-        self.timings = self.plan.timings
-        self.removed = saved["attributes"]["removed"]
-        self.scores = {name: torch.tensor(score) for name, score in saved["attributes"]["scores"].items()}
+        begin_run(model, "pruning", state)
+        claim_for_pruning(unwrapped(model), self.config, saved["attributes"].get("timings"))
+        self.run = state_of(model, PruningState)
+        self.run.restore(saved["attributes"])
         self._mask(model)
+        self._observing.close()  # still open after a run that failed
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
         elif not self._is_over(state):
-            watching = observed(
-                unwrapped(model),
-                self.plan.group_sets,
-                self.config.criterion,
-                lambda layer: layer.training and self._scores_now,
+            observing = observed(
+                unwrapped(model), self.run.plan.group_sets, self.config.criterion_by_kind, self._is_observed
             )
-            self._seen = self._watching.enter_context(watching)
+            self._seen = self._observing.enter_context(observing)
 
-        def settle() -> None:  # whichever technique's callback converts the model when training ends
-            self._settle(args, state, model)
-
-        record_of(model).before_convert = [settle]
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         interval = min(STEPS_PER_SCORE, round(self.config.stop * state.max_steps / SCORES_PER_RUN)) or 1
         self._scores_now = not self._is_over(state) and state.global_step % interval == 0
         if self._is_over(state):
-            self._watching.close()
+            self._observing.close()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         if not self._scores_now:
             return
         for seen in self._seen.values():
             summed_over_ranks_(seen)
-        scores = score_all(unwrapped(model), self.plan.group_sets, self.config.criterion, self._seen)
+        scores = score_all(unwrapped(model), self.run.plan.group_sets, self.config.criterion_by_kind, self._seen)
         for seen in self._seen.values():
             seen.clear()
-        for name, score in scores.items():
-            past = self.scores.get(name)
-            if past is not None:
-                past = past.to(score.device)
-                if self.config.regrow:  # what is zero now comes back with the importance that it had
-                    gone = torch.tensor(self.removed.get(name, []), dtype=torch.long, device=score.device)
-                    score[gone] = past[gone]
-                score = past.lerp(score, 1 - SCORE_MEMORY)
-            self.scores[name] = score
+        masked = self.run.removed if self.config.regrow else {}  # what is zero now keeps the importance that it had
+        self.run.scores |= averaged(self.run.scores, scores, masked)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         step = state.global_step + 1
         progress = step / state.max_steps
         due = step % self.config.every == 0 or progress >= self.config.stop
-        if self.scores and due:
-            removed = choose_removed(self.plan, self.scores, self.removed, self.config, progress)
-            if removed is not self.removed:
-                self.removed = removed
+        if self.run.scores and due:
+            removed = choose_removed(self.run.plan, self.run.scores, self.run.removed, self.config, progress)
+            if removed is not self.run.removed:
+                self.run.removed = removed
                 self._mask(model)
                 return
         # momentum has just moved the zeros
-        zero_groups_(unwrapped(model), self.plan.group_sets, self.removed, readers_only=self.config.regrow)
+        zero_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any],
+        **kwargs: Any,
+    ) -> None:
+        if "loss" in logs and self.run.plan is not None:
+            shown = {"sparsity": round(self.run.sparsity(), 4), "groups_removed": self.run.groups_removed}
+            add_to_logs(state, logs, shown)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
-        optimizer: Optimizer | None = None, **kwargs,
+        optimizer: Optimizer | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        self._watching.close()
-        if not is_prepared(model):  # another technique's callback may have finished the run already
-            return
-        if not is_prepared(model, "quantization"):
-            convert(model, optimizer)
-        elif not adapter_layers(unwrapped(model)):  # with adapters the quantization callback says how to merge them
-            convert(model)
+        self._observing.close()
+        if is_prepared(model, "pruning"):
+            self._settle(args, state, model)
+        finish_run(model, "pruning", optimizer)
 
-    def state(self) -> dict:
-        return {
-            "args": {"config": self.config.to_dict()},
-            "attributes": {
-                "removed": self.removed,
-                "timings": self.timings,
-                "scores": {name: torch.as_tensor(score).tolist() for name, score in self.scores.items()},
-            },
-        }
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into `trainer_state.json`."""
+        return {"args": {"config": self.config.to_dict()}, "attributes": self.run.to_json()}
 
     def _settle(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        """Takes over the mask of the best checkpoint, where the Trainer has just loaded that one."""
+        """Restores the mask of the best checkpoint, where the Trainer has just loaded that one."""
         if args.load_best_model_at_end and state.best_model_checkpoint:
             saved = json.loads(Path(state.best_model_checkpoint, "trainer_state.json").read_text())
-            self.removed = saved["stateful_callbacks"][type(self).__name__]["attributes"]["removed"]
-        mask_groups_(unwrapped(model), self.plan.group_sets, self.removed)
+            self.run.removed = saved["stateful_callbacks"][type(self).__name__]["attributes"]["removed"]
+        mask_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed)
         self._warn_if_short()
 
     def _is_over(self, state: TrainerState) -> bool:
         """Whether nothing is going to be removed any more."""
         return bool(self.config.calibration_batches) or state.global_step / state.max_steps >= self.config.stop
 
+    def _is_observed(self, layer: nn.Module) -> bool:
+        return layer.training and self._scores_now
+
     def _prune_at_once(self, model: nn.Module, args: TrainingArguments, train_dataloader: DataLoader | None) -> None:
         batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        prune_at_once_(
-            model, self.plan, self.config, lambda with_gradient: run_batches(model, batches, args, with_gradient)
-        )
-        for module, training in modes.items():
-            module.training = training
-        self.removed = record_of(model).removed
+        with evaluating(model):
+            prune_at_once_(
+                model,
+                self.run.plan,
+                self.config,
+                lambda with_gradient: run_batches(model, batches, args, with_gradient),
+            )
 
     def _mask(self, model: nn.Module) -> None:
-        mask_groups_(unwrapped(model), self.plan.group_sets, self.removed, readers_only=self.config.regrow)
+        mask_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
 
     def _warn_if_short(self) -> None:
-        due = choose_removed(self.plan, self.scores, self.removed, self.config, 1.0) if self.scores else {}
-        missing = sum(map(len, due.values())) - sum(map(len, self.removed.values()))
-        if missing or not (self.scores or self.config.calibration_batches):
+        run = self.run
+        due = choose_removed(run.plan, run.scores, run.removed, self.config, 1.0) if run.scores else {}
+        missing = sum(map(len, due.values())) - run.groups_removed
+        if missing or not (run.scores or self.config.calibration_batches):
             logger.warning(
                 "Pruning ended short of its target: %s groups fewer were removed than `sparsity` asks for, because "
                 "training stopped early or an earlier checkpoint was best. Train to progress %s, or set "

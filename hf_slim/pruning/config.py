@@ -1,6 +1,7 @@
 """How much structure to remove, and when."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from hf_slim.core.config import SlimConfig, require_share
 from hf_slim.core.errors import SlimError, nearest
@@ -49,7 +50,7 @@ class PruningConfig(SlimConfig):
     `null`: `sparsity` says how much."""
 
     spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
-    """Kinds of structure that a `target` may remove; kinds that the model does not have are skipped. With more than
+    """Kinds of structure that a `target` may remove; kinds that the model does not have are bypassed. With more than
     one kind their scores are compared, so all of them use one criterion."""
 
     uniform: dict[str, bool] | bool = field(default=True, metadata={"keys": KINDS})
@@ -104,8 +105,7 @@ class PruningConfig(SlimConfig):
 
     def __post_init__(self) -> None:
         self._check_amounts()
-        object.__setattr__(self, "uniform", _per_kind("uniform", self.uniform, default=True))
-        for kind, value in self.uniform.items():
+        for kind, value in self.uniform_by_kind.items():
             if not isinstance(value, bool):
                 raise SlimError(f"`uniform.{kind}` must be true or false, got {value!r}.")
         self._check_criterion()
@@ -130,18 +130,14 @@ class PruningConfig(SlimConfig):
             _require_kind("round_to", kind)
 
     def _check_criterion(self) -> None:
-        shared = self.target is not None and len(self.spend_on) > 1
-        default = dict.fromkeys(KINDS, SHARED_CRITERION) if shared else DEFAULT_CRITERIA
-        chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
-        chosen = {kind: chosen[kind] or default[kind] for kind in KINDS}
+        chosen = self.criterion_by_kind
         for name in chosen.values():
             CRITERIA[name]
-        if shared and len({chosen[kind] for kind in self.spend_on}) > 1:
+        if self._shares_scores and len({chosen[kind] for kind in self.spend_on}) > 1:
             raise SlimError(
                 f"A target that is spent on {', '.join(self.spend_on)} compares their scores, so it needs one "
                 f"criterion for all of them, got {self.criterion}."
             )
-        object.__setattr__(self, "criterion", chosen)
 
     def _check_amounts(self) -> None:
         if self.target is not None:
@@ -155,13 +151,9 @@ class PruningConfig(SlimConfig):
                 raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
             self._check_spend_on()
             return
-        default = {"ffn": 0.5} if self.sparsity is None else self.sparsity
-        if not isinstance(default, dict):
-            default = {"ffn": default, "kv_heads": default}
-        object.__setattr__(self, "sparsity", _per_kind("sparsity", default, default=0.0))
-        for kind, share in self.sparsity.items():
+        for kind, share in self.sparsity_by_kind.items():
             require_share(f"sparsity.{kind}", share, upper_open=True)
-        if not any(self.sparsity.values()):
+        if not any(self.sparsity_by_kind.values()):
             raise SlimError(
                 f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
             )
@@ -177,6 +169,29 @@ class PruningConfig(SlimConfig):
                     "cannot be told apart. Name one of them, and prune the other in a run of its own."
                 )
 
+    @cached_property
+    def sparsity_by_kind(self) -> dict[str, float]:
+        """Share of groups removed at the end for each of `KINDS`, in [0, 1); without a target."""
+        given = {"ffn": 0.5} if self.sparsity is None else self.sparsity
+        return _per_kind("sparsity", given if isinstance(given, dict) else {"ffn": given, "kv_heads": given}, 0.0)
+
+    @cached_property
+    def uniform_by_kind(self) -> dict[str, bool]:
+        """`uniform` for each of `KINDS`."""
+        return _per_kind("uniform", self.uniform, default=True)
+
+    @cached_property
+    def criterion_by_kind(self) -> dict[str, str]:
+        """The criterion that scores groups of each of `KINDS`."""
+        default = dict.fromkeys(KINDS, SHARED_CRITERION) if self._shares_scores else DEFAULT_CRITERIA
+        chosen = default if self.criterion is None else _per_kind("criterion", self.criterion, None)
+        return {kind: chosen[kind] or default[kind] for kind in KINDS}
+
+    @property
+    def _shares_scores(self) -> bool:
+        """Whether the scores of several kinds are compared with each other."""
+        return self.target is not None and len(self.spend_on) > 1
+
     @property
     def is_timed(self) -> bool:
         """Whether the target is a share of measured time."""
@@ -187,7 +202,7 @@ class PruningConfig(SlimConfig):
         """The kinds of structure that lose groups."""
         if self.target is not None:
             return tuple(self.spend_on)
-        return tuple(kind for kind, share in self.sparsity.items() if share)
+        return tuple(kind for kind, share in self.sparsity_by_kind.items() if share)
 
 
 def _per_kind(name: str, value: object, default: object) -> dict:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, record_of, unwrapped
+from hf_slim.core.lifecycle import convert
+from hf_slim.core.modules import evaluating
+from hf_slim.core.record import record_of, state_of, unwrapped
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
@@ -16,6 +18,7 @@ from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.repair import repair_readers_
 from hf_slim.pruning.importance.scores import observed, score_all, sets_by_criterion
 from hf_slim.pruning.importance.statistics import summed_over_ranks_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 # Runs the calibration batches through the model, with gradients or without, one for each item that it yields
@@ -27,15 +30,21 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
 
     Args:
         batches: Keyword arguments of forward passes; with `labels` where the criterion needs gradients.
-    Returns: the smaller model, ready for `save_pretrained` or for training.
-    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion.
+    Returns: the smaller model, ready for `save_pretrained` or for training; every module is in its mode of before.
+    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion. The model then is
+        as it was and may be pruned with another config; only weights that `repair` has changed stay changed.
     """
     config, batches = PruningConfig.of(config), list(batches)
+    record, state = record_of(model), state_of(model, PruningState)
+    configs, known_plan = dict(record.configs), state.plan
     plan = claim_for_pruning(model, config)
-    was_training = model.training
-    model.eval()
-    prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
-    return convert(model).train(was_training)
+    try:
+        with evaluating(model):
+            prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
+    except BaseException:
+        record.configs, state.plan = configs, known_plan  # nothing is masked yet: that is the last step
+        raise
+    return convert(model)
 
 
 def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> None:
@@ -44,7 +53,7 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
     Raises: SlimError: if no batch came.
     """
     scores = summed_scores(model, plan.group_sets, config, run_batches)
-    removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
+    removed = choose_removed(plan, scores, state_of(model, PruningState).removed, config, progress=1.0)
     if config.repair:
         repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
     mask_groups_(unwrapped(model), plan.group_sets, removed)
@@ -58,14 +67,17 @@ def summed_scores(
     Raises: SlimError: if no batch came.
     """
     inner, total, batches = unwrapped(model), {}, 0
-    by_criterion = sets_by_criterion(group_sets, config.criterion)
+    by_criterion = sets_by_criterion(group_sets, config.criterion_by_kind)
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
-    with observed(inner, others, config.criterion) as seen:
-        for _ in run_batches(bool(graded)):
-            batches += 1
-            for name, score in score_all(inner, graded, config.criterion).items():
-                total[name] = total.get(name, 0) + score
+    with observed(inner, others, config.criterion_by_kind) as seen:
+        try:
+            for _ in run_batches(bool(graded)):
+                batches += 1
+                for name, score in score_all(inner, graded, config.criterion_by_kind).items():
+                    total[name] = total.get(name, 0) + score
+                model.zero_grad(set_to_none=True)
+        finally:
             model.zero_grad(set_to_none=True)
     if not batches:
         raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
@@ -74,7 +86,7 @@ def summed_scores(
     if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
         for score in total.values():
             torch.distributed.all_reduce(score)
-    return total | score_all(inner, others, config.criterion, seen)
+    return total | score_all(inner, others, config.criterion_by_kind, seen)
 
 
 def forward_passes(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:

@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import Technique, claim, record_of, register_technique
+from hf_slim.core.lifecycle import Technique, claim
+from hf_slim.core.record import record_of, state_of
 from hf_slim.pruning.budget.latency import measure_latency
 from hf_slim.pruning.budget.plan import Plan, candidates, plan_removal
 from hf_slim.pruning.budget.selection import choose_removed
@@ -18,7 +19,8 @@ from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.scores import score_all, sets_by_criterion
 from hf_slim.pruning.removal.cut import Removed, remove_groups_
 from hf_slim.pruning.removal.mask import mark_kept_columns_, zero_groups_
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.structure.find import understand
 
 logger = logging.getLogger(__name__)
@@ -50,27 +52,27 @@ def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any
 
 def claim_for_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
     """`plan_pruning`, and a note that the model is going to be pruned; masks nothing."""
-    record = record_of(model)
-    plan = record.plan
-    if record.configs.get("pruning") != config or plan is None:
-        plan = plan_pruning(model, config, timings)
+    state, claimed = state_of(model, PruningState), record_of(model).configs.get("pruning")
+    plan = state.plan if claimed == config and state.plan is not None else plan_pruning(model, config, timings)
     claim(model, "pruning", config)
-    record.plan = plan
+    state.plan = plan
     return plan
 
 
 def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed, readers_only: bool = False) -> None:
     """Makes `removed` the model's mask: zeroes the groups and notes them for `convert`."""
-    record_of(model).removed = removed
+    state_of(model, PruningState).removed = removed
     zero_groups_(model, group_sets, removed, readers_only)
     mark_kept_columns_(model, group_sets, removed)
-    narrow_modules_(model, group_sets, removed)
+    mask_norms_(model, group_sets, removed)
 
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
     """The plan. Raises SlimError if there is none for this model, or no gradients where they are needed."""
     plan = plan_pruning(model, config)
-    graded = [name for name in sets_by_criterion(plan.group_sets, config.criterion) if CRITERIA[name].needs_gradient]
+    graded = [
+        name for name in sets_by_criterion(plan.group_sets, config.criterion_by_kind) if CRITERIA[name].needs_gradient
+    ]
     if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
             f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
@@ -82,19 +84,18 @@ def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
 def prepare_pruning(model: nn.Module, config: PruningConfig, plan: Plan) -> None:
     """Masks the whole target of a plan in one shot: for training loops without a Trainer."""
     claim(model, "pruning", config)
-    record_of(model).plan = plan
-    scores = score_all(model, plan.group_sets, config.criterion)
-    removed = choose_removed(plan, scores, record_of(model).removed, config, progress=1.0)
+    state = state_of(model, PruningState)
+    state.plan, state.scores = plan, score_all(model, plan.group_sets, config.criterion_by_kind)
+    removed = choose_removed(plan, state.scores, state.removed, config, progress=1.0)
     mask_groups_(model, plan.group_sets, removed)
 
 
 def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Removes what is masked, from the state of an optimizer too."""
-    record = record_of(model)
-    record.sizes = common_sizes(model, record.plan.group_sets, record.removed)
-    narrow_modules_(model, record.plan.group_sets, {})
-    remove_groups_(model, record.plan.group_sets, record.removed, optimizer)
-    record.removed, record.plan = {}, None
+    state = state_of(model, PruningState)
+    state.sizes = common_sizes(model, state.plan.group_sets, state.removed)
+    mask_norms_(model, state.plan.group_sets, {})
+    remove_groups_(model, state.plan.group_sets, state.removed, optimizer)
 
 
 def common_sizes(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dict[str, int]:
@@ -112,4 +113,7 @@ def _as_heads(group_set: GroupSet) -> GroupSet:
     return replace(group_set, kind="heads") if group_set.kind == "kv_heads" else group_set
 
 
-register_technique(Technique("pruning", 10, PruningConfig, check_pruning, prepare_pruning, convert_pruning))
+PRUNING = Technique(
+    "pruning", 10, PruningConfig, check_pruning, prepare_pruning, convert_pruning, trains_on=True,
+    state_class=PruningState,
+)  # fmt: skip

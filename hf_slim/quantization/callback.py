@@ -12,11 +12,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import convert, is_prepared, prepare, unwrapped
+from hf_slim.core.lifecycle import begin_run, finish_run, prepare
+from hf_slim.core.logs import add_to_logs
+from hf_slim.core.record import is_prepared, unwrapped
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.scale_holders import quantizers
-from hf_slim.quantization.transform import observe_weights_
+from hf_slim.quantization.transform import average_bits, observe_weights_, share_on_grid
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +26,16 @@ logger = logging.getLogger(__name__)
 class QuantizationCallback(TrainerCallback):
     """Trains on the grid, and packs the model when training ends.
 
+    Logs `bits` (average bits per weight of the quantized layers, scales included) and `share_on_grid` (share of these
+    layers whose forward pass rounds now).
+
     Args:
         config: A `QuantizationConfig`, or its fields as a dictionary.
     """
 
     def __init__(self, config: QuantizationConfig | dict | None = None):
         self.config = QuantizationConfig.of(config or {})
+        self._bits: float | None = None
 
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -43,9 +49,11 @@ class QuantizationCallback(TrainerCallback):
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "
-                "the callback was added after the Trainer was built. Load the model afresh and pass the callback in "
+                "the callback was added after the Trainer was built. Load the model again and pass the callback in "
                 "`Trainer(callbacks=[...])`."
             )
+        begin_run(model, "quantization", state)
+        self._bits = average_bits(unwrapped(model))
         if self.config.initialize == "gptq" and state.global_step == 0:  # a checkpoint holds rounded weights already
             batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
             round_by_gptq_(unwrapped(model), lambda: _run(model, batches, args), self.config.observer)
@@ -75,18 +83,25 @@ class QuantizationCallback(TrainerCallback):
         if follows and config.freeze < 1 and not self._is_frozen(state):
             observe_weights_(unwrapped(model), "minmax")  # stored scales follow the weights until they freeze
 
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, model: nn.Module,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        if "loss" in logs and self._bits is not None:
+            shown = {"bits": round(self._bits, 3), "share_on_grid": round(share_on_grid(unwrapped(model)), 3)}
+            add_to_logs(state, logs, shown)
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        if not is_prepared(model):  # another technique's callback may have finished the run already
-            return
+        self._bits = None
         if adapter_layers(unwrapped(model)):
             logger.warning(
                 "The adapters are trained for the merged, quantized model. To get it: "
                 "`small = hf_slim.convert(trainer.model)`, then `small.save_pretrained(...)`."
             )
             return
-        convert(model)
+        finish_run(model, "quantization")
 
     def _is_frozen(self, state: TrainerState) -> bool:
         return self.config.freeze < 1 and _progress(state) >= self.config.freeze

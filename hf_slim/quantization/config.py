@@ -78,8 +78,8 @@ class QuantizationConfig(SlimConfig):
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "scheme", Scheme.of(self.scheme).to_json())
-        put(self, "embeddings", Scheme.of(self.embeddings).to_json() if self.embeddings else None)
+        put(self, "scheme", _checked(self.scheme))
+        put(self, "embeddings", _checked(self.embeddings) if self.embeddings else None)
         if self.group_size is not None:
             require_whole("group_size", self.group_size)
         require_whole("calibration_batches", self.calibration_batches)
@@ -93,7 +93,7 @@ class QuantizationConfig(SlimConfig):
         put(self, "ignore", tuple(self.ignore))  # JSON brings lists
         if not isinstance(self.overrides, dict):
             raise SlimError(f"`overrides` must map patterns to schemes, got {self.overrides!r}.")
-        put(self, "overrides", {name: Scheme.of(scheme).to_json() for name, scheme in self.overrides.items()})
+        put(self, "overrides", {name: _checked(scheme) for name, scheme in self.overrides.items()})
 
     def _check_choices(self) -> None:
         for name, choices in (("learn", LEARN), ("learn_activations", LEARN_ACTIVATIONS), ("kv_cache", KV_CACHE)):
@@ -116,3 +116,9 @@ class QuantizationConfig(SlimConfig):
     def stores_scales(self) -> bool:
         """Whether scales are kept from step to step, rather than found anew from the weights in every forward."""
         return self.learn is not None or self.observer != "minmax" or self.freeze < 1 or self.initialize == "gptq"
+
+
+def _checked(scheme: str | dict[str, Any] | Scheme) -> str | dict[str, Any]:
+    """A scheme as it was given, one that is an object as JSON. Raises SlimError if there is no such scheme."""
+    found = Scheme.of(scheme)
+    return found.to_json() if isinstance(scheme, Scheme) else scheme

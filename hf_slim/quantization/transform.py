@@ -3,9 +3,11 @@
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hf_slim.core.contracts import PackedLayer, PreparedLayer
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import Technique, claim, is_prepared, register_technique
+from hf_slim.core.lifecycle import Technique, claim
 from hf_slim.core.modules import require_finite, set_module_, tied_modules
+from hf_slim.core.record import is_prepared
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of, packed_form
 from hf_slim.quantization.layers.merged_adapters import merge_adapters_, simulate_merged_
@@ -14,26 +16,36 @@ from hf_slim.quantization.plan import plan_quantization
 from hf_slim.quantization.scheme import Scheme
 
 
-def check_quantization(model: nn.Module, config: QuantizationConfig) -> None:
-    """Raises SlimError if the model is packed, holds NaN, or `plan_quantization` finds the config impossible."""
+def check_quantization(model: nn.Module, config: QuantizationConfig) -> dict[str, Scheme]:
+    """The layers that `config` quantizes, with their schemes; none if the model is prepared already.
+
+    Raises: SlimError: if the model is packed, holds NaN, or `plan_quantization` finds the config impossible.
+    """
     if any(is_packed(module) for module in model.modules()):
         raise SlimError(
             "This model is packed already: its integer weights cannot be trained. Load the float model it came from, "
             "or a training checkpoint."
         )
-    if not is_prepared(model, "quantization"):
-        for name in planned_schemes(model, config):
-            layer = model.get_submodule(name)
-            for weight in family_of(layer).shapes(layer):
-                floats = family_of(layer).floats(layer, weight)
-                _require_floats(f"{name}.{weight}", floats)
-                require_finite(name, floats)
+    if is_prepared(model, "quantization"):
+        return {}
+    schemes = planned_schemes(model, config)
+    for name in schemes:
+        layer = model.get_submodule(name)
+        for weight in family_of(layer).shapes(layer):
+            floats = family_of(layer).floats(layer, weight)
+            _require_floats(f"{name}.{weight}", floats)
+            require_finite(name, floats)
+    return schemes
 
 
-def prepare_quantization(model: nn.Module, config: QuantizationConfig, checked: None = None) -> None:
-    """Swaps every planned layer for its fake-quantized form, in place. Parameters and their names stay."""
+def prepare_quantization(model: nn.Module, config: QuantizationConfig, schemes: dict[str, Scheme]) -> None:
+    """Swaps every planned layer for its fake-quantized form, in place. Parameters and their names stay.
+
+    Args:
+        schemes: What `check_quantization` found.
+    """
     if claim(model, "quantization", config):
-        fake_quantize_layers_(model, planned_schemes(model, config), config)
+        fake_quantize_layers_(model, schemes, config)
         simulate_merged_(model)
         observe_weights_(model, config.observer)
 
@@ -86,17 +98,36 @@ def empty_packed_layers_(model: nn.Module, schemes: dict[str, Scheme]) -> None:
 
 def is_packed(module: nn.Module) -> bool:
     """Whether the module stores codes in place of its weights."""
-    return hasattr(module, "scheme") and not hasattr(module, "plain")
+    return isinstance(module, PackedLayer)
 
 
 def fake_quantized_modules(model: nn.Module) -> dict[str, nn.Module]:
     """The layers in training-time form, by name."""
-    return {n: m for n, m in model.named_modules() if hasattr(m, "scheme") and hasattr(m, "plain")}
+    return {n: m for n, m in model.named_modules() if isinstance(m, PreparedLayer)}
 
 
 def quantized_layers(model: nn.Module) -> dict[str, Scheme]:
     """The layers that are fake-quantized or packed, with their schemes."""
-    return {n: m.scheme for n, m in model.named_modules() if isinstance(getattr(m, "scheme", None), Scheme)}
+    return {n: m.scheme for n, m in model.named_modules() if isinstance(m, PreparedLayer | PackedLayer)}
+
+
+def average_bits(model: nn.Module) -> float | None:
+    """Bits per weight of the fake-quantized layers once they are packed, scales included; None without such layers."""
+    bits = weights = 0.0
+    for layer in fake_quantized_modules(model).values():
+        for name, columns in layer.columns.items():
+            is_linear = isinstance(layer, nn.Linear)  # whose weight bitsandbytes may hold in bytes
+            count = layer.out_features * columns if is_linear else layer.get_parameter(name).numel()
+            bits += count * layer.scheme.weights.bits_per_value(columns)
+            weights += count
+    return bits / weights if weights else None
+
+
+def share_on_grid(model: nn.Module) -> float:
+    """Share of the fake-quantized layers whose forward pass rounds their weights now, in [0, 1]."""
+    layers = fake_quantized_modules(model).values()
+    enabled = [layer.get_submodule(f"{next(iter(layer.columns))}_quantizer").enabled for layer in layers]
+    return sum(enabled) / max(1, len(enabled))
 
 
 def planned_schemes(model: nn.Module, config: QuantizationConfig) -> dict[str, Scheme]:
@@ -122,6 +153,6 @@ def convert_quantization(model: nn.Module, optimizer: Optimizer | None = None) -
     pack_layers_(model)
 
 
-register_technique(
-    Technique("quantization", 20, QuantizationConfig, check_quantization, prepare_quantization, convert_quantization)
+QUANTIZATION = Technique(
+    "quantization", 20, QuantizationConfig, check_quantization, prepare_quantization, convert_quantization
 )

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.lifecycle import record_of
+from hf_slim.core.record import forget_state_, state_of
 from hf_slim.integration.config_json import describe_converted, is_plain
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.removal.cut import Removed, cut_out_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.structure.probe import module_copy
 from hf_slim.pruning.transform import common_sizes
 from hf_slim.student.shape import CHOICES, StudentShape
@@ -46,11 +47,11 @@ def cut_(model: nn.Module, structure: Structure, cuts: list[Cut], removed: Remov
     changed = [cut.group_set for cut in cuts]
     # neurons that stay count too: GPT-2's config only says how many there are once it has to
     named = changed + [found for found in structure.of("ffn") if found not in changed]
-    record = record_of(model)
-    record.sizes = common_sizes(model, named, removed)
+    state = state_of(model, PruningState)
+    state.sizes = common_sizes(model, named, removed)
     cut_out_(model, changed, removed)
     describe_converted(model)
-    record.sizes = {}
+    forget_state_(model, PruningState)
 
 
 def accepts(structure: Structure, cuts: list[Cut], shape: StudentShape) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import evaluating
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
@@ -113,8 +114,5 @@ def importance_of(
         return scores
     batches = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches]
     config = PruningConfig(criterion=None if all("labels" in batch for batch in batches) else WITHOUT_LOSS)
-    was_training = model.training
-    model.eval()
-    scores |= summed_scores(model, others, config, lambda graded: forward_passes(model, batches, graded))
-    model.train(was_training)
-    return scores
+    with evaluating(model):
+        return scores | summed_scores(model, others, config, lambda graded: forward_passes(model, batches, graded))

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import is_prepared
+from hf_slim.core.record import is_prepared
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.groups import GroupSet, Refusal
 from hf_slim.pruning.structure.example_inputs import example_inputs
@@ -97,6 +97,6 @@ def _without_readers(group_set: GroupSet) -> GroupSet:
         name=own(group_set.name),
         slices=tuple(replace(part, tensor=own(part.tensor)) for part in parts),
         attributes=tuple((own(path), name) for path, name in group_set.attributes if path.startswith(INNER)),
-        narrowed=tuple(own(path) for path in group_set.narrowed),
+        masked_norms=tuple(own(path) for path in group_set.masked_norms),
         stack=group_set.stack and own(group_set.stack),
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.config import SlimConfig
+from hf_slim.core.contracts import PreparedLayer
 from hf_slim.core.errors import SlimError
 
 ONE_ID = ("_token_id", "_token_index")  # a number or a list of numbers
@@ -133,7 +134,7 @@ def _check_plain(modules: list[nn.Module], size: int) -> None:
         tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
         beside = [name for name, tensor in tensors.items() if name not in ("weight", "bias") and len(tensor.shape)]
         weight = tensors.get("weight")
-        if hasattr(module, "plain") or beside or weight is None or not weight.is_floating_point():
+        if isinstance(module, PreparedLayer) or beside or weight is None or not weight.is_floating_point():
             raise SlimError(
                 f"{type(module).__name__} of the vocabulary is not a plain table of floats (it also holds {beside}). "
                 "Trim the vocabulary first, then prepare or quantize."

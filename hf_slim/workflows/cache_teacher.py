@@ -12,16 +12,18 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_slim.core.errors import SlimError
+from hf_slim.data import reading_once
+from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
 from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
 from hf_slim.distillation.teachers.live import LiveTeacher, Question, check_teacher, freeze_
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import load_config, load_model
+from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.workflows.train import load_base, training_examples, trim_vocabulary
 
@@ -45,14 +47,20 @@ class Work:
     lengths: list[int]
 
 
-def run_cache_teacher(
-    recipe: Recipe, output: Path | None = None, k: int = 64, overwrite: bool = False, resume: bool = False
+@reading_once()
+def cache_teacher(
+    recipe: Recipe | str | Path,
+    output: Path | None = None,
+    k: int = 64,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> dict[str, Any]:
-    """Stores the answers of the recipe's teacher to every example that training would see.
+    """Stores the answers of the recipe's teacher to every example that training would see: `hf-slim cache-teacher`.
 
     Several processes, launched as for training, share the examples; each writes shards, the first one the manifest.
 
     Args:
+        recipe: A recipe with a `distillation` section, or the path of one.
         output: Folder of the store; `default_output` if None. It is complete or not there at all.
         k: Classes held of every answer; at most all.
         overwrite: Replace a finished store, once the new one is complete, and drop an interrupted one.
@@ -60,7 +68,7 @@ def run_cache_teacher(
     Returns: what is stored: examples, tokens, answers, bytes, the share of the probability mass that is held.
     Raises: SlimError: for anything that can be known before the teacher runs.
     """
-    started = time.perf_counter()
+    started, recipe = time.perf_counter(), Recipe.of(recipe)
     stage = _distilling_stages(recipe)[0]
     output = output or default_output(recipe)
     partial = output.with_name(f"{output.name}.partial")  # on the same disk, so that it can be moved into place
@@ -83,6 +91,17 @@ def run_cache_teacher(
     }
 
 
+def as_text(report: dict[str, Any]) -> str:
+    """The report of `cache_teacher` for people."""
+    processes = f"{report['processes']} process{'es' * (report['processes'] > 1)}"
+    return (
+        f"{report['examples']:,} different examples, {report['tokens']:,} tokens: what {processes} would train on\n"
+        f"{report['bytes'] / 1e6:,.1f} MB, {report['bytes_per_answer']:.1f} bytes per {report['per']}\n"
+        f"{report['mass_held']:.2%} of the probability mass: {report['k']} of {report['n_classes']:,} classes held\n"
+        f"{report['minutes']:.1f} minutes\n\nSaved to {report['output']}"
+    )
+
+
 def default_output(recipe: Recipe) -> Path:
     """A folder beside the recipe's output."""
     return Path(f"{recipe.output}.teacher")
@@ -90,21 +109,25 @@ def default_output(recipe: Recipe) -> Path:
 
 def next_settings(recipe: Recipe, output: str) -> list[str]:
     """What to `--set` so that the recipe learns from the store."""
-    numbers = [number for number, run in enumerate(recipe.stages, 1) if run.distillation != recipe.distillation]
-    own = [f"stages.{number}." for number in numbers if recipe.runs[number - 1].distillation]
-    return [f"{place}distillation.teacher={output}" for place in ([""] if recipe.distillation else []) + own]
+    numbers = [number for number, run in enumerate(recipe.stages, 1) if _settings(run) != _settings(recipe)]
+    own = [f"stages.{number}." for number in numbers if _settings(recipe.runs[number - 1])]
+    return [f"{place}distillation.teacher={output}" for place in ([""] if _settings(recipe) else []) + own]
+
+
+def _settings(run: Recipe) -> DistillationConfig | None:
+    return run.techniques.get("distillation")
 
 
 def _distilling_stages(recipe: Recipe) -> list[Recipe]:
     """The stages that learn from one and the same teacher."""
-    found = [(number, run) for number, run in enumerate(recipe.runs, 1) if run.distillation]
+    found = [(number, run) for number, run in enumerate(recipe.runs, 1) if _settings(run)]
     if not found:
         raise SlimError(
             "The recipe has no `distillation` section, so there is no teacher to run. Add one, such as "
             "`distillation: {teacher: self}`."
         )
     for number, run in found:
-        config, first = run.distillation, found[0][1].distillation
+        config, first = _settings(run), _settings(found[0][1])
         if not isinstance(config.teacher, str):
             raise SlimError(
                 f"A store holds one teacher's answers, and `teacher` names {len(config.teacher)}: {config.teacher}. "
@@ -146,7 +169,7 @@ def _check_output(output: Path, partial: Path, overwrite: bool, resume: bool) ->
 def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
     """Teacher and examples, as training would have them."""
     stages = _distilling_stages(recipe)
-    name, task = stages[0].distillation.teacher, TASKS[recipe.task]
+    name, task = _settings(stages[0]).teacher, TASKS[recipe.task]
     student, tokenizer, _ = load_base(recipe)
     if recipe.vocabulary is not None:
         with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
@@ -160,7 +183,7 @@ def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
     read = [training_examples(run, tokenizer, label2id, run.training_arguments(run.output)) for run in stages]
     rows = concatenate_datasets(read)
     rows = rows.select_columns([column for column in rows.column_names if column in arguments and column != "labels"])
-    bar = tqdm(rows, desc="hashing examples", unit="example", disable=_is_quiet(args))
+    bar = progress(rows, "hashing examples", "example", shown=_shows_progress(args))
     keys, lengths = zip(*map(row_key, bar), strict=True)
     unique = {key: index for index, key in reversed(list(enumerate(keys)))}.values()  # the first of equal ones
     order = sorted(unique, key=lambda index: (-lengths[index], index))
@@ -174,12 +197,12 @@ def _info(work: Work, stage: Recipe, args: TrainingArguments, k: int) -> StoreIn
     teacher_hash = model_hash(work.teacher)
     logits = _answers(work, work.batches[-1][-1:], stage, args)[1]
     autocast = _autocast_dtype(args)
-    name = stage.distillation.teacher
+    name = _settings(stage).teacher
     return StoreInfo(
         k=min(k, logits.shape[-1]),
         n_classes=logits.shape[-1],
         per="token" if logits.dim() == 3 else "example",
-        temperature=stage.distillation.temperature,
+        temperature=_settings(stage).temperature,
         dtype=str(autocast or work.teacher.dtype).removeprefix("torch."),
         tokenizer_hash=tokenizer_hash(work.tokenizer),
         teacher_hash=teacher_hash,
@@ -203,7 +226,7 @@ def _ask_all(work: Work, writer: StoredTeacherWriter, stage: Recipe, args: Train
     """Asks this rank's share of the batches; the same batches whatever was stored before, so the same numbers."""
     mine = work.batches[args.process_index :: args.world_size]
     total = sum(work.lengths[index] for batch in mine for index in batch)
-    with tqdm(total=total, desc="asking the teacher", unit="token", unit_scale=True, disable=_is_quiet(args)) as bar:
+    with progress(None, "running the teacher", "token", total, _shows_progress(args), scaled=True) as bar:
         for batch in mine:
             if not all(work.keys[index] in writer.keys for index in batch):
                 writer.add(*_answers(work, batch, stage, args))
@@ -227,8 +250,8 @@ def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
-def _is_quiet(args: TrainingArguments) -> bool:
-    return args.disable_tqdm or args.process_index != 0
+def _shows_progress(args: TrainingArguments) -> bool:
+    return not args.disable_tqdm and args.process_index == 0
 
 
 def _on_first_rank(args: TrainingArguments, act: Callable[[], Any]) -> None:

@@ -1,5 +1,7 @@
 """Measurements on saved models, each loaded from disk in a fresh process: what is measured is what a user gets."""
 
+import json
+import logging
 import multiprocessing
 import tempfile
 from collections.abc import Callable
@@ -10,22 +12,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+from datasets import Dataset
 from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.data import DataConfig, load_texts
+from hf_slim.core.report import ratios, write_atomically
+from hf_slim.data import DataConfig, load_texts, reading_once
 from hf_slim.evaluation.compare import measure_models, vocabulary_size
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.evaluation.training_speed import training_speed
 from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
+from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
+from hf_slim.workflows.verbosity import quiet_libraries, set_verbosity, verbosity  # noqa: F401  scripts import one here
 
+logger = logging.getLogger(__name__)
 Measures = dict[str, Any]
+
+
+@reading_once()
+def evaluate(
+    model: str,
+    against: str,
+    data: DataConfig | None = None,
+    settings: EvaluationConfig | None = None,
+    json_file: str | Path | None = None,
+) -> dict[str, Any]:
+    """Measures a saved model against the one that it came from: `hf-slim eval`.
+
+    Args:
+        model: The compressed model: a folder, a Hub id, or `package:<module>/<file>`.
+        against: The model that it came from, named likewise.
+        data: Where the held-out text comes from; None: Python's own library.
+        settings: How much is measured.
+        json_file: Every number is also written to this file.
+    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: how many times better}}`;
+        `core.report.as_text` makes a table of it. Quality, bytes, parameters, multiply-adds, inference speed.
+    Raises: SlimError: if a model cannot be loaded, the data cannot be read, or the two read different tokens.
+    """
+    measured = compare(task_of(model), against, model, data or DataConfig(), settings or EvaluationConfig())
+    report = {"title": f"{model} against {against}", **measured, "ratios": ratios(measured)}
+    if json_file is not None:
+        write_atomically(Path(json_file), lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    return report
 
 
 def compare(task: str, base: str, result: str, data: DataConfig, settings: EvaluationConfig) -> dict[str, Measures]:
@@ -37,13 +70,15 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
         result: The compressed model.
     Returns: `{"base": measures, "result": measures}`; quality is that on the same held-out text.
     """
+    _, held_out = load_texts(data, TASKS[task].columns(data))
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
         folders = {
             "base": _as_folder(task, base, Path(scratch) / "base"),
             "result": _as_folder(task, result, Path(scratch) / "result"),
         }
-        measured = in_fresh_process(_side_by_side, task, folders, data, settings)
-        for name, folder in tqdm(folders.items(), desc="peak memory", unit="model"):
+        logger.info("Measuring quality, size and speed of both models, in a process of their own.")
+        measured = in_fresh_process(_side_by_side, task, folders, held_out, data, settings)
+        for name, folder in progress(folders.items(), "measuring peak memory", "model"):
             peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
     return measured
@@ -57,28 +92,24 @@ def task_of(spec: str) -> str:
 
 def training_step_ms(base: str, recipe: Recipe) -> dict[str, dict]:
     """Milliseconds of a plain training step ("base") and of one with the recipe's callbacks ("result")."""
-    return in_fresh_process(_training_speed, base, recipe)
+    logger.info("Timing training steps, in a process of their own.")
+    texts, _ = load_texts(recipe.data, TASKS[recipe.task].columns(recipe.data))
+    return in_fresh_process(_training_speed, base, texts, recipe)
 
 
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:
     """The result of a module-level function, computed in a new Python process that ends afterwards."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=quiet_libraries) as pool:
+    with ProcessPoolExecutor(
+        max_workers=1, mp_context=context, initializer=set_verbosity, initargs=(verbosity(),)
+    ) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             raise SlimError(
-                "A process that measures was ended from outside, most likely for want of memory. A model that was "
+                "The measuring process was killed, probably because memory ran out. A model that was "
                 "trained is saved: free some memory, then measure it with `hf-slim eval`."
             ) from error
-
-
-def quiet_libraries() -> None:
-    """Leaves the terminal to hf_slim's own progress bars."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _as_folder(task: str, spec: str, scratch: Path) -> str:
@@ -91,13 +122,12 @@ def _as_folder(task: str, spec: str, scratch: Path) -> str:
 
 
 def _side_by_side(
-    task_name: str, folders: dict[str, str], data: DataConfig, settings: EvaluationConfig
+    task_name: str, folders: dict[str, str], held_out: Dataset, data: DataConfig, settings: EvaluationConfig
 ) -> dict[str, Measures]:
     task = TASKS[task_name]
-    _, held_out = load_texts(data, task.columns(data))
     tokenizer = load_tokenizer(folders["base"])
     sides = {}
-    for name, folder in tqdm(folders.items(), desc="loading", unit="model"):
+    for name, folder in progress(folders.items(), "loading models", "model"):
         model = load_model(folder, settings.dtype_of(name), task.auto_class)
         sides[name] = Side(model, tokenizer)
         if vocabulary_size(sides[name]) != vocabulary_size(sides["base"]):
@@ -115,10 +145,9 @@ def _peak_memory(task_name: str, folder: str, data: DataConfig, settings: Evalua
     return peak_rss_bytes()
 
 
-def _training_speed(base: str, recipe: Recipe) -> dict[str, dict]:
+def _training_speed(base: str, texts: Dataset, recipe: Recipe) -> dict[str, dict]:
     task = TASKS[recipe.task]
     configs: list[SlimConfig] = list(recipe.techniques.values())
-    texts, _ = load_texts(recipe.data, task.columns(recipe.data))
     model, tokenizer = load_model(base, auto_class=task.auto_class), load_tokenizer(base)
     task.settle_(model, tokenizer)
     size = recipe.training.get("per_device_train_batch_size", 8)

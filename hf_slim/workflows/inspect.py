@@ -6,13 +6,29 @@ from torch import nn
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import tied_modules
 from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
+from hf_slim.integration.loading import class_of, load_model
 from hf_slim.pruning.structure.find import understand
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.transform import is_packed, quantized_layers
 
 
+def inspect(spec: str, dtype: torch.dtype = torch.float32) -> str:
+    """What a saved model is made of, as text: `hf-slim inspect`.
+
+    Args:
+        spec: A Hub id, a folder, or `package:<module>/<file>`.
+        dtype: What the model would compute in; decides by which kernel a layer computes.
+    Raises: SlimLoadError: if nothing loadable is there.
+    """
+    return describe_model(load_model(spec, dtype, class_of(spec)))
+
+
 def describe_model(model: nn.Module) -> str:
-    """Layers with their shapes, grids and bytes, and the groups that can be pruned."""
+    """Layers with their shapes, grids and bytes, and the groups that can be pruned, as text.
+
+    Args:
+        model: A model of transformers in memory, packed or not.
+    """
     saved = getattr(model.config, "quantization_config", None)
     mode = getattr(saved, "mode", None)
     schemes, tied = quantized_layers(model), tied_modules(model)

@@ -33,7 +33,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def run_make_student(
+def save_student(
     spec: str,
     shape: StudentShape,
     output: Path,
@@ -41,7 +41,7 @@ def run_make_student(
     overwrite: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Saves a student of a teacher, with the teacher's tokenizer, as an ordinary checkpoint.
+    """Saves a student of a teacher, with the teacher's tokenizer, as an ordinary checkpoint: `hf-slim make-student`.
 
     What is saved is loaded again, and must answer as the student in memory, before it is moved into place.
 
@@ -73,12 +73,6 @@ def run_make_student(
     stacks = (cut.group_set for cut in cuts if cut.group_set.stack)
     layers = {found.stack: [i for i in range(found.count) if i not in removed.get(found.name, ())] for found in stacks}
     return {"before": before, "after": sizes_of(student, dtype), "layers": layers}
-
-
-def data_of(source: str | None, text_columns: list[str], label_column: str) -> DataConfig | None:
-    """The data that the command line names, if any."""
-    columns = text_columns if len(text_columns) > 1 else text_columns[0]
-    return source and DataConfig(source, text_column=columns, label_column=label_column)
 
 
 def batches_of(
@@ -118,7 +112,7 @@ def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
 
 
 def as_table(report: dict[str, Any]) -> str:
-    """What `run_make_student` returns, for people."""
+    """The report of `save_student` as a table."""
     before, after = report["before"], report["after"]
     lines = [f"{'':<18} {'before':>12} {'after':>12} {'better by':>10}"]
     for name in (name for name in before if name in after):

@@ -11,6 +11,8 @@ import torch
 import transformers
 
 from hf_slim.core.report import SCHEMA_VERSION, as_markdown, ratios, write_atomically
+from hf_slim.core.report import as_text as table_as_text
+from hf_slim.data import DataConfig
 from hf_slim.evaluation.picture import draw
 from hf_slim.integration.loading import display_name
 from hf_slim.recipe import Recipe
@@ -40,6 +42,40 @@ def build_report(
     }
     report["ratios"] = ratios(report)
     return report
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report for a terminal: title, table, what must be known to read it, and both completions of one prompt."""
+    parts = [report["title"], table_as_text(report)]
+    for side in ("base", "result"):
+        if text := report[side].get("prompt_and_completion"):
+            parts.append(f"--- {side} completes the same prompt ---\n{text.rstrip()}")
+    saved = report["recipe"]["output"]
+    return "\n\n".join(parts) + f"\n\nSaved to {saved}: the model, report.json, report.md, report.png"
+
+
+def next_commands(recipe: Recipe, report: dict[str, Any], recipe_file: str) -> list[str]:
+    """Commands that may follow the run: inspect the result, measure it again, prune sooner.
+
+    Args:
+        recipe_file: The path that the recipe was read from.
+    """
+    commands = [f"hf-slim inspect {recipe.output}"]
+    if recipe.stages:
+        return commands
+    if report["base"]["quality"]:
+        commands.append(f"hf-slim eval {recipe.output} --against {recipe.model} {_data_options(recipe.data)}")
+    if "pruning" in recipe.techniques:
+        commands.append(f"hf-slim train {recipe_file} --set pruning.stop=0.3 --set output={recipe.output}-sooner")
+    return commands
+
+
+def _data_options(data: DataConfig) -> str:
+    """The options of `hf-slim eval` that mean this data."""
+    names = {"--text-column": " ".join(data.text_columns), "--label-column": data.label_column}
+    given = {"--data": f"'{data.source}'", **names, "--block-size": str(data.block_size)}
+    usual = {"--text-column": "text", "--label-column": "label", "--block-size": "512"}
+    return " ".join(f"{option} {value}" for option, value in given.items() if usual.get(option) != value)
 
 
 def environment() -> dict[str, str]:

@@ -1,6 +1,7 @@
 """From a model and a budget to the `overrides` of a recipe: measures, chooses, writes YAML, JSON and a picture."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,39 @@ from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.picture import draw_sensitivity
 from hf_slim.evaluation.sensitivity import LayerSensitivity, choose_schemes, measure_sensitivity
 from hf_slim.integration.loading import load_model, load_tokenizer
+from hf_slim.quantization.scheme import Scheme
 
 SCHEMES = ("w2a16-g64", "w3a16-g64", "w4a16-g64", "w8a16")
 
 
-def run_sensitivity(
-    spec: str, data: DataConfig, budget_bits: float, output: Path, schemes: list[str], n_blocks: int
+def sensitivity(
+    spec: str,
+    data: DataConfig,
+    budget_bits: float,
+    output: str | Path,
+    schemes: Sequence[str] = SCHEMES,
+    n_blocks: int = 1,
 ) -> dict[str, Any]:
-    """Measures every layer of a model and writes the best mix within a budget.
+    """Measures every layer of a model with every scheme and writes the best mix in a budget: `hf-slim sensitivity`.
 
     Args:
+        spec: A causal language model: a Hub id, a folder, or `package:<module>/<file>`.
+        data: Where the text comes from, and how long its blocks are.
         budget_bits: Bits per weight, scales included, on average over the layers that are quantized.
         output: Path without ending; `.yaml` (a `quantization` section for a recipe), `.json` and `.png` are written.
+        schemes: Names of the schemes to choose from.
+        n_blocks: Blocks of text to measure on.
     Returns: what the JSON file holds.
+    Raises: SlimError: for an unknown scheme, before anything is read, or a budget that no mix meets.
     """
+    for scheme in schemes:
+        Scheme.parse(scheme)
+    output = Path(output)
     model, tokenizer = load_model(spec), load_tokenizer(spec)
     texts, _ = load_texts(data)
     blocks = text_blocks(texts, tokenizer, data, n_blocks, 0, "reading text")
     ids = [torch.tensor([example["input_ids"]]) for example in blocks]
-    found = measure_sensitivity(model, ids, schemes)
+    found = measure_sensitivity(model, ids, list(schemes))
     chosen = choose_schemes(found, budget_bits)
     result = summary(found, chosen, budget_bits)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +56,15 @@ def run_sensitivity(
     write_atomically(output.with_suffix(".yaml"), lambda path: path.write_text(section))
     draw_sensitivity(found, chosen, output.with_suffix(".png"))
     return result
+
+
+def as_table(result: dict[str, Any]) -> str:
+    """The result of `sensitivity` as a table: the chosen mix against every scheme used for all layers."""
+    lines = [f"{'schemes':<12} {'bits per weight':>16} {'summed KL':>10} {'summed loss increase':>21}"]
+    for name, mix in [("chosen", result["chosen"]), *result["uniform"].items()]:
+        numbers = f"{mix['bits_per_weight']:>16.3f} {mix['divergence']:>10.4f} {mix['loss_increase']:>21.4f}"
+        lines.append(f"{name:<12} {numbers}")
+    return "\n".join(lines)
 
 
 def quantization_section(chosen: dict[str, str]) -> dict[str, Any]:

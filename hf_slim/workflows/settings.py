@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from hf_slim.core.config import SlimConfig, field_docs
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.registry import Registry
+from hf_slim.integration.techniques import TECHNIQUES, Row
 from hf_slim.pruning.importance.criteria import Criterion
 from hf_slim.quantization.grids.grid import GridKind
 from hf_slim.recipe import SECTIONS, Recipe
@@ -102,7 +103,7 @@ def settings_of(config: type, section: str = "") -> list[Setting]:
         section: Path of the section that the class describes; "" for the recipe itself.
     """
     docs, hints = field_docs(config), typing.get_type_hints(config)
-    return [
+    settings = [
         Setting(
             path=f"{section}.{field.name}".lstrip("."),
             annotation=_type_text(field.type),
@@ -113,8 +114,14 @@ def settings_of(config: type, section: str = "") -> list[Setting]:
             inner=_config_in(hints[field.name]),
         )
         for field in dataclasses.fields(config)
-        if field.init
+        if field.init and field.name != "techniques"
     ]
+    return settings + [_technique_setting(row) for row in TECHNIQUES] if config is Recipe else settings
+
+
+def _technique_setting(row: Row) -> Setting:
+    """The section of one technique."""
+    return Setting(row.name, f"{row.config.__name__} | None", "default null", doc_of(row.config), inner=row.config)
 
 
 def doc_of(entry: object) -> str:

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish
+from hf_slim.progress import progress
 from hf_slim.vocabulary.rows import special_ids, trim_vocabulary_, used_tokens
 from hf_slim.vocabulary.tokenizer import complete_kept, token_ids, trim_tokenizer_json
 
@@ -54,7 +54,7 @@ class Choice:
     counts: dict[str, float]
 
 
-def run_shrink_vocabulary(
+def shrink_vocabulary(
     spec: str,
     data: DataConfig,
     output: Path,
@@ -62,13 +62,17 @@ def run_shrink_vocabulary(
     overwrite: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Saves a causal language model and its tokenizer without the tokens that the data never uses.
+    """Saves a model and its tokenizer without the tokens that the data never uses: `hf-slim shrink-vocabulary`.
 
     What is saved is an ordinary checkpoint; `check_agreement` loads it before it is moved into place.
 
     Args:
+        spec: A causal language model: a Hub id, a folder, or `package:<module>/<file>`.
         data: Training and held-out text both count as used.
+        output: Folder for the smaller model and tokenizer.
         round_to: The number of rows grows to a multiple of this.
+        overwrite: Replace a finished model in the output folder, once the new one is complete.
+        dtype: Of the written weights.
     Returns: rows, parameters and bytes before and after, shares of tokens covered, and the largest difference found.
     Raises: SlimError: for anything that can be known before, or if the result does not agree with the original.
     """
@@ -82,6 +86,21 @@ def run_shrink_vocabulary(
     report = {**counts, "before": before}
     publish(model, smaller, output, lambda folder: report.update(largest_logit_difference=check(folder)))
     return report | {"after": _sizes(model)}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The report of `shrink_vocabulary` for people: a table and what was checked."""
+    before, after = report["before"], report["after"]
+    lines = [f"{'':<18} {'before':>12} {'after':>12} {'better by':>10}"]
+    for label, name, unit in (("rows", "rows", 1), ("parameters (M)", "parameters", 1e6), ("size (MB)", "bytes", 1e6)):
+        numbers = [f"{side[name] / unit:>12,.{0 if unit == 1 else 1}f}" for side in (before, after)]
+        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>9.2f}x")
+    lines += [
+        f"\n{report['tokens']:,} tokens of text, {report['covered']:.2%} covered. Of the held-out tokens, "
+        f"{report['held_out_covered_by_training']:.2%} would be covered by those of the training text alone.",
+        f"Checked after reloading: same tokens, logits within {report['largest_logit_difference']:.1e}.",
+    ]
+    return "\n".join(lines)
 
 
 def trim_(
@@ -138,7 +157,7 @@ def spec_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
 
 def count_tokens(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], title: str) -> Counter[int]:
     """How often each token occurs in the texts, with a progress bar."""
-    named = tqdm([text for text in texts if text], desc=title, unit="text")
+    named = progress([text for text in texts if text], title, "text")
     return used_tokens(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in named)
 
 

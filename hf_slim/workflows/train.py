@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -11,15 +12,16 @@ from typing import Any
 import transformers
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, set_seed
 
 from hf_slim.core.errors import SlimError
-from hf_slim.data import load_texts
+from hf_slim.data import load_texts, reading_once
 from hf_slim.evaluation.tasks.task import TASKS
-from hf_slim.evaluation.training_speed import callbacks_for, trainer_for
 from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish, save
-from hf_slim.quantization.plan import plan_quantization
+from hf_slim.integration.techniques import callbacks_for, layers_of
+from hf_slim.integration.trainer import trainer_for
+from hf_slim.progress import progress_is_shown
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
 from hf_slim.workflows.evaluate import compare, training_step_ms
@@ -28,6 +30,7 @@ from hf_slim.workflows.report import build_report, write_report
 from hf_slim.workflows.shrink_vocabulary import texts_of, trim_
 from hf_slim.workflows.stages import RunFolders, last_checkpoint, newest_checkpoint
 
+logger = logging.getLogger(__name__)
 IMPORTANCE_EXAMPLES = 32  # of the training data, which say what of a teacher its student needs most
 
 
@@ -65,14 +68,18 @@ class RunInputs:
     whole: PreTrainedModel
 
 
-def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
-    """Trains, saves and measures; the report, also written to the output folder as JSON, Markdown and PNG.
+@reading_once()
+def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
+    """Trains, saves and measures what a recipe says: `hf-slim train`.
 
     Args:
+        recipe: A recipe, or the path of one; `load_recipe(path, ["training.max_steps=20"])` replaces values of it.
         overwrite: Replace a finished model in the output folder, once the new one is complete.
         resume: Continue from the last complete checkpoint of an interrupted run, or from its last finished stage.
+    Returns: the report, which is also written to the output folder as JSON, Markdown and PNG.
     Raises: SlimError: for anything that can be known before training.
     """
+    recipe = Recipe.of(recipe)
     output = Path(recipe.output)
     check_output(output, overwrite)
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
@@ -80,8 +87,9 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
         if not resume:
             folders.start_afresh(overwrite)
         if recipe.stages:
+            logger.info("Checking every stage.")
             describe_recipe(recipe)  # a later stage would otherwise be refused after hours of the first
-        trained = _train(recipe, folders, resume)
+        trained = train_stages(recipe, folders, resume)
         measured = compare(recipe.task, trained.base, str(output), recipe.runs[-1].data, recipe.evaluation)
         if not trained.base_is_judged:
             measured["base"]["quality"] = {}
@@ -95,8 +103,15 @@ def run(recipe: Recipe, overwrite: bool = False, resume: bool = False) -> dict[s
     return report
 
 
-def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
-    """Runs every stage that is not finished and publishes the last one's model; the base is kept for comparison."""
+@reading_once()
+def train_stages(recipe: Recipe, folders: RunFolders, resume: bool = False) -> Trained:
+    """Runs every stage that is not finished and publishes the last one's model; nothing is measured.
+
+    Args:
+        folders: Where checkpoints, the models of finished stages and the base are kept.
+        resume: Continue after the last finished stage, from its last complete checkpoint.
+    Returns: what a comparison of the result with the base needs.
+    """
     task, finished = TASKS[recipe.task], folders.finished() if resume else 0
     model, tokenizer, has_fresh_head = load_base(recipe)
     save(model, tokenizer, folders.scratch / "base")
@@ -109,8 +124,10 @@ def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
     for number, stage in list(enumerate(recipe.runs, 1))[finished:]:
         whole = model
         if stage.student is not None:
-            model = make_student(whole, stage.student, _batches_for_importance(stage, whole, tokenizer))
-        layers = layer_fates(model, stage)
+            model = make_student(whole, stage.student, importance_batches(stage, whole, tokenizer))
+        layers = layers_of(model, stage.techniques)
+        techniques = ", ".join(stage.techniques) or "fine-tuning"
+        logger.info("Training stage %d of %d: %s.", number, len(recipe.runs), techniques)
         checkpoint = None
         if resume and number == finished + 1:  # a later stage may have been interrupted before its first checkpoint
             checkpoint = (newest_checkpoint if finished else last_checkpoint)(folders.checkpoints(number))
@@ -119,6 +136,7 @@ def _train(recipe: Recipe, folders: RunFolders, resume: bool) -> Trained:
         log += [{"stage": number, **entry} for entry in entries] if recipe.stages else entries
         if number < len(recipe.runs):
             folders.keep(number, model, tokenizer, entries)
+    logger.info("Saving the model to '%s'.", recipe.output)
     publish(model, tokenizer, Path(recipe.output))
     del model
     _return_memory()
@@ -130,6 +148,7 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     task, first = TASKS[recipe.task], recipe.runs[0]
     train, _ = load_texts(first.data, task.columns(first.data))
     label_names = task.label_names(train, first.data)
+    logger.info("Loading the model '%s'.", recipe.model)
     tokenizer = load_tokenizer(recipe.model)
     set_seed(first.training_arguments(recipe.output).seed)  # a fresh head is random
     model = load_model(recipe.model, auto_class=task.auto_class, label_names=label_names)
@@ -141,6 +160,7 @@ def trim_vocabulary(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path
 ) -> PreTrainedTokenizerBase:
     """Removes what no stage's data uses from the model; returns its tokenizer, once both were loaded and compared."""
+    logger.info("Removing the tokens that the data never uses.")
     texts = texts_of(*(stage.data for stage in recipe.runs))
     smaller, check, _ = trim_(model, tokenizer, texts, recipe.vocabulary.round_to)
     save(model, smaller, scratch)
@@ -157,22 +177,27 @@ def _run_stage(
     examples = training_examples(stage, tokenizer, model.config.label2id, args)
     try:
         trainer = trainer_for(
-            task, model, args, train_dataset=examples, data_collator=task.collator(tokenizer),
+            model, args, task.loss_counts_items, train_dataset=examples, data_collator=task.collator(tokenizer),
             processing_class=tokenizer, callbacks=callbacks_for(list(stage.techniques.values()), own_teacher),
         )  # fmt: skip
     except SlimError:
         if inputs.folder.is_dir() and not any(inputs.folder.iterdir()):
             inputs.folder.rmdir()  # the Trainer makes it before callbacks can object
         raise
+    if not progress_is_shown():
+        trainer.remove_callback(PrinterCallback)  # the Trainer's other way to show each entry of its log
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
     _release_(model)
     return trainer.state.log_history
 
 
-def _batches_for_importance(
+def importance_batches(
     stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]] | None:
-    """The first training examples, one by one; None where a student is not chosen by them."""
+    """Batches of one training example each, for choosing what of a teacher its student keeps.
+
+    Returns: keyword arguments of forward passes; None where the shape of the student is not chosen by importance.
+    """
     if not stage.student.is_scored:
         return None
     args = stage.training_arguments(stage.output)
@@ -234,13 +259,3 @@ def _examples_needed(args: transformers.TrainingArguments) -> int:
     if args.max_steps > 0:
         return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return 100_000
-
-
-def layer_fates(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """What becomes of each layer: its grid, or why it stays in floating point."""
-    if recipe.quantization is None:
-        return []
-    return [
-        {"name": plan.name, "scheme": str(plan.scheme) if plan.scheme else None, "reason": plan.reason}
-        for plan in plan_quantization(model, recipe.quantization)
-    ]

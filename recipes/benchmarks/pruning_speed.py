@@ -63,9 +63,11 @@ def scoring_ms(config: PruningConfig, repeats: int) -> float:
     """Median milliseconds of scoring all groups once."""
     model = load_model(SMOLLM2)
     group_sets = plan_pruning(model, config).group_sets
-    with observed(model, group_sets, config.criterion) as seen:
+    with observed(model, group_sets, config.criterion_by_kind) as seen:
         model(**batch_of(token_blocks(1, TOKENS))).loss.backward()
-    samples = interleaved_ms({"": lambda: score_all(model, group_sets, config.criterion, seen)}, repeats, "scoring")
+    samples = interleaved_ms(
+        {"": lambda: score_all(model, group_sets, config.criterion_by_kind, seen)}, repeats, "scoring"
+    )
     return spread(samples[""])["median"]
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, StaticCache
 from hf_slim import QuantizationConfig, convert, prepare
 from hf_slim.evaluation.footprint import disk_bytes
 from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
+from hf_slim.integration.kv_cache import cache_argument
 from hf_slim.integration.loading import load_model
 from hf_slim.workflows.evaluate import quiet_libraries
 
@@ -50,15 +51,16 @@ def compiled_decoder(
     forward = torch.compile(model.forward, dynamic=False) if compiled else model.forward
     length = prompt.shape[1] + n_tokens + 1
     cache = StaticCache(config=model.config, max_cache_len=length)
+    cached = {cache_argument(model): cache}
 
     @torch.inference_mode()
     def decode() -> None:
         cache.reset()
-        output = model(input_ids=prompt, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=prompt, use_cache=True, logits_to_keep=1, **cached)
         token = output.logits[:, -1:].argmax(-1)
         for place in range(prompt.shape[1], prompt.shape[1] + n_tokens):
             position = torch.tensor([[place]])
-            output = forward(input_ids=token, past_key_values=cache, position_ids=position, use_cache=True)
+            output = forward(input_ids=token, position_ids=position, use_cache=True, **cached)
             token = output.logits[:, -1:].argmax(-1)
 
     return decode

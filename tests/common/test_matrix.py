@@ -129,7 +129,7 @@ def test_a_model_is_not_trained_twice_by_accident(tmp_path):
     for name in ("pruning", "quantization"):
         trainer = tiny.trainer(tiny.llama(), tmp_path, TECHNIQUES[name]())
         trainer.train()
-        with pytest.raises(SlimError, match="Load the model afresh"):
+        with pytest.raises(SlimError, match="Load the model again"):
             trainer.train()
 
 
@@ -176,7 +176,7 @@ def test_an_early_best_checkpoint_is_converted_whatever_the_order_of_callbacks(o
         trainer.train()
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-1")
     assert "short of its target" in caplog.text
-    removed = callbacks[0].removed
+    removed = callbacks[0].run.removed
     for index, layer in enumerate(trainer.model.model.layers):
         assert layer.mlp.up_proj.out_features == 64 - len(removed.get(f"model.layers.{index}.mlp/ffn", []))
         assert layer.mlp.up_proj.weight.dtype == torch.int8

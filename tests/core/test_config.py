@@ -1,8 +1,9 @@
+import copy
 import json
 
 import pytest
 
-from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimError
+from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimConfigError, SlimError
 
 CONFIGS = [
     QuantizationConfig(scheme="w4a16", group_size=32, embeddings="w8a16", ignore=("*.lm_head",)),
@@ -42,3 +43,33 @@ def test_a_config_survives_json(config):
 def test_a_wrong_value_says_what_is_allowed(config_class, values, says):
     with pytest.raises(SlimError, match=says):
         config_class.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("config_class", "wrong", "right"),
+    [
+        (PruningConfig, {"sparsty": 0.5}, "'sparsity'"),
+        (QuantizationConfig, {"schem": "w8a8"}, "'scheme'"),
+        (DistillationConfig, {"temprature": 2.0}, "'temperature'"),
+    ],
+)
+def test_a_misspelt_keyword_gets_the_hint_of_the_dictionary(config_class, wrong, right):
+    messages = []
+    for build in (lambda: config_class(**wrong), lambda: config_class.from_dict(wrong)):
+        with pytest.raises(SlimConfigError, match=right) as caught:
+            build()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_equal_configs_have_equal_hashes(config):
+    again = type(config).from_dict(config.to_dict())
+    assert hash(again) == hash(config)
+    assert {config: "found"}[again] == "found"
+    assert copy.copy(config) == copy.deepcopy(config) == config
+
+
+def test_numbers_that_are_equal_have_equal_hashes():
+    assert hash(DistillationConfig(temperature=2)) == hash(DistillationConfig(temperature=2.0))
+    assert hash(PruningConfig(sparsity=0.5)) != hash(PruningConfig(sparsity=0.25))

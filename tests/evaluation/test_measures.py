@@ -14,6 +14,7 @@ from hf_slim.evaluation.footprint import (
 )
 from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
 from hf_slim.evaluation.quality import perplexity
+from hf_slim.integration.kv_cache import cache_argument
 from tests import tiny
 
 
@@ -71,14 +72,13 @@ def test_candidates_take_turns():
 
 
 def test_decoding_starts_from_the_prompt_in_every_round():
-    lengths = []
+    lengths, model = [], tiny.llama().eval()
 
-    class Watched(type(tiny.llama())):
-        def forward(self, *args, past_key_values=None, **kwargs):
-            lengths.append(past_key_values.get_seq_length() if past_key_values is not None else None)
-            return super().forward(*args, past_key_values=past_key_values, **kwargs)
+    def watch(module, args, kwargs):
+        cache = kwargs.get(cache_argument(model))
+        lengths.append(cache.get_seq_length() if cache is not None else None)
 
-    model = Watched(tiny.llama().config).eval()
+    model.register_forward_pre_hook(watch, with_kwargs=True)
     speed = inference_speed({"m": model}, {"m": tiny.tokens(1)}, decode_tokens=3, repeats=2)
     assert lengths == [None] * 3 + [12, 13, 14] * 3
     assert speed["m"]["decode_tokens_per_s"]["median"] > 0

@@ -119,7 +119,7 @@ def test_long_runs_do_not_score_in_every_step(steps, scored, monkeypatch):
     counted = []
     monkeypatch.setattr("hf_slim.pruning.callback.score_all", lambda *given: counted.append(1) or {})
     callback = PruningCallback(PruningConfig(stop=0.5))
-    callback.plan = plan_pruning(tiny.llama(), callback.config)
+    callback.run.plan = plan_pruning(tiny.llama(), callback.config)
     for step in range(steps):
         state = TrainerState(max_steps=steps, global_step=step)
         callback.on_step_begin(None, state, None)

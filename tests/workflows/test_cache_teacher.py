@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 def stored(recipe_file: Path, name: str = "store", **arguments: object) -> StoredTeacher:  # noqa: F811
     folder = recipe_file.parent / name
-    cache_teacher.run_cache_teacher(load_recipe(recipe_file), folder, k=8, **arguments)
+    cache_teacher.cache_teacher(load_recipe(recipe_file), folder, k=8, **arguments)
     return StoredTeacher.open(folder)
 
 
@@ -158,7 +158,7 @@ def test_another_vocabulary_and_a_full_disk_are_refused(recipe_file, tmp_path, m
     tiny.llama(vocab_size=90).save_pretrained(tmp_path / "other")
     recipe = load_recipe(recipe_file, [f"distillation.teacher={tmp_path / 'other'}"])
     with pytest.raises(SlimError, match="another vocabulary"):
-        cache_teacher.run_cache_teacher(recipe)
+        cache_teacher.cache_teacher(recipe)
     monkeypatch.setattr(cache_teacher.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100})())
     with pytest.raises(SlimError, match="Lower --k"):
         stored(recipe_file)
@@ -174,11 +174,11 @@ def test_stages_share_a_teacher_and_a_trimmed_vocabulary(recipe_file, tmp_path):
         recipe_file,
         ["quantization=null", "distillation=null", "stages=[{}, " + f"{{distillation: {{teacher: {base}}}}}]"],
     )
-    report = cache_teacher.run_cache_teacher(recipe, tmp_path / "staged")
+    report = cache_teacher.cache_teacher(recipe, tmp_path / "staged")
     assert report["examples"] == 8
     assert cache_teacher.next_settings(recipe, "x") == ["stages.2.distillation.teacher=x"]
     trimmed = load_recipe(recipe_file, ["vocabulary={round_to: 8}"])
-    report = cache_teacher.run_cache_teacher(trimmed, tmp_path / "trimmed")
+    report = cache_teacher.cache_teacher(trimmed, tmp_path / "trimmed")
     assert report["n_classes"] < 96
 
 
@@ -186,7 +186,7 @@ def test_stages_share_a_teacher_and_a_trimmed_vocabulary(recipe_file, tmp_path):
 def test_two_processes_store_what_one_does(recipe_file, tmp_path):  # noqa: F811
     whole = tmp_path / "whole"
     recipe = load_recipe(recipe_file, ["training.max_steps=8"])  # twice the steps, half the processes
-    cache_teacher.run_cache_teacher(recipe, whole, k=8)
+    cache_teacher.cache_teacher(recipe, whole, k=8)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29531"]
     done = subprocess.run(
         [*launcher, "-m", "hf_slim.cli", "cache-teacher", str(recipe_file), "--k", "8", "--output", tmp_path / "two"],

@@ -42,7 +42,7 @@ def recipe_file(tmp_path):
 
 def trained(recipe, tmp_path, name="scratch", **arguments):
     (tmp_path / name).mkdir(exist_ok=True)
-    return train._train(recipe, RunFolders(recipe, tmp_path / name), **({"resume": False} | arguments))
+    return train.train_stages(recipe, RunFolders(recipe, tmp_path / name), **({"resume": False} | arguments))
 
 
 def test_an_encoder_becomes_a_classifier_that_knows_its_classes(recipe_file, tmp_path):

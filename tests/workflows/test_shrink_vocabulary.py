@@ -31,7 +31,7 @@ from hf_slim.vocabulary.rows import trim_vocabulary_
 from hf_slim.vocabulary.tokenizer import token_ids, trim_tokenizer_json
 from hf_slim.workflows import shrink_vocabulary as vocabulary
 from hf_slim.workflows import train
-from hf_slim.workflows.shrink_vocabulary import Reference, check_agreement, run_shrink_vocabulary, with_spec
+from hf_slim.workflows.shrink_vocabulary import Reference, check_agreement, shrink_vocabulary, with_spec
 from hf_slim.workflows.stages import RunFolders
 from tests import tiny
 
@@ -97,7 +97,7 @@ def test_a_recipe_trims_before_it_trains(base, text, tmp_path, capsys):
     rows = int(re.search(r"vocabulary  96 -> (\d+) rows", capsys.readouterr().out)[1])
     (tmp_path / "scratch").mkdir()
     recipe = load_recipe(path)
-    made = train._train(recipe, RunFolders(recipe, tmp_path / "scratch"), resume=False)
+    made = train.train_stages(recipe, RunFolders(recipe, tmp_path / "scratch"), resume=False)
     model, tokenizer = (kind.from_pretrained(recipe.output) for kind in (AutoModelForCausalLM, AutoTokenizer))
     assert rows == model.config.vocab_size == len(tokenizer) < 96
     assert model.model.layers[0].mlp.up_proj.out_features == 48
@@ -113,7 +113,7 @@ def test_a_classifier_loses_rows_and_keeps_its_answers(tmp_path):
     path = recipe_of(tmp_path, model=str(tmp_path / "base"), data=data, task="sequence-classification")
     recipe = load_recipe(path, ["training.learning_rate=0"])
     (tmp_path / "scratch").mkdir()
-    train._train(recipe, RunFolders(recipe, tmp_path / "scratch"), resume=False)
+    train.train_stages(recipe, RunFolders(recipe, tmp_path / "scratch"), resume=False)
     answers = []
     for folder in (tmp_path / "base", recipe.output):
         model = AutoModelForSequenceClassification.from_pretrained(folder)
@@ -125,7 +125,7 @@ def test_a_classifier_loses_rows_and_keeps_its_answers(tmp_path):
 
 @pytest.fixture
 def sides(base, text, tmp_path):
-    run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "small", round_to=1)
+    shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "small", round_to=1)
     folders = {"base": str(base), "result": str(tmp_path / "small")}
     return {name: Side(load_model(folder), load_tokenizer(folder)) for name, folder in folders.items()}
 
@@ -152,7 +152,7 @@ def test_vocabularies_that_cut_text_differently_are_not_compared(sides):
 
 
 def test_the_report_counts_rows_and_bytes(base, text, tmp_path):
-    report = run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "out", 1, dtype=torch.bfloat16)
+    report = shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "out", 1, dtype=torch.bfloat16)
     lost = report["before"]["rows"] - report["after"]["rows"]
     assert lost > 0
     assert report["before"]["parameters"] - report["after"]["parameters"] == lost * 48  # tied: counted once
@@ -167,7 +167,7 @@ def test_a_result_that_does_not_agree_is_not_saved(base, text, tmp_path, monkeyp
 
     monkeypatch.setattr(vocabulary, "trim_vocabulary_", damage_)
     with pytest.raises(SlimError, match="differ by"):
-        run_shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "out" / "small")
+        shrink_vocabulary(str(base), DataConfig(source=str(text)), tmp_path / "out" / "small")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -232,7 +232,7 @@ def test_smollm2_speaks_as_before_with_the_words_of_a_small_text(tmp_path):
         pytest.skip(str(error))
     path = tmp_path / "text.txt"
     path.write_text("\n".join(f"The capital of France is Paris; item {number} of the list." for number in range(300)))
-    report = run_shrink_vocabulary(SMOLLM2, DataConfig(source=str(path)), tmp_path / "small")
+    report = shrink_vocabulary(SMOLLM2, DataConfig(source=str(path)), tmp_path / "small")
     assert report["after"]["rows"] % 64 == 0
     assert report["after"]["rows"] < 1000
     old, tokenizer = load_tokenizer(SMOLLM2), AutoTokenizer.from_pretrained(tmp_path / "small")

@@ -45,7 +45,7 @@ def recipe_file(tmp_path):
 def trained(recipe, scratch, resume=False):
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    return train._train(recipe, RunFolders(recipe, scratch), resume)
+    return train.train_stages(recipe, RunFolders(recipe, scratch), resume)
 
 
 def test_each_stage_starts_from_the_model_of_the_one_before(recipe_file, tmp_path):
@@ -131,7 +131,7 @@ def test_a_dry_run_plans_every_stage_on_the_smaller_model(recipe_file, tmp_path,
 
 
 def test_a_later_stage_that_cannot_work_is_refused_before_the_first_trains(recipe_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "_train", lambda *arguments: pytest.fail("it trained"))
+    monkeypatch.setattr(train, "train_stages", lambda *arguments: pytest.fail("it trained"))
     with pytest.raises(SlimError, match="Nothing to quantize"):
         train.run(load_recipe(recipe_file, ["stages.3.quantization.ignore=['*']"]))
     with pytest.raises(SlimError, match="refused by TrainingArguments"):

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hf_slim import DistillationConfig, PruningConfig
-from hf_slim.evaluation.training_speed import callbacks_for
+from hf_slim.integration.techniques import callbacks_for
 from hf_slim.recipe import load_recipe
 from hf_slim.workflows import train
 from hf_slim.workflows.plan import describe_recipe
@@ -76,6 +76,6 @@ def test_data_says_which_layers_stay(recipe, tmp_path):
         (tmp_path / "recipe.yaml").write_text(text.replace("{layers: [0, 2]}", shape))
         model = tiny.llama()
         stage = load_recipe(tmp_path / "recipe.yaml").runs[1]
-        batches = train._batches_for_importance(stage, model, tiny.tokenizer())
+        batches = train.importance_batches(stage, model, tiny.tokenizer())
         assert bool(batches) == has_data
     assert torch.equal(batches[0]["input_ids"], batches[0]["labels"])

@@ -119,14 +119,16 @@ def test_an_interrupted_recipe_goes_on_to_the_same_model(recipe_file, tmp_path, 
 
     for name in ("whole", "broken"):
         (tmp_path / f"scratch-{name}").mkdir()
-    train._train(recipe("whole"), RunFolders(recipe("whole"), tmp_path / "scratch-whole"), resume=False)
+    train.train_stages(recipe("whole"), RunFolders(recipe("whole"), tmp_path / "scratch-whole"), resume=False)
     with monkeypatch.context() as broken:
         broken.setattr(train, "publish", killed)
         with pytest.raises(KeyboardInterrupt):
-            train._train(recipe("broken"), RunFolders(recipe("broken"), tmp_path / "scratch-broken"), resume=False)
+            train.train_stages(
+                recipe("broken"), RunFolders(recipe("broken"), tmp_path / "scratch-broken"), resume=False
+            )
     assert not (tmp_path / "broken").exists()
     shutil.rmtree(tmp_path / "broken.checkpoints" / "checkpoint-4")  # as if it had ended between steps 2 and 4
-    train._train(recipe("broken"), RunFolders(recipe("broken"), tmp_path / "scratch-broken"), resume=True)
+    train.train_stages(recipe("broken"), RunFolders(recipe("broken"), tmp_path / "scratch-broken"), resume=True)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

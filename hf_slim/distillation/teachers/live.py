@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
 from hf_slim.core.modules import evaluating, plain_copy
+from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
 from hf_slim.distillation.capture.output_layer import Split, head_tap, output_layer, split_of
 from hf_slim.distillation.losses.answers import Answers, LogitAnswers
@@ -127,12 +128,8 @@ class LiveTeacher:
             return head
 
         def run(states: Tensor) -> Tensor:
-            head.enable_adapters(False)
-            try:
-                with evaluating(head):
-                    return head(states)
-            finally:
-                head.enable_adapters(True)
+            with evaluating(head), adapters_disabled(head):
+                return head(states)
 
         return run
 
@@ -152,7 +149,7 @@ class LiveTeacher:
             return
         self.is_busy = True
         try:
-            with evaluating(self.model), self.model.disable_adapter():
+            with evaluating(self.model), adapters_disabled(self.model):
                 yield
         finally:
             self.is_busy = False

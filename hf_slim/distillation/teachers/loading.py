@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.record import unwrapped
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.reader import is_stored_teacher
 from hf_slim.distillation.teachers.live import LiveTeacher, check_teacher, freeze_, memory_advice, self_teacher

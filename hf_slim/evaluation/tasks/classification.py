@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from datasets import ClassLabel, Dataset
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -20,6 +19,7 @@ from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.latency import batch_speed
 from hf_slim.evaluation.quality import accuracy_and_loss
 from hf_slim.evaluation.tasks.task import TASKS, Measures, Side, Task
+from hf_slim.progress import progress
 
 READ_AT_ONCE = 1000
 
@@ -66,7 +66,7 @@ def _examples(
     chosen = texts.shuffle(seed=seed).select(range(min(count, len(texts))))
     columns: dict[str, list] = {}
     starts = range(0, len(chosen), READ_AT_ONCE)
-    for start in tqdm(starts, desc="reading text", unit="thousand examples"):
+    for start in progress(starts, "reading text", "thousand examples"):
         rows = chosen[start : start + READ_AT_ONCE]
         words = [[text or "" for text in rows[column]] for column in data.text_columns]
         encoded = tokenizer(*words, truncation=True, max_length=data.block_size)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.pruning.importance.statistics import Moments, Turning
+from hf_slim.pruning.importance.statistics import AngularDistance, Moments
 
 TAIL = 4.0  # times the mean absolute weight of a tensor
 OF_THE_BULK = 1e-3  # orders groups that have no such weights
@@ -23,7 +23,7 @@ class Evidence:
         gradients: Likewise, where the criterion needs gradients.
         reads: For each of them whether it reads the groups.
         inputs: What flows into each that does, where the criterion needs it; channels as `(count, width)`.
-        turning: What a whole layer does to the stream, where the criterion needs that.
+        angular_distance: What a whole layer does to the stream, where the criterion needs that.
         seed: Of this set, the same in every process and run.
     """
 
@@ -31,7 +31,7 @@ class Evidence:
     gradients: list[Tensor] = field(default_factory=list)
     reads: list[bool] = field(default_factory=list)
     inputs: list[Moments] = field(default_factory=list)
-    turning: Turning | None = None
+    angular_distance: AngularDistance | None = None
     seed: int = 0
 
     @property
@@ -58,7 +58,7 @@ class Criterion:
         score: Evidence -> `(count,)`, float32.
         needs_gradient: Whether it looks at gradients.
         sums: The sums of `statistics.SUMS` over what flows through groups that it looks at.
-        needs_turning: Whether it looks at what whole layers do to the stream; it scores nothing else.
+        needs_angular_distance: Whether it looks at what whole layers do to the stream; it scores nothing else.
         comparable: Whether scores of different layers are on one scale. If not, they are divided by the layer's mean
             before layers are ranked together.
     """
@@ -66,13 +66,13 @@ class Criterion:
     score: Callable[[Evidence], Tensor]
     needs_gradient: bool = False
     sums: tuple[str, ...] = ()
-    needs_turning: bool = False
+    needs_angular_distance: bool = False
     comparable: bool = False
 
     @property
     def looks_inside(self) -> bool:
         """Whether it needs forward passes to be observed."""
-        return bool(self.sums) or self.needs_turning
+        return bool(self.sums) or self.needs_angular_distance
 
 
 CRITERIA: Registry[Criterion] = Registry("pruning criterion")
@@ -205,7 +205,7 @@ def angular(evidence: Evidence) -> Tensor:
 
     Source: Gromov et al. 2024, arXiv:2403.17887, eq. 5-7 with n = 1; they take the last token of each text.
     """
-    return (evidence.turning.angle / evidence.turning.tokens).reshape(1)
+    return (evidence.angular_distance.angle / evidence.angular_distance.tokens).reshape(1)
 
 
 def random(evidence: Evidence) -> Tensor:
@@ -257,5 +257,5 @@ CRITERIA.register("peak")(Criterion(peak))
 CRITERIA.register("activation")(Criterion(activation, sums=("absolute",)))
 CRITERIA.register("wanda")(Criterion(wanda, sums=("square",)))
 CRITERIA.register("flap")(Criterion(flap, sums=("total", "square")))
-CRITERIA.register("angular")(Criterion(angular, needs_turning=True, comparable=True))
+CRITERIA.register("angular")(Criterion(angular, needs_angular_distance=True, comparable=True))
 CRITERIA.register("random")(Criterion(random))

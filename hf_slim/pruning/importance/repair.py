@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.lifecycle import unwrapped
+from hf_slim.core.record import unwrapped
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance.statistics import Moments, summed_over_ranks_, watched
 from hf_slim.pruning.matrices import Matrix, matrix_of
@@ -75,7 +75,7 @@ def _gone(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dic
     """Linear layer -> the columns it loses, in the order of the sets."""
     gone: dict[str, list[Tensor]] = {}
     for group_set in group_sets:
-        if group_set.narrowed or group_set.is_depth:
+        if group_set.masked_norms or group_set.is_depth:
             continue  # norms rescale what stays, a tied head is the embedding too; and of a block nothing stays
         for part in group_set.slices:
             if part.reads and _is_linear(matrix_of(model.get_submodule(part.module))):

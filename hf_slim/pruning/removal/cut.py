@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_slim.core.adapters import BASE
+from hf_slim.core.contracts import PreparedLayer, set_kept_columns_
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import set_count_
 from hf_slim.pruning.groups import GroupSet, tensor_of, without_blocks
@@ -104,13 +105,12 @@ def _put_(model: nn.Module, path: str, tensor: Tensor) -> None:
 def _tell_quantizers_(model: nn.Module, path: str, dim: int, kept: Tensor) -> None:
     module_path, _, name = path.rpartition(".")
     layer = model.get_submodule(module_path)
-    columns = getattr(layer, "columns", None)
-    if columns and name in columns and reads_along(layer, dim):  # how a fake-quantized layer lays its weights out
-        layer.columns = columns | {name: columns[name] * len(kept) // tensor_of(model, path).shape[dim]}
-    if name == "weight" and dim == 0 and hasattr(layer, "keep_rows_"):
-        layer.keep_rows_(kept)  # a fake-quantized layer may hold a scale for each row
-    if hasattr(layer, "kept_columns"):
-        layer.kept_columns = None
+    if isinstance(layer, PreparedLayer):
+        if name in layer.columns and reads_along(layer, dim):
+            layer.keep_columns_(name, layer.columns[name] * len(kept) // tensor_of(model, path).shape[dim])
+        if name == "weight" and dim == 0:
+            layer.keep_rows_(name, kept)
+    set_kept_columns_(layer, None)
 
 
 def _shrink_attributes_(model: nn.Module, group_set: GroupSet, left: int) -> None:

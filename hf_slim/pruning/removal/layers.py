@@ -20,7 +20,9 @@ def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) ->
                 module.layer_idx = new
     parent, _, name = group_set.stack.rpartition(".")
     owner = model.get_submodule(parent)
-    setattr(owner, name, nn.ModuleList(stack[index] for index in kept))
+    smaller = nn.ModuleList(stack[index] for index in kept)
+    smaller.training = stack.training
+    setattr(owner, name, smaller)
     for attribute, value in list(vars(owner).items()):
         if LAYER_COUNT.match(attribute) and value == group_set.count:
             setattr(owner, attribute, len(kept))

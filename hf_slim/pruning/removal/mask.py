@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.contracts import set_kept_columns_
 from hf_slim.pruning.groups import GroupSet, Slice, tensor_of
 from hf_slim.pruning.matrices import reads_along
 from hf_slim.pruning.removal.cut import Removed, kept_places
@@ -42,7 +43,7 @@ def mark_kept_columns_(model: nn.Module, group_sets: list[GroupSet], removed: Re
         layer = model.get_submodule(path)
         dropped = {key: torch.cat(places) for key, places in tensors.items()}
         kept = {name: _kept_columns(getattr(layer, name), dim, at) for (name, dim), at in dropped.items() if len(at)}
-        layer.kept_columns = kept or None
+        set_kept_columns_(layer, kept)
 
 
 def _cuts_columns(module: nn.Module, part: Slice) -> bool:

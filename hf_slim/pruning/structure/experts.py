@@ -43,4 +43,4 @@ def _whole_experts(model: nn.Module, name: str) -> Iterator[GroupSet]:
             if values.shape[:1] == (count,)
         ]
         chosen = getattr(router, "top_k", 1)  # so many experts serve each token
-        yield GroupSet(f"{name}/experts", "experts", count, tuple(slices), keep=chosen, narrowed=(router_path,))
+        yield GroupSet(f"{name}/experts", "experts", count, tuple(slices), keep=chosen, masked_norms=(router_path,))

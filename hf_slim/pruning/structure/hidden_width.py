@@ -27,9 +27,9 @@ def hidden_sets(model: nn.Module, probe: Probe) -> tuple[list[GroupSet], list[Re
         slices = tuple(_slices(model, streams, readers, norms, width))
         place = common_ancestor([output.layer for output in streams] + [reading.layer for reading in readers])
         name = f"{place}/hidden" if len(widths) == 1 else f"{place}/hidden-{width}"
-        narrowed = tuple(dict.fromkeys(reading.layer for reading in norms))
+        masked_norms = tuple(dict.fromkeys(reading.layer for reading in norms))
         multiple = MULTIPLE if any(is_experts(model.get_submodule(output.layer)) for output in streams) else 1
-        found.append(GroupSet(name.strip("/"), "hidden", width, slices, multiple=multiple, narrowed=narrowed))
+        found.append(GroupSet(name.strip("/"), "hidden", width, slices, multiple=multiple, masked_norms=masked_norms))
     return found, refusals
 
 

@@ -143,10 +143,11 @@ class TableGrid(_CodebookGrid):
     bits = (4,)
 
     def __init__(self, values: tuple[float, ...]):
-        self._values = torch.tensor(values)
+        # on the CPU and in float32, whatever is the default while this file is imported: a checkpoint may be loading
+        self._values = torch.tensor(values, dtype=torch.float32, device="cpu")
         self._ascending = self._values.unique().unsqueeze(0)
         order = [self._values.tolist().index(value) for value in self._ascending[0].tolist()]
-        self._order = torch.tensor(order, dtype=torch.uint8)
+        self._order = torch.tensor(order, dtype=torch.uint8, device="cpu")
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
         ascending = self._ascending.to(scaled.device)

@@ -12,7 +12,8 @@ Observer = Callable[[Tensor, Grid, tuple[int, ...]], GridState]
 OBSERVERS: Registry[Observer] = Registry("observer")
 
 PERCENTILE = 0.999  # of the magnitudes of a slice; small slices keep their largest value
-MSE_RATIOS = torch.linspace(0.3, 1.3, 41).tolist()  # of the min-max scale; above 1 for grids that start at the mean
+# of the min-max scale; above 1 for grids that start at the mean
+MSE_RATIOS = torch.linspace(0.3, 1.3, 41, dtype=torch.float32, device="cpu").tolist()
 
 
 @OBSERVERS.register("minmax")

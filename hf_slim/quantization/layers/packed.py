@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.contracts import PackedLayer
 from hf_slim.quantization.grids.fake_quant import ungrouped
 from hf_slim.quantization.grids.grid import GridState, decoded
 from hf_slim.quantization.grids.packing import unpack_codes
@@ -21,7 +22,7 @@ from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.storage import add_storage_, stored_state, unpacked
 
 
-class PackedLinear(nn.Linear):
+class PackedLinear(nn.Linear, PackedLayer):
     """A linear layer of codes; computed by the fastest kernel that fits, or through a float copy of this layer."""
 
     def __init__(
@@ -39,6 +40,10 @@ class PackedLinear(nn.Linear):
         """How `forward` computes for this input: the name of a kernel, or 'dequantize'."""
         return choose_kernel(self, input).name
 
+    def float_shape(self, name: str) -> tuple[int, ...]:
+        """`(out_features, in_features)`."""
+        return self.out_features, self.in_features
+
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """The weight in floating point: `(out_features, in_features)`."""
         return unpacked(self, "weight", self.in_features, dtype)
@@ -47,7 +52,7 @@ class PackedLinear(nn.Linear):
         return f"{super().extra_repr()}, scheme={self.scheme}"
 
 
-class PackedEmbedding(nn.Embedding):
+class PackedEmbedding(nn.Embedding, PackedLayer):
     """An embedding of codes; rows are dequantized as they are looked up.
 
     Args:
@@ -68,6 +73,14 @@ class PackedEmbedding(nn.Embedding):
         zero_point = None if state.zero_point is None else state.zero_point[input].flatten(0, -3)
         rows = decoded(codes, grid, GridState(state.scale[input].flatten(0, -3), zero_point))
         return ungrouped(rows, width, self.dtype).view(*input.shape, width)
+
+    def float_shape(self, name: str) -> tuple[int, ...]:
+        """`(num_embeddings, embedding_dim)`."""
+        return self.num_embeddings, self.embedding_dim
+
+    def kernel(self, input: Tensor) -> str:
+        """Rows are dequantized as they are looked up."""
+        return "lookup"
 
 
 def packed_like(
@@ -104,8 +117,18 @@ def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 
         return property(read)
 
-    members = {"forward": forward, "kernel": lambda self, input: "dequantize"}
-    return type(f"Packed{base.__name__}", (base,), members | {name: float_copy(name) for name in names})
+    def float_shape(self, name: str) -> tuple[int, ...]:
+        return self.float_shapes[name]
+
+    def mark_filled_(self) -> None:
+        self.is_filled = True
+
+    def kernel(self, input: Tensor) -> str:
+        return "dequantize"
+
+    members = {"forward": forward, "float_shape": float_shape, "mark_filled_": mark_filled_, "kernel": kernel}
+    weights = {name: float_copy(name) for name in names}
+    return type(f"Packed{base.__name__}", (base, PackedLayer), members | weights)
 
 
 def fill_input_(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
@@ -120,8 +143,8 @@ def fill_input_(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
 def mark_filled_(model: nn.Module) -> None:
     """Lets packed layers that imitate others show floats for their weights, now that they hold values."""
     for module in model.modules():
-        if hasattr(module, "is_filled"):
-            module.is_filled = True
+        if isinstance(module, PackedLayer):
+            module.mark_filled_()
 
 
 def empty_packed_embedding(embedding: nn.Embedding, scheme: Scheme) -> PackedEmbedding:

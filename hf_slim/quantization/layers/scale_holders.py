@@ -1,6 +1,7 @@
 """Quantizers: modules that hold what a grid must remember about one tensor, and put the tensor on the grid."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -210,6 +211,19 @@ class InputQuantizer(_Quantizer):
                 if self.offset is not None and found.zero_point is not None:
                     self.offset.copy_(-found.zero_point * found.scale)
         self._calibrated = bool(self.batches_seen >= self.calibration_batches)
+
+
+@contextmanager
+def rounding_disabled(chosen: Iterable[_Quantizer]) -> Iterator[None]:
+    """Quantizers that change nothing; afterwards each is enabled or not as it was, also after an exception."""
+    states = [(quantizer, quantizer.enabled) for quantizer in chosen]
+    try:
+        for quantizer, _ in states:
+            quantizer.enabled = False
+        yield
+    finally:
+        for quantizer, enabled in states:
+            quantizer.enabled = enabled
 
 
 def quantizers(model: nn.Module) -> Iterator[_Quantizer]:

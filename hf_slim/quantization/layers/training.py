@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hf_slim.core.contracts import PreparedLayer, hand_on_kept_columns_, kept_columns
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
 
@@ -30,6 +31,7 @@ def add_quantizers_(
 ) -> None:
     """Gives a layer one weight quantizer for each `{weight name: (rows, columns)}`, and one for its input."""
     layer.scheme = scheme
+    layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     for name, shape in shapes.items():
         device = getattr(layer, name).device
         quantizer = WeightQuantizer(scheme.weights, shape, training.learn, training.stored, device)
@@ -42,12 +44,10 @@ def add_quantizers_(
         )
 
 
-class FakeQuantLinear(nn.Linear):
+class FakeQuantLinear(nn.Linear, PreparedLayer):
     """A linear layer on a grid; `weight` stays the master.
 
     Attributes:
-        kept_columns: The columns that pruning will leave, by name of the tensor, or None; pruning keeps this up to
-            date.
         weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
         read_weight: Gives the float weight where `weight` is stored in another way, as by bitsandbytes; or None.
     """
@@ -55,7 +55,7 @@ class FakeQuantLinear(nn.Linear):
     def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.kept_columns: dict[str, Tensor] | None = getattr(linear, "kept_columns", None)
+        hand_on_kept_columns_(linear, self)
         self.weight_change: Callable[[], Tensor | None] | None = None
         self.read_weight: Callable[[], Tensor] | None = None
         add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
@@ -82,15 +82,15 @@ class FakeQuantLinear(nn.Linear):
         """Every weight on a grid by name, as `(rows, columns)`."""
         return {"weight": self.merged_weight()}
 
-    def keep_rows_(self, kept: Tensor) -> None:
-        """Called by removal after rows were cut out of the weight."""
+    def keep_rows_(self, name: str, kept: Tensor) -> None:
+        """Drops the scales of the rows that were cut out."""
         self.weight_quantizer.keep_rows_(kept)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, scheme={self.scheme}"
 
 
-class FakeQuantEmbedding(nn.Embedding):
+class FakeQuantEmbedding(nn.Embedding, PreparedLayer):
     """An embedding that looks up rows of its packed form; only those rows are computed, as scales lie within them."""
 
     def __init__(self, embedding: nn.Embedding, scheme: Scheme, training: Training):
@@ -98,7 +98,7 @@ class FakeQuantEmbedding(nn.Embedding):
         self.weight = embedding.weight
         add_quantizers_(self, Scheme(scheme.weights), {"weight": tuple(embedding.weight.shape)}, Training(), ())
         self.scheme = scheme  # a tied head has the same one, and may quantize its input
-        self.kept_columns: dict[str, Tensor] | None = getattr(embedding, "kept_columns", None)
+        hand_on_kept_columns_(embedding, self)
 
     def forward(self, input: Tensor) -> Tensor:
         rows = super().forward(input)
@@ -128,14 +128,8 @@ def fake_quantized_like(
     """
     layer = with_class(module, _fake_quant_class(type(module)))
     layer.plain_class, layer.transposed = type(module), transposed
-    layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     add_quantizers_(layer, scheme, shapes, training, dims)
     return layer
-
-
-def kept_columns(layer: nn.Module, name: str) -> Tensor | None:
-    """The columns of one of its matrices that pruning will leave a layer; None: all."""
-    return (getattr(layer, "kept_columns", None) or {}).get(name)
 
 
 def as_matrix(weight: Tensor, columns: int, transposed: bool) -> Tensor:
@@ -196,7 +190,8 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
             module.__dict__.pop(name, None)
         return module
 
-    return type(f"FakeQuant{base.__name__}", (base,), {"forward": forward, "matrices": matrices, "plain": plain})
+    members = {"forward": forward, "matrices": matrices, "plain": plain}
+    return type(f"FakeQuant{base.__name__}", (base, PreparedLayer), members)
 
 
 def _autocast_dtype(input: Tensor) -> torch.dtype | None:

@@ -39,7 +39,7 @@ def test_removal_grows_to_the_target_and_never_goes_back(counts, sparsity, unifo
         assert all(set(removed[name]) <= set(grown[name]) for name in removed)
         assert all(len(grown.get(group_set.name, [])) < group_set.count for group_set in group_sets)
         removed = grown
-    assert sum(map(len, removed.values())) == sum(pot.amount for pot in plan.pots)
+    assert sum(map(len, removed.values())) == sum(budget.amount for budget in plan.budgets)
 
 
 def test_the_least_important_go_first_and_ties_go_to_the_lower_index():

@@ -19,7 +19,7 @@ def with_gradients():
 
 def scores_of(model, criterion):
     group_sets = [group_set for group_set in find_group_sets(model) if not group_set.is_depth]
-    with observed(model, group_sets, PruningConfig(criterion=criterion).criterion) as seen:
+    with observed(model, group_sets, PruningConfig(criterion=criterion).criterion_by_kind) as seen:
         tiny.logits(model)
     return score_groups(model, group_sets, criterion, seen[criterion])
 
@@ -94,7 +94,7 @@ def test_the_fisher_of_a_mask_over_whole_layers_masks_what_they_write():
 def test_the_angular_distance_is_that_between_input_and_output_of_a_layer():
     model = tiny.llama()
     stack = [group_set for group_set in find_group_sets(model) if group_set.kind == "layers"]
-    with observed(model, stack, PruningConfig({"layers": 0.5}, criterion="angular").criterion) as seen:
+    with observed(model, stack, PruningConfig({"layers": 0.5}, criterion="angular").criterion_by_kind) as seen:
         for seed in (1, 2):
             tiny.logits(model, tiny.tokens(seed=seed))
     angles = []

@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
-from hf_slim.core.lifecycle import record_of
+from hf_slim.core.record import state_of
 from hf_slim.pruning.removal.cut import remove_groups_
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
+from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.structure.find import find_group_sets
 from tests import tiny
 
@@ -18,7 +19,7 @@ def test_removal_under_fake_quantization_leaves_the_logits(family, scheme):
     model = tiny.FAMILIES[family]().double()
     prepare(model, BOTH, QuantizationConfig(scheme[0], group_size=scheme[1]))
     masked = tiny.logits(model)
-    remove_groups_(model, find_group_sets(model), record_of(model).removed)
+    remove_groups_(model, find_group_sets(model), state_of(model, PruningState).removed)
     torch.testing.assert_close(tiny.logits(model), masked, rtol=1e-9, atol=1e-9)
 
 
@@ -30,9 +31,9 @@ def test_groups_on_a_grid_form_among_the_columns_that_stay(family, kind):
     grid = QuantizationConfig("w4a16", group_size=16, embeddings="w4a16-g16")
     prepare(model, PruningConfig({kind: 0.4}, uniform=False, criterion="l1"), grid)
     masked = tiny.output(model)
-    record = record_of(model)
-    narrow_modules_(model, record.plan.group_sets, {})
-    remove_groups_(model, record.plan.group_sets, record.removed)
+    state = state_of(model, PruningState)
+    mask_norms_(model, state.plan.group_sets, {})
+    remove_groups_(model, state.plan.group_sets, state.removed)
     torch.testing.assert_close(tiny.output(model), masked, rtol=1e-5, atol=1e-6)
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from hf_slim import PruningCallback, PruningConfig, QuantizationConfig, SlimError, convert, prepare
-from hf_slim.core.lifecycle import record_of
+from hf_slim.core.record import state_of
 from hf_slim.pruning.removal.mask import zero_groups_
+from hf_slim.pruning.state import PruningState
 from tests import tiny
 
 CONFIG = PruningConfig({"ffn": 0.25, "kv_heads": 0.34, "layers": 0.34}, criterion="l1")
@@ -12,8 +13,8 @@ CONFIG = PruningConfig({"ffn": 0.25, "kv_heads": 0.34, "layers": 0.34}, criterio
 def trained(convert_after: int | None, steps: int = 4):
     """A model and its optimizer after some steps; masked, and smaller from one of them on."""
     model = prepare(tiny.llama(), CONFIG).double().train()  # Adam makes steps of gradients that are mere rounding
-    record = record_of(model)
-    plan, removed = record.plan, dict(record.removed)
+    state = state_of(model, PruningState)
+    plan, removed = state.plan, dict(state.removed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for step in range(steps):
         if step == convert_after:

@@ -1,0 +1,63 @@
+"""The modules that a compressed checkpoint's config describes: built before its weights are read, finished after."""
+
+from torch import nn
+from transformers.core_model_loading import WeightConverter
+
+from hf_slim.core.lifecycle import claim
+from hf_slim.core.modules import resolve
+from hf_slim.core.record import record_of
+from hf_slim.integration.hf_quantizer import HfSlimConfig
+from hf_slim.integration.kv_cache import quantize_kv_cache_
+from hf_slim.integration.shapes import resize_, set_attribute_
+from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.quantization.layers.packed import mark_filled_
+from hf_slim.quantization.scheme import Scheme
+from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
+
+
+def build_(model: nn.Module, config: HfSlimConfig) -> None:
+    """Gives a model without weights the shapes and layers of the checkpoint that `config` describes."""
+    record_of(model).applied = dict(config.techniques)
+    for path, shape in config.shapes.items():
+        resize_(model, path, shape)
+    for path, values in config.attributes.items():
+        for attribute, value in values.items():
+            set_attribute_(model, path, attribute, value)
+    schemes = {resolve(model, path): Scheme.of(scheme) for path, scheme in config.layers.items()}
+    schemes.pop(None, None)
+    if config.mode == "qat":
+        quantization = QuantizationConfig.from_dict(config.techniques["quantization"])
+        fake_quantize_layers_(model, schemes, quantization)
+        claim(model, "quantization", quantization)
+    elif config.mode == "packed":
+        empty_packed_layers_(model, schemes)
+        share_tied_scales_(model)
+
+
+def finish_(model: nn.Module, config: HfSlimConfig) -> None:
+    """Makes the model, its weights now loaded, ready to compute: packed layers, or an ordinary trainable model."""
+    quantize_kv_cache_(model)
+    if config.mode == "packed":
+        mark_filled_(model)
+        share_tied_scales_(model)
+    else:  # float weights: an ordinary, trainable model
+        del model.hf_quantizer
+        model.is_quantized = False
+        for module in model.modules():
+            if hasattr(getattr(module, "config", None), "_is_quantized"):
+                module.config._is_quantized = False
+
+
+def of_whole_tensors(conversions: list) -> list:
+    """The conversions between checkpoint and model that only rename: codes cannot be split, merged or transposed."""
+    return [conversion for conversion in conversions if not isinstance(conversion, WeightConverter)]
+
+
+def share_tied_scales_(model: nn.Module) -> None:
+    """Lets a head whose packed weight is tied to the embedding use the embedding's scales too; stored once."""
+    declared = getattr(model, "all_tied_weights_keys", {})  # weights are not tied yet while a checkpoint is loading
+    for target, source in declared.items():
+        head, owner = (model.get_submodule(path.rpartition(".")[0]) for path in (target, source))
+        for buffer in ("weight_scale", "weight_zero_point"):
+            if target.endswith(".weight") and hasattr(head, buffer) and hasattr(owner, buffer):
+                head.register_buffer(buffer, getattr(owner, buffer), persistent=False)
