@@ -4,6 +4,7 @@ import argparse
 import gc
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +24,9 @@ from tests.documents import PAGES, README, ROOT, commands, named, prose, snippet
 REGISTRIES: list[Registry] = [CRITERIA, DIVERGENCES, HIDDEN_LOSSES, GRIDS]
 SNIPPETS = {  # how many blocks of Python a page has: none may get lost
     "README.md": 3, "docs/quickstart.md": 3, "docs/guides/quantization.md": 3, "docs/guides/pruning.md": 5,
-    "docs/guides/distillation.md": 4, "docs/guides/students-and-vocabulary.md": 1, "docs/extending/criterion.md": 3,
-    "docs/extending/grid.md": 4, "docs/extending/loss.md": 4, "docs/extending/exporter.md": 2,
-    "docs/extending/family.md": 2,
+    "docs/guides/distillation.md": 4, "docs/guides/recipes.md": 2, "docs/guides/students-and-vocabulary.md": 1,
+    "docs/extending/criterion.md": 3, "docs/extending/grid.md": 4, "docs/extending/loss.md": 4,
+    "docs/extending/exporter.md": 2, "docs/extending/family.md": 2,
 }  # fmt: skip
 PATHS = re.compile(r"(?<![\w/.])(?:recipes|hf_slim|tests|docs)/[\w./-]*\w")
 FILES = re.compile(r"`(\w[\w-]*\.(?:toml|txt|md|yml))`")
@@ -122,38 +123,33 @@ def test_the_snippets_of_distillation_train(names):
         before = after
 
 
+def test_the_snippet_of_a_recipe_plans(names):
+    plans, runs = snippets(ROOT / "docs/guides/recipes.md", "python")
+    Path("texts.txt").write_text("".join(f"{number} and two, three and four\n" for number in range(80)))
+    exec(plans, names)
+    assert names["recipe"].techniques["pruning"].sparsity == {"ffn": 0.25}
+    assert callable(names["run"])
+    assert runs.startswith("report = run(recipe)")  # as `hf-slim train` does, which has tests of its own
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_command_line_parses(page):
     for words in commands(page):
-        if not _is_to_come(words[0]):
-            assert callable(parser().parse_args(words).command), words
+        assert callable(parser().parse_args(words).run), words
 
 
 def test_every_command_is_shown_somewhere():
     verbs = {words[0] for page in PAGES for words in commands(page)}
-    assert len(verbs) >= 7
-    for verb in verbs | {"settings"}:
-        assert f"| `hf-slim {verb}` |" in README.read_text("utf-8"), verb
+    listed = set(re.findall(r"^\| `hf-slim ([\w-]+)` \|", README.read_text("utf-8"), re.MULTILINE))
+    assert verbs == listed == set(re.search(r"\{(.*?)\}", parser().format_usage())[1].split(","))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_command_in_a_sentence_exists(page):
     for verb in re.findall(r"`hf-slim ([a-z-]+)", prose(page)):
-        if not _is_to_come(verb):
-            with pytest.raises(SystemExit) as stop:
-                parser().parse_args([verb, "--help"])
-            assert stop.value.code == 0, verb
-
-
-def test_the_command_that_explains_settings_exists():
-    if _is_to_come("settings"):
-        pytest.skip("this command line has no `settings` yet")
-    assert callable(parser().parse_args(["settings", "pruning.criterion"]).command)
-
-
-def _is_to_come(verb: str) -> bool:
-    """Whether a command is described that the command line does not have yet."""
-    return verb == "settings" and verb not in parser().format_help()
+        with pytest.raises(SystemExit) as stop:
+            parser().parse_args([verb, "--help"])
+        assert stop.value.code == 0, verb
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
