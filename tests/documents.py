@@ -9,7 +9,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "docs"
 PAGES = [README, *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-TABLE = re.compile(r"<!-- table: (\w+) -->.*?<!-- /table -->", re.DOTALL)
+TABLE = re.compile(r"<!-- table: ([\w-]+) -->.*?<!-- /table -->", re.DOTALL)
 
 
 def named(page: Path) -> str:
