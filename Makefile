@@ -57,7 +57,7 @@ lint: $(VENV)/.test
 
 # The site, in site/. It needs no torch, so it has an environment of its own.
 docs: .venv-docs/.docs
-	.venv-docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 # What is generated in docs/: the settings from the configs, and the facts on the method cards.
 reference: $(VENV)/.demo

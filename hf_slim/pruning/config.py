@@ -50,7 +50,7 @@ class PruningConfig(SlimConfig):
     `null`: `sparsity` says how much."""
 
     spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
-    """Kinds of structure that a `target` may remove; kinds that the model does not have are bypassed. With more than
+    """Kinds of structure that a `target` may remove; kinds that the model does not have are left out. With more than
     one kind their scores are compared, so all of them use one criterion."""
 
     uniform: dict[str, bool] | bool = field(default=True, metadata={"keys": KINDS})
