@@ -74,7 +74,8 @@ def first_that_fit(sizes: Mapping[str, int], limit: int) -> list[str]:
     Args:
         sizes: Name -> size, in the order in which they are served.
     """
-    chosen, total = [], 0
+    chosen: list[str] = []
+    total = 0
     for name, size in sizes.items():
         total += size
         if chosen and total > limit:

@@ -145,8 +145,8 @@ class _Products(TorchDispatchMode):
 
     def _note_copies(self, args: tuple, made: Any) -> None:
         """What is made of parameters alone, such as a copy in another precision, counts for the first of them."""
-        paths = [self._paths.get(_address(tensor)) for tensor in _tensors(args)]
-        if paths and all(paths):
+        paths = [path for path in (self._paths.get(_address(tensor)) for tensor in _tensors(args)) if path]
+        if paths and len(paths) == len(list(_tensors(args))):
             for tensor in _tensors((made,)):
                 if address := _address(tensor):
                     self._paths.setdefault(address, paths[0])
@@ -158,7 +158,8 @@ def _costs(model: nn.Module, path: str, module: nn.Module) -> dict[str, int]:
     if isinstance(module, nn.Linear):
         return {"weight": module.in_features * module.out_features}
     if hasattr(module, "nf") and hasattr(module, "nx"):  # GPT-2's Conv1D
-        return {"weight": module.nf * module.nx}
+        rows, columns = module.get_parameter("weight").shape
+        return {"weight": rows * columns}
     if isinstance(module, CONVOLUTIONS):
         return {"weight": module.in_channels * module.out_channels // module.groups * prod(module.kernel_size)}
     stacks = _stacks(module)
@@ -167,14 +168,14 @@ def _costs(model: nn.Module, path: str, module: nn.Module) -> dict[str, int]:
 
 def _stacks(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Shapes of the fused weights of many experts, `(experts, ..., ...)` in either order, packed or not."""
-    own = {
+    own: dict[str, tuple[int, ...]] = {
         name: module.float_shape(name) if isinstance(module, PackedLayer) else tuple(weight.shape)
         for name, weight in module.named_parameters(recurse=False)
     }
     found = {name: shape for name, shape in own.items() if len(shape) == 3}
     counts = {shape[0] for shape in found.values()}
     is_mixture = len(found) > 1 or counts == {getattr(module, "num_experts", None)}
-    return found if is_mixture and len(counts) == 1 and counts != {1} else {}
+    return dict(found) if is_mixture and len(counts) == 1 and counts != {1} else {}
 
 
 def _visited(model: nn.Module, path: str, count: int) -> int:

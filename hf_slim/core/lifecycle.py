@@ -133,7 +133,8 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         record.applied[technique.name] = record.configs.pop(technique.name).to_dict()
     lifecycle.after_convert(model)
     for technique in prepared:
-        record.states.pop(technique.state_class, None)
+        if technique.state_class is not None:
+            record.states.pop(technique.state_class, None)
     record.run, record.running = None, set()
     return model
 

@@ -138,7 +138,8 @@ def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str
 
     Those of a config that the module holds are called "config.x"; adapters are passed over.
     """
-    found, adapters = {}, {*adapter_layers(model), *adapter_parts(model)}
+    found: dict[tuple[str, str], int | float] = {}
+    adapters = {*adapter_layers(model), *adapter_parts(model)}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) and name not in adapters:
             found |= {(name, attribute): value for attribute, value in _numbers(vars(module), kinds)}
@@ -148,7 +149,7 @@ def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str
     return found
 
 
-def set_count_(module: nn.Module, attribute: str, value: int) -> None:
+def set_count_(module: nn.Module, attribute: str, value: int | float) -> None:
     """Sets one of `counts`; a field of a config in a copy for this module alone."""
     target: object = module
     if attribute.startswith("config."):
@@ -157,7 +158,7 @@ def set_count_(module: nn.Module, attribute: str, value: int) -> None:
     setattr(target, attribute, value)
 
 
-def _numbers(values: dict[str, object], kinds: tuple[type, ...]) -> list[tuple[str, int | float]]:
+def _numbers(values: dict[str, Any], kinds: tuple[type, ...]) -> list[tuple[str, int | float]]:
     return [(name, value) for name, value in values.items() if type(value) in kinds and not name.startswith("_")]
 
 

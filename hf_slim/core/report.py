@@ -30,9 +30,10 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
 
 def find(measures: dict[str, Any], path: tuple[str, ...]) -> Any:
     """The measure at `path`; None if it was not taken."""
+    found: Any = measures
     for key in path:
-        measures = measures.get(key) if isinstance(measures, dict) else None
-    return measures
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def value_of(measure: Any) -> float | None:

@@ -41,7 +41,7 @@ class HfSlimConfig(QuantizationConfigMixin):
         self,
         mode: str = "",
         shapes: dict[str, list[int]] | None = None,
-        attributes: dict[str, dict[str, int]] | None = None,
+        attributes: dict[str, dict[str, int | float]] | None = None,
         layers: dict[str, str | dict] | None = None,
         techniques: dict[str, dict] | None = None,
         version: str = "",
@@ -57,7 +57,7 @@ class HfSlimConfig(QuantizationConfigMixin):
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
-        self.quant_method = quant_method
+        self.quant_method: Any = quant_method
         self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
         self.techniques, self.version, self.format_version = techniques or {}, version, format_version
 
@@ -69,6 +69,7 @@ class HfSlimQuantizer(HfQuantizer):
     """
 
     requires_calibration = False
+    quantization_config: Any  # a HfSlimConfig
 
     def __init__(self, quantization_config: HfSlimConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import config_of
 from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
@@ -69,8 +70,9 @@ class QuantizedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = torch.cat((self.keys, self._packed(key_states)), dim=-2)
-        self.values = torch.cat((self.values, self._packed(value_states)), dim=-2)
+        stored: Any = self  # transformers declares both as optional, and they are tensors from here on
+        self.keys = torch.cat((stored.keys, self._packed(key_states)), dim=-2)
+        self.values = torch.cat((stored.values, self._packed(value_states)), dim=-2)
         return self._unpacked(self.keys, key_states), self._unpacked(self.values, value_states)
 
     def _packed(self, states: Tensor) -> Tensor:
@@ -111,9 +113,10 @@ class _UseQuantizedCache(PreparedHook):
         for old in ARGUMENTS[ARGUMENTS.index(self.argument) + 1 :]:  # its forward takes the older names too
             if old in kwargs:
                 kwargs.setdefault(self.argument, kwargs.pop(old))
-        cache, n_layers = kwargs.get(self.argument), decoder.config.get_text_config().num_hidden_layers
+        config: Any = config_of(decoder)
+        cache, n_layers = kwargs.get(self.argument), config.get_text_config().num_hidden_layers
         use_cache = kwargs.get("use_cache")
-        use_cache = decoder.config.use_cache if use_cache is None else use_cache
+        use_cache = config.use_cache if use_cache is None else use_cache
         if decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
             raise SlimError(
                 "Gradient checkpointing takes the key-value cache away, and with it the rounding of keys and values. "

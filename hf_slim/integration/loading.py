@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -22,7 +23,7 @@ from hf_slim.core.errors import SlimError
 def load_model(
     spec: str,
     dtype: torch.dtype = torch.float32,
-    auto_class: type = AutoModelForCausalLM,
+    auto_class: type[Any] = AutoModelForCausalLM,
     label_names: list[str] | None = None,
 ) -> PreTrainedModel:
     """A model in evaluation mode.
@@ -70,7 +71,7 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
 
 
 def load_skeleton(
-    spec: str, auto_class: type = AutoModelForCausalLM, label_names: list[str] | None = None
+    spec: str, auto_class: type[Any] = AutoModelForCausalLM, label_names: list[str] | None = None
 ) -> PreTrainedModel:
     """The model without its weights, on the meta device: layers and shapes as its config gives them."""
     config = load_config(spec)
@@ -84,18 +85,18 @@ def load_skeleton(
         raise _not_loadable(spec, auto_class, error) from error
 
 
-def lacks_head(spec: str, auto_class: type) -> bool:
+def lacks_head(spec: str, auto_class: type[Any]) -> bool:
     """Whether the checkpoint would get a fresh head from `auto_class`: it was saved as another class."""
     config = load_config(spec)
     return not has_head(config, auto_class)
 
 
-def has_head(config: PretrainedConfig, auto_class: type) -> bool:
+def has_head(config: PretrainedConfig, auto_class: type[Any]) -> bool:
     """Whether a checkpoint with this config was saved as a model that `auto_class` loads."""
     return bool({one.__name__ for one in classes_for(config, auto_class)} & set(config.architectures or ()))
 
 
-def classes_for(config: PretrainedConfig, auto_class: type) -> tuple[type, ...]:
+def classes_for(config: PretrainedConfig, auto_class: type[Any]) -> tuple[type, ...]:
     """The classes that `auto_class` loads checkpoints with such a config as."""
     classes = auto_class._model_mapping.get(type(config), None) or ()
     return classes if isinstance(classes, tuple) else (classes,)
@@ -130,8 +131,9 @@ def _is_of_head(name: str, model: PreTrainedModel) -> bool:
 
 def _check_label_count(spec: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
     if label_names is not None and config.num_labels != len(label_names):
+        own = ", ".join(config.label2id or ())
         raise SlimError(
-            f"'{spec}' has a head for {config.num_labels} classes ({', '.join(config.label2id)}), and the data has "
+            f"'{spec}' has a head for {config.num_labels} classes ({own}), and the data has "
             f"{len(label_names)} ({', '.join(label_names[:8])}). Give the checkpoint without its head, or other data."
         )
 
@@ -141,7 +143,7 @@ def float32_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def located(spec: str) -> tuple[str, dict[str, str]]:
+def located(spec: str) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained` for a model by any name: a path or id, and `gguf_file` where it needs one."""
     if spec.startswith("package:"):
         spec = str(_in_package(spec))
@@ -180,7 +182,7 @@ def _in_package(spec: str) -> Path:
     return path
 
 
-def _not_loadable(spec: str, auto_class: type, error: Exception) -> SlimError:
+def _not_loadable(spec: str, auto_class: type[Any], error: Exception) -> SlimError:
     first_lines = " ".join(str(error).split())[:400]
     return SlimError(
         f"'{spec}' could not be loaded by {auto_class.__name__}: {first_lines} Give a Hub id, a folder with "

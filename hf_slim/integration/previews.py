@@ -61,7 +61,8 @@ def preview_distillation(model: nn.Module, config: DistillationConfig, inputs: I
 def preview_pruning(model: nn.Module, config: PruningConfig, inputs: Inputs) -> Preview:
     """The groups that every layer loses, on average where layers may differ."""
     plan = plan_pruning(model, config)
-    losses, layers, removed = expected_losses(plan), {}, []
+    losses, removed = expected_losses(plan), []
+    layers: dict[str, str] = {}
     for group_set in plan.group_sets:
         groups, names = losses[group_set.name], dict.fromkeys(part.module for part in group_set.slices)
         removed.append((groups * group_set.parameters_per_group(model), next(iter(names))))

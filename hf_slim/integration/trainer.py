@@ -30,6 +30,9 @@ def log_before_reporters_(trainer: Trainer) -> Trainer:
     `trainer.state.log_history` need no such call.
     Returns: the same trainer.
     """
-    handler, ours = trainer.callback_handler, tuple(row.callback for row in TECHNIQUES)
+    handler, ours = (
+        trainer.callback_handler,
+        tuple(row.callback for row in TECHNIQUES if isinstance(row.callback, type)),
+    )
     handler.callbacks.sort(key=lambda callback: not isinstance(callback, ours))  # stable: the order of each kind stays
     return trainer
