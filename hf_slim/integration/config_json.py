@@ -12,6 +12,7 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.adapters import adapter_layers
+from hf_slim.core.errors import is_own_mistake
 from hf_slim.core.modules import config_of, config_value, counts, set_count_
 from hf_slim.core.record import is_prepared, record_of, state_of
 from hf_slim.integration.format_version import FORMAT_VERSION
@@ -112,7 +113,9 @@ def _shrink_plain_config(model: nn.Module) -> None:
     try:
         type(config).from_dict(config.to_dict())  # its class checks all fields together only when it is read
         skeleton = _skeleton(model, config)
-    except Exception:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
+    except Exception as error:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
+        if is_own_mistake(error):
+            raise
         return
     if logical_shapes(skeleton) != logical_shapes(model, skeleton):
         return
