@@ -37,7 +37,7 @@ class HfSlimConfig(QuantizationConfigMixin):
     Raises: SlimError: for a format, a mode or settings that this hf_slim does not know.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one argument per key of config.json
         self,
         mode: str = "",
         shapes: dict[str, list[int]] | None = None,
@@ -83,18 +83,22 @@ class HfSlimQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
+        """The conversions between checkpoint and model; of packed weights only those that rename."""
         conversions = super().update_weight_conversions(weight_conversions, model)
         return _rebuild().of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
 
     def is_serializable(self) -> bool:
+        """Whether `save_pretrained` may write the model."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return True  # adapters on top of packed layers; the integers themselves stay
+        """Whether the Trainer accepts the model: with adapters on packed layers, whose integers stay as they are."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
+        """Whether `torch.compile` works on the model."""
         return True
 
 

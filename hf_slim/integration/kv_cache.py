@@ -64,10 +64,12 @@ class QuantizedLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes empty storage for codes on the device of the first keys."""
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = (torch.tensor([], dtype=torch.int8, device=self.device) for _ in range(2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds the newest tokens as codes; returns keys and values of all tokens, dequantized."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         stored: Any = self  # transformers declares both as optional, and they are tensors from here on
@@ -96,6 +98,7 @@ class _RoundingLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The newest keys and values, rounded to the grid; differentiable."""
         return fake_quantize_tokens(key_states, self.grid), fake_quantize_tokens(value_states, self.grid)
 
 

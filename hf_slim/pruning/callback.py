@@ -40,6 +40,7 @@ class PruningCallback(TrainerCallback, ExportableState):
 
     Args:
         config: A `PruningConfig`, or its fields as a dictionary.
+
     Attributes:
         run: The state of the run: plan, removed groups, scores and timings.
     """
@@ -52,6 +53,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Finds what can be pruned and plans the removal. Raises SlimError if the model cannot be pruned so."""
         if self.config.is_timed:  # measured once training begins, unless the run is resumed and its state has it
             claim(unwrapped(model), "pruning", self.config)
         else:
@@ -63,6 +65,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Restores the state of a resumed run, masks its groups, and starts to observe activations."""
         if not is_prepared(model, "pruning"):
             raise SlimError(
                 "The model is not prepared for pruning: either it was converted at the end of an earlier run, or the "
@@ -92,6 +95,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Decides whether importance is measured in this step."""
         interval = min(STEPS_PER_SCORE, round(self.config.stop * state.max_steps / SCORES_PER_RUN)) or 1
         self._scores_now = not self._is_over(state) and state.global_step % interval == 0
         if self._is_over(state):
@@ -100,6 +104,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Scores the groups while gradients are there, and adds the scores to the running mean."""
         if not self._scores_now:
             return
         for seen in self._seen.values():
@@ -113,6 +118,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Masks more groups as the schedule asks, and zeroes masked ones again, which momentum has moved."""
         step = state.global_step + 1
         progress = step / state.max_steps
         due = step % self.config.every == 0 or progress >= self.config.stop
@@ -122,7 +128,6 @@ class PruningCallback(TrainerCallback, ExportableState):
                 self.run.removed = removed
                 self._mask(model)
                 return
-        # momentum has just moved the zeros
         zero_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
 
     def on_log(
@@ -133,6 +138,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
+        """Adds `sparsity` and `groups_removed` to the log."""
         if "loss" in logs and self.run.plan is not None:
             shown = {"sparsity": round(self.run.sparsity(), 4), "groups_removed": self.run.groups_removed}
             add_to_logs(state, logs, shown)
@@ -141,6 +147,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         optimizer: Optimizer | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Restores the mask of the best checkpoint, and has the model converted once all techniques are done."""
         self._observing.close()
         if is_prepared(model, "pruning"):
             self._settle(args, state, model)

@@ -38,6 +38,7 @@ class Budget:
 
     @property
     def group_sets(self) -> list[GroupSet]:
+        """Every set that competes for this budget."""
         return [group_set for sets in self.lockstep_sets for group_set in sets]
 
 

@@ -43,10 +43,12 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
+        """Mean of every channel over the tokens: `(channels,)`."""
         return self.total / self.tokens
 
     @property
     def variance(self) -> Tensor:
+        """Variance of every channel over the tokens: `(channels,)`."""
         return self.square / self.tokens - self.mean.square()
 
 

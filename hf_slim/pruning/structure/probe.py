@@ -36,6 +36,7 @@ class Output:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return self.value.shape[self.dim]
 
 
@@ -49,6 +50,7 @@ class Reading:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return self.value.shape[self.dim]
 
 

@@ -46,6 +46,7 @@ class Setting:
 
     @property
     def name(self) -> str:
+        """Its name without the section."""
         return self.path.rpartition(".")[2]
 
     @property
