@@ -48,9 +48,11 @@ class PackedLayer:
 
     Attributes:
         scheme: The grids of weights and activations.
+        columns: Weight name -> number of columns of its matrix; of linear layers and embeddings absent.
     """
 
     scheme: Any
+    columns: dict[str, int]
 
     @abstractmethod
     def float_shape(self, name: str) -> tuple[int, ...]:

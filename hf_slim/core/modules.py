@@ -35,7 +35,24 @@ def config_of(model: nn.Module) -> Any | None:
 
 def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
     """A field of the model's config; `default` where there is no config or no such field."""
-    return getattr(config_of(model), name, default)
+    return field_of(config_of(model), name, default)
+
+
+def field_of(config: object, name: str, default: Any = None) -> Any:
+    """A field of a config object, or of what a model returns; `default` where it has none of this name."""
+    return getattr(config, name, default)
+
+
+def text_config_of(model: nn.Module) -> Any | None:
+    """The part of a model's config that is about text; None for a module without a Transformers config."""
+    config = config_of(model)
+    find = field_of(config, "get_text_config")
+    return config if find is None else find()
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is GPT-2's `Conv1D`: a linear layer whose weight is stored as `(in_features, out_features)`."""
+    return {"nf", "nx"} <= vars(module).keys()
 
 
 def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
@@ -89,7 +106,7 @@ def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
     parent_name, _, child = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    module.train(getattr(parent, child).training)
+    module.train(parent.get_submodule(child).training)
     setattr(parent, child, module)
 
 
@@ -98,7 +115,7 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     tied = {}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight = parameter_or_none(module, "weight")
         if isinstance(weight, Tensor):
             owner = first.setdefault(id(weight), name)
             if owner != name:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.core_model_loading import WeightConverter
 
 from hf_slim.core.lifecycle import claim
-from hf_slim.core.modules import config_of, resolve
+from hf_slim.core.modules import config_of, field_of, resolve
 from hf_slim.core.record import record_of
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
@@ -48,7 +48,7 @@ def finish_(model: nn.Module, config: HfSlimConfig) -> None:
         loaded.is_quantized = False
         for module in model.modules():
             held: Any = config_of(module)
-            if hasattr(held, "_is_quantized"):
+            if field_of(held, "_is_quantized") is not None:
                 held._is_quantized = False
 
 

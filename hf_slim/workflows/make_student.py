@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import field_of
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.footprint import parameter_count
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
@@ -103,7 +104,7 @@ def batches_of(
 def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
     """What the config says of layers and widths, parameters, and their bytes in `dtype`."""
     config = model.config.get_text_config()
-    values = {label: [getattr(config, name, None) for name in names] for label, names in SIZES.items()}
+    values = {label: [field_of(config, name) for name in names] for label, names in SIZES.items()}
     values |= {name: [vars(config).get(name)] for name in CONFIG_WIDTHS}
     found = {label: next((value for value in held if isinstance(value, int)), None) for label, held in values.items()}
     parameters = parameter_count(model)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import field_of
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish
@@ -147,7 +148,7 @@ def texts_of(*datas: DataConfig) -> tuple[list[str], list[str]]:
 
 def spec_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The content of the tokenizer's `tokenizer.json`. Raises SlimError if it is of a kind that has none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = field_of(tokenizer, "backend_tokenizer")
     if backend is None:
         raise SlimError(
             f"{type(tokenizer).__name__} has no tokenizer.json, which is what is trimmed. Convert it first."

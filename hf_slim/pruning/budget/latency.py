@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.distributed import made_by_first_rank
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import plain_copy
+from hf_slim.core.modules import field_of, plain_copy, text_config_of
 from hf_slim.pruning.budget.plan import step_ends
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.config import PruningConfig
@@ -200,8 +200,8 @@ def _random_like(value: Any, like: Tensor) -> Any:
 
 def _long(inputs: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The example with texts as long as prompts are, or as the model takes them."""
-    text = model.config.get_text_config() if hasattr(model, "config") else None
-    limits = [getattr(text, name, None) for name in LENGTH_LIMITS]
+    text = text_config_of(model)
+    limits = [field_of(text, name) for name in LENGTH_LIMITS]
     tokens = min([TOKENS, *(limit - 2 for limit in limits if limit)])  # two positions: of padding, in RoBERTa
     texts = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.long}
     return inputs | {name: value.repeat(1, tokens)[:, :tokens] for name, value in texts.items()}

@@ -140,7 +140,7 @@ def summed_over_ranks_(found: dict[str, Moments] | dict[str, AngularDistance]) -
     if not is_distributed():
         return
     for seen in found.values():
-        sums = [getattr(seen, field.name) for field in fields(seen) if field.name != "tokens"]
+        sums = [vars(seen)[field.name] for field in fields(seen) if field.name != "tokens"]
         sums = [tensor for tensor in sums if tensor is not None]
         tokens = torch.tensor(seen.tokens, device=sums[0].device)
         sum_over_ranks_((tokens, *sums))
@@ -151,6 +151,6 @@ def _add_(moments: Moments, rows: Tensor, sums: tuple[str, ...]) -> None:
     for piece in rows.split(max(1, PIECE // rows.shape[1])):
         piece = piece.float()
         for name in sums:
-            new, old = SUMS[name](piece), getattr(moments, name)
+            new, old = SUMS[name](piece), vars(moments)[name]
             setattr(moments, name, new if old is None else old.add_(new))
     moments.tokens += len(rows)
