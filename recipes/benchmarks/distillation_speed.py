@@ -4,7 +4,7 @@ A Llama of 15 M parameters learns from one of 48 M, vocabulary 49152, 4 x 256 to
 take turns in one process; ours computes the task loss as well. Peaks of memory come from fresh processes and count
 what a run takes beyond the loaded models. TRL's trainer wants chats and a tokenizer, so its own `compute_loss` runs in
 a plain Trainer on the same batch; its dataset code is not measured. The last part trains half of SmolLM2 with a
-teacher in memory and with the same teacher stored.
+teacher in memory and with the same teacher stored, and writes a file of its own, `distillation_stored.json`.
 
     python recipes/benchmarks/distillation_speed.py                     # needs trl; a quarter of an hour on 2 cores
     python recipes/benchmarks/distillation_speed.py --parts speed       # without the training of half of SmolLM2
@@ -127,14 +127,16 @@ def main(run: Run) -> None:
     """Measures the parts that the command line selects."""
     options = run.options
     sizes = SMOKE_SIZES if options.smoke else SIZES
-    settings = {"sizes": sizes.as_dict(), "stored_steps": options.steps, "stored_alpha": STUDENT_ALPHA}
-    results = run.results("distillation_speed", settings, [0, SEED], ["trl"])
     if "speed" in options.parts:
         with_trl = run.has_peer("trl")
+        results = run.results("distillation_speed", {"sizes": sizes.as_dict()}, [0], ["trl"])
         for name in options.divergences:
             results(name, lambda name=name: speed(name, sizes, options.repeats, with_trl))
-    names = ["teacher none", "teacher live", "teacher stored"]
     if "stored" in options.parts:
+        names = ["teacher none", "teacher live", "teacher stored"]
+        settings = {"model": "SmolLM2-135M-Instruct", "student_layers": 0.5, "alpha": STUDENT_ALPHA}
+        settings |= {"steps": options.steps, "rows": sizes.rows, "block_size": sizes.length}
+        results = run.results("distillation_stored", settings, [SEED])
         results.together(names, lambda: Stored(run.inputs, sizes, options.steps).rows())
 
 

@@ -103,7 +103,7 @@ PAGE_SECTIONS: tuple[Section, ...] = (
         "The last table trains half of SmolLM2 with a teacher in memory and with the same teacher stored.",
         (("distillation-speed", "distillation_speed", distillation.speed),
          ("distillation-memory", "distillation_speed", distillation.memory),
-         ("distillation-stored", "distillation_speed", distillation.stored)),
+         ("distillation-stored", "distillation_stored", distillation.stored)),
     ),
     Section(
         "What a teacher adds",
