@@ -1,4 +1,4 @@
-"""Time, taken side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
+"""Timing of several candidates: every repetition runs all of them in turn, so that noise affects all equally."""
 
 import time
 from collections.abc import Callable

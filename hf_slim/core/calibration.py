@@ -34,7 +34,7 @@ def calibrating(
     Every module is in its mode of before afterwards, also after an error. Gradients are left in place.
 
     Args:
-        batches: Keyword arguments of forward passes. Tensors are moved to where the model lies.
+        batches: Keyword arguments of forward passes. Tensors are moved to the device of the model.
         precision: What autocast computes in, such as the run's `precision_of_run`; None: as the caller computes.
         shown: Wraps the batches of every call, to show how far it has come.
     Raises: SlimDataError: where gradients are wanted and the model gives no loss.

@@ -206,6 +206,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where the numbers of a plain tensor lie, the same for all views of it; 0 if they lie nowhere."""
+    """The address of a plain tensor's storage, equal for all views of it; 0 if it has none."""
     is_plain = type(tensor) in (Tensor, nn.Parameter)
     return tensor.untyped_storage().data_ptr() if is_plain else 0

@@ -1,4 +1,4 @@
-"""What the processes of one training run tell each other, so that all of them decide alike.
+"""Reductions over the processes of one training run, so that all of them make the same decisions.
 
 Every function works in a single process too, where it changes nothing.
 """

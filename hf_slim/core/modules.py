@@ -1,4 +1,4 @@
-"""Finding, replacing and resizing modules, whatever the model."""
+"""Finding, replacing and resizing modules of any model."""
 
 import copy
 from collections.abc import Iterable, Iterator

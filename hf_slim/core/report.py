@@ -73,7 +73,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The table for a terminal, and what must be known to read it."""
-    rows = [("", "base", "result", "better by"), *table(report)]
+    rows = [("", "base", "result", "improvement"), *table(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
                        enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
@@ -112,7 +112,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     parts = [
         f"# {report['title']}",
         spread,
-        f"| measure | base | result | better by |\n|---|---:|---:|---:|\n{rows}",
+        f"| measure | base | result | improvement |\n|---|---:|---:|---:|\n{rows}",
         *notes(report),
         _completions(report),
         _layers(report["layers"]),
@@ -123,7 +123,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it into place: never half a file."""
+    """Lets `write` fill a temporary file in the folder of `path`, then moves it to `path` in one step."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:

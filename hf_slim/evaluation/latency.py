@@ -1,4 +1,4 @@
-"""How fast, measured side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
+"""Inference speed of several models: every repetition runs all of them in turn, so that noise affects all equally."""
 
 import statistics
 

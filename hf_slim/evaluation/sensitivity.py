@@ -1,4 +1,4 @@
-"""Which layers bear low precision: the harm of every scheme in every layer alone, and the best mix within a budget."""
+"""Which layers tolerate low precision: the loss increase of each scheme in each layer, and the best mix."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ def _hull(choices: tuple[SchemeTrial, ...]) -> list[SchemeTrial]:
     hull: list[SchemeTrial] = []
     for choice in sorted(choices, key=lambda choice: (choice.bits, choice.divergence)):
         if hull and choice.divergence >= hull[-1].divergence:
-            continue  # dearer and no better
+            continue  # more bits and no better
         while len(hull) > 1 and _slope(hull[-2], choice) <= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(choice)

@@ -142,5 +142,5 @@ def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
     kinds = (int, float)  # floats too: Gemma scales its embeddings by the root of their width
     expected = counts(skeleton, kinds)
     found = counts(model, kinds).items()
-    # what a module knows of layers that have gone, such as a rotary embedding of their kind, no longer counts
+    # numbers about removed layers, such as a rotary embedding of their kind, do not matter
     return all(expected.get(key, value) == value for key, value in found if not key[1].startswith("config."))

@@ -37,7 +37,7 @@ def cache_of(outputs: Any) -> Cache | None:
 def quantize_kv_cache_(model: nn.Module) -> None:
     """Lets the attention of a prepared or loaded model see keys and values on the grid that its config names.
 
-    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, whatever its attention.
+    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, with any attention.
     Raises: SlimError: if the model keeps no such cache.
     """
     record = record_of(model)

@@ -117,7 +117,7 @@ def _check_complete(spec: str, model: PreTrainedModel, missing: set[str], head_m
 
 
 def _is_of_head(name: str, model: PreTrainedModel) -> bool:
-    """Whether a weight reads what the base model makes of a text; poolers do, wherever they lie."""
+    """Whether a weight reads the outputs of the base model, as heads and poolers do."""
     prefix = f"{model.base_model_prefix}."
     return not name.startswith(prefix) or name.removeprefix(prefix).startswith("pooler.")
 

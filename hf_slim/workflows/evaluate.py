@@ -46,7 +46,7 @@ def evaluate(
 
     Args:
         model: The compressed model: a folder, a Hub id, or `package:<module>/<file>`.
-        against: The model that it came from, named likewise.
+        against: The model that it came from, named in the same way.
         data: Where the held-out text comes from; None: Python's own library.
         settings: How much is measured.
         json_file: Every number is also written to this file.

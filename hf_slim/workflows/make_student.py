@@ -115,11 +115,11 @@ def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
 def as_table(report: dict[str, Any]) -> str:
     """The report of `save_student` as a table."""
     before, after = report["before"], report["after"]
-    lines = [f"{'':<18} {'before':>12} {'after':>12} {'better by':>10}"]
+    lines = [f"{'':<18} {'before':>12} {'after':>12} {'improvement':>12}"]
     for name in (name for name in before if name in after):
         unit, label = {"parameters": (1e6, "parameters (M)"), "bytes": (1e6, "size (MB)")}.get(name, (1, name))
         numbers = [f"{side[name] / unit:>12,.{0 if unit == 1 else 1}f}" for side in (before, after)]
-        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>9.2f}x")
+        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>11.2f}x")
     kept = [f"Layers of {stack} that stayed: {', '.join(map(str, kept))}" for stack, kept in report["layers"].items()]
     return "\n".join([*lines, "", *kept]).rstrip()
 

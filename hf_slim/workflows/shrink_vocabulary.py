@@ -92,10 +92,10 @@ def shrink_vocabulary(
 def as_text(report: dict[str, Any]) -> str:
     """The report of `shrink_vocabulary` for people: a table and what was checked."""
     before, after = report["before"], report["after"]
-    lines = [f"{'':<18} {'before':>12} {'after':>12} {'better by':>10}"]
+    lines = [f"{'':<18} {'before':>12} {'after':>12} {'improvement':>12}"]
     for label, name, unit in (("rows", "rows", 1), ("parameters (M)", "parameters", 1e6), ("size (MB)", "bytes", 1e6)):
         numbers = [f"{side[name] / unit:>12,.{0 if unit == 1 else 1}f}" for side in (before, after)]
-        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>9.2f}x")
+        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>11.2f}x")
     lines += [
         f"\n{report['tokens']:,} tokens of text, {report['covered']:.2%} covered. Of the held-out tokens, "
         f"{report['held_out_covered_by_training']:.2%} would be covered by those of the training text alone.",
