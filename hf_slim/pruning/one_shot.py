@@ -4,11 +4,11 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from hf_slim.core.calibration import RunBatches, calibrating
-from hf_slim.core.distributed import sum_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert
 from hf_slim.core.record import record_of, state_of, unwrapped
+from hf_slim.core.running.calibration import RunBatches, calibrating
+from hf_slim.core.running.distributed import sum_over_ranks_
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig

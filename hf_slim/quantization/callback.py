@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_slim.core.adapters import adapter_layers
-from hf_slim.core.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run, prepare
-from hf_slim.core.logs import add_to_logs
 from hf_slim.core.record import is_prepared, unwrapped
+from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
+from hf_slim.core.running.logs import add_to_logs
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.scale_holders import quantizers

@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_slim.core.calibration import calibrating
 from hf_slim.core.errors import SlimError
+from hf_slim.core.running.calibration import calibrating
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet

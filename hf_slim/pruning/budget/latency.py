@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.distributed import made_by_first_rank
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import field_of, plain_copy, text_config_of
+from hf_slim.core.running.distributed import made_by_first_rank
 from hf_slim.pruning.budget.plan import step_ends
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.config import PruningConfig

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.calibration import RunBatches, first_that_fit
 from hf_slim.core.errors import SlimError
 from hf_slim.core.record import unwrapped
+from hf_slim.core.running.calibration import RunBatches, first_that_fit
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance.statistics import Moments, summed_over_ranks_, watched
 from hf_slim.pruning.matrices import Matrix, matrix_of

@@ -8,9 +8,9 @@ from math import pi
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.distributed import is_distributed, sum_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import temporary_hooks
+from hf_slim.core.running.distributed import is_distributed, sum_over_ranks_
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.matrices import matrix_of
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.distributed import range_over_ranks_
 from hf_slim.core.errors import SlimError
+from hf_slim.core.running.distributed import range_over_ranks_
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
     fake_quantize_static,
