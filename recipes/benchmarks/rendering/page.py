@@ -64,7 +64,7 @@ PAGE_SECTIONS: tuple[Section, ...] = (
     Section(
         "Pruning against Torch-Pruning: quality",
         "SmolLM2-135M without a share of its transformer's parameters, after the same recovery for both sides, "
-        "without a teacher. Torch-Pruning uses the best of its criteria, over all layers, on neurons alone as "
+        "without a teacher. Torch-Pruning uses its Hessian criterion over all layers, on neurons alone as "
         "hf_slim does here. Models that were trained are judged in the bf16 autocast that the Trainer leaves on, for "
         "both sides, the others in fp32. One seed.",
         (("pruning-quality", "pruning_quality", pruning.quality),
