@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError, nearest
-from hf_slim.quantization.grids.grid import require_whole
 from hf_slim.quantization.grids.observers import OBSERVERS
 from hf_slim.quantization.scheme import SCHEMES, Scheme
 

@@ -20,7 +20,7 @@ from hf_slim import PruningCallback, PruningConfig, convert, prepare
 from hf_slim.evaluation.footprint import peak_rss_bytes, ram_bytes
 from hf_slim.evaluation.latency import interleaved_ms, spread
 from hf_slim.evaluation.tasks.task import TASKS
-from hf_slim.evaluation.training_speed import training_speed
+from hf_slim.evaluation.training_speed import StepTiming, training_speed
 from hf_slim.integration.loading import load_model
 from hf_slim.pruning.importance.scores import observed, score_all
 from hf_slim.pruning.transform import plan_pruning
@@ -52,8 +52,10 @@ class Bench:
     def _callback(self, config: PruningConfig) -> Values:
         lengths = self.lengths
         steps = training_speed(
-            TASKS["causal-lm"], load_model(self.causal), [config], TRAINING | {"bf16": True},
-            batch_of(token_blocks(lengths.token_ids, 1, lengths.tokens)), self.repeats,
+            TASKS["causal-lm"], load_model(self.causal), [config],
+            StepTiming(
+                TRAINING | {"bf16": True}, batch_of(token_blocks(lengths.token_ids, 1, lengths.tokens)), self.repeats
+            ),
         )  # fmt: skip
         peaks = {name: in_fresh_process(_training_peak, self.causal, lengths, given)
                  for name, given in (("plain_peak_bytes", None), ("callback_peak_bytes", config))}  # fmt: skip

@@ -73,7 +73,7 @@ def reverse_kl(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tens
 
 @DIVERGENCES.register("jensen_shannon")
 def jensen_shannon(q: Distribution, p: Distribution, beta: float) -> tuple[Tensor, Tensor]:
-    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, with teacher p and student q.
+    """Beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, with teacher p and student q.
 
     Source: Agarwal et al. 2024, GKD, arXiv:2306.13649.
     """

@@ -89,7 +89,7 @@ def _int4_fits(layer: StoredLinear, input: Tensor) -> bool:
 
 
 def _int4_run(layer: StoredLinear, input: Tensor) -> Tensor:
-    """torch's int4 kernel: bfloat16 activations and scales (as scales of groups are stored), float32 sums."""
+    """Torch's int4 kernel: bfloat16 activations and scales (as scales of groups are stored), float32 sums."""
     if layer.kernel_cache is None:
         _arrange_for_int4_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
@@ -115,7 +115,7 @@ def _int8_weights_fits(layer: StoredLinear, input: Tensor) -> bool:
 
 
 def _int8_weights_run(layer: StoredLinear, input: Tensor) -> Tensor:
-    """torch's int8 weight-only kernel: bfloat16 activations and scales, float32 sums."""
+    """Torch's int8 weight-only kernel: bfloat16 activations and scales, float32 sums."""
     if layer.kernel_cache is None:
         _arrange_for_int8_weights_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache

@@ -14,7 +14,7 @@ from hf_slim import PruningConfig, convert, prepare
 from hf_slim.evaluation.footprint import parameter_count
 from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
 from hf_slim.evaluation.tasks.task import TASKS
-from hf_slim.evaluation.training_speed import training_speed_of
+from hf_slim.evaluation.training_speed import StepTiming, training_speed_of
 from hf_slim.integration.loading import load_model, located
 from hf_slim.pruning.budget.savings import layer_cost
 
@@ -58,7 +58,7 @@ def language_rows(results: Results, name: str, lengths: Lengths, training: dict[
         measure = partial(training_speed_of, TASKS["causal-lm"])
         results(
             f"SmolLM2, training {precision}",  # new models each time: a Trainer leaves its precision on
-            lambda measure=measure, args=args: measure(dense_and_half(), args, batch, repeats),
+            lambda measure=measure, args=args: measure(dense_and_half(), StepTiming(args, batch, repeats)),
         )
 
 
@@ -72,7 +72,7 @@ def encoder_rows(results: Results, name: str, lengths: Lengths, training: dict[s
         measure = partial(training_speed_of, TASKS["sequence-classification"])
         results(
             f"MiniLM, training {precision}",
-            lambda measure=measure, args=args: measure(dense_and_half(), args, batch_of(texts), repeats),
+            lambda measure=measure, args=args: measure(dense_and_half(), StepTiming(args, batch_of(texts), repeats)),
         )
 
 
