@@ -50,12 +50,12 @@ class CardSet:
 def _criterion_facts(name: str, criterion: Criterion) -> Facts:
     needs = ["gradients of a loss"] if criterion.needs_gradient else []
     needs += ["activations"] if criterion.sums else []
-    needs += ["inputs and outputs of whole layers"] if criterion.needs_turning else []
+    needs += ["inputs and outputs of whole layers"] if criterion.needs_angular_distance else []
     kinds = [f"`{kind}`" for kind, default in DEFAULT_CRITERIA.items() if default == name]
     scored = "every kind of structure"
     if criterion.sums:
         scored = "neurons, heads, channels and the hidden width; not layers, blocks or anything of fused experts"
-    if criterion.needs_turning:
+    if criterion.needs_angular_distance:
         scored = "whole layers only"
     return {
         "Setting": f"`pruning: {{criterion: {name}}}`",
