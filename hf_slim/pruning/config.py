@@ -45,9 +45,9 @@ class PruningConfig(SlimConfig):
 
     target: dict[str, float] | None = field(default=None, metadata={"keys": MEASURES})
     """How large the stacked layers may still be, as a share in (0, 1) of one measure, such as `{parameters: 0.6}`; set
-    it instead of `sparsity`. `macs` are multiply-adds per token, `latency` is time measured on the device of the run.
-    Embeddings and output head do not count. The groups of `spend_on` that cost least for what they save are removed.
-    `null`: `sparsity` says how much."""
+    it instead of `sparsity`. `macs` are multiply-adds per token, or per picture or sound where the model reads those;
+    `latency` is time measured on the device of the run. Embeddings and output head do not count. The groups of
+    `spend_on` that cost least for what they save are removed. `null`: `sparsity` says how much."""
 
     spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
     """Kinds of structure that a `target` may remove; kinds that the model does not have are left out. With more than
