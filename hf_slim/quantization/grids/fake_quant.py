@@ -152,7 +152,7 @@ def fake_quantize_weight(  # noqa: PLR0913  what a quantizer holds, one by one: 
 
     Args:
         weight: `(rows, columns)`, any float dtype.
-        scale: `(rows, n_groups, 1)` or `(1, 1, 1)`, the width of one step; None: found from the weight itself, and then
+        scale: `(rows, n_groups, 1)` or `(1, 1, 1)`, the width of one step; None: found from the weight, and then
             no value is clipped by more than half a step and the gradient passes straight through.
         offset: Like `scale`: the value that code 0 stands for (LSQ+'s beta).
         zero_point: Like `scale`, in units of codes; not trained, and not together with `offset`.
