@@ -114,9 +114,7 @@ class PruningConfig(SlimConfig):
         require_share("stop", self.stop)
         require_share("floor", self.floor, upper_open=True)
         if not self.start <= self.stop or not self.stop:
-            raise SlimError(
-                f"`start` must not lie behind `stop`, and `stop` not at 0: got {self.start} and {self.stop}."
-            )
+            raise SlimError(f"`start` must not be after `stop`, and `stop` not 0: got {self.start} and {self.stop}.")
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
             require_whole(name, value)
         require_whole("rounds", self.rounds, least=2, hint="One round is schedule one_shot.")
@@ -139,13 +137,13 @@ class PruningConfig(SlimConfig):
     def _check_amounts(self) -> None:
         if self.target is not None:
             if self.sparsity is not None:
-                raise SlimError("`sparsity` and `target` both say how much goes. Set one of them.")
+                raise SlimError("`sparsity` and `target` both say how much is removed. Set one of them.")
             if len(self.target) != 1 or not set(self.target) <= set(MEASURES):
                 raise SlimError(f"`target` must name one of {', '.join(MEASURES)}, got {self.target!r}.")
             share = next(iter(self.target.values()))
             require_share("target", share, upper_open=True)
             if not share:
-                raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
+                raise SlimError("`target` 0 would keep nothing. It is the share that is kept, such as 0.6.")
             self._check_spend_on()
             return
         for kind, share in self.sparsity_by_kind.items():
