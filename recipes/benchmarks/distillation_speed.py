@@ -24,7 +24,7 @@ from hf_slim import DistillationCallback, StudentShape, make_student
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.distillation.store.format import StoreInfo
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
-from hf_slim.distillation.teachers.live import LiveTeacher, Question, freeze_
+from hf_slim.distillation.teachers.live import LiveTeacher, TeacherRequest, freeze_
 from hf_slim.evaluation.footprint import peak_rss_bytes
 from hf_slim.evaluation.latency import interleaved_ms, spread
 from hf_slim.evaluation.quality import perplexity
@@ -106,8 +106,8 @@ def store_answers(model: PreTrainedModel, data: list[Dataset], folder: Path, dty
         for rows in data:
             for start in range(0, len(rows), ROWS):
                 batch = collate([rows[index] for index in range(start, min(start + ROWS, len(rows)))])
-                answers = asked.ask(batch, Question(dtype)).answers
-                logits = answers.at(torch.arange(len(answers.states))).states
+                predictions = asked.forward(batch, TeacherRequest(dtype)).predictions
+                logits = predictions.at(torch.arange(len(predictions.states))).states
                 writer.add(batch, logits.unflatten(0, batch["input_ids"].shape))
     finish_store(folder, info)
 
