@@ -21,7 +21,8 @@ from hf_slim.pruning.importance.criteria import CRITERIA, Criterion
 from hf_slim.quantization.grids.grid import GRIDS, Grid, GridKind
 from hf_slim.quantization.grids.observers import OBSERVERS
 from hf_slim.quantization.scheme import SCHEMES
-from hf_slim.workflows.settings import doc_of, settings_reference
+from hf_slim.workflows.settings import settings_reference
+from hf_slim.workflows.settings.setting import doc_of
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "recipes" / "benchmarks" / "results"
@@ -50,12 +51,12 @@ class CardSet:
 def _criterion_facts(name: str, criterion: Criterion) -> Facts:
     needs = ["gradients of a loss"] if criterion.needs_gradient else []
     needs += ["activations"] if criterion.sums else []
-    needs += ["inputs and outputs of whole layers"] if criterion.needs_turning else []
+    needs += ["inputs and outputs of whole layers"] if criterion.needs_angular_distance else []
     kinds = [f"`{kind}`" for kind, default in DEFAULT_CRITERIA.items() if default == name]
     scored = "every kind of structure"
     if criterion.sums:
         scored = "neurons, heads, channels and the hidden width; not layers, blocks or anything of fused experts"
-    if criterion.needs_turning:
+    if criterion.needs_angular_distance:
         scored = "whole layers only"
     return {
         "Setting": f"`pruning: {{criterion: {name}}}`",

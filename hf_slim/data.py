@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimConfigError, SlimDataError
 from hf_slim.progress import progress
 
@@ -58,10 +58,7 @@ class DataConfig(SlimConfig):
         columns = self.text_columns
         if not 1 <= len(columns) <= 2 or not all(isinstance(column, str) and column for column in columns):
             raise SlimConfigError(f"`text_column` must be a name, or a list of two names, got {self.text_column!r}.")
-        if not isinstance(self.block_size, int) or self.block_size < 8:
-            raise SlimConfigError(
-                f"`block_size` must be a whole number of at least 8 tokens, got {self.block_size!r}."
-            )
+        require_whole("block_size", self.block_size, least=8)
 
     @property
     def text_columns(self) -> list[str]:

@@ -1,4 +1,7 @@
-"""Names of host libraries that hf_slim relies on without a promise: each is still there, and each is listed."""
+"""Names of host libraries that hf_slim relies on without a promise: each is still there, and each is listed.
+
+And what a host is about to remove: its warnings about our own modules are errors, see pyproject.toml.
+"""
 
 import ast
 import importlib
@@ -186,3 +189,16 @@ def test_every_import_from_inside_a_host_is_listed():
                 missing += [f"hf_slim/{file}: {name}" for name in names if not is_listed(name, file)]
     assert count > 5
     assert not missing, f"Add rows to hf_slim/integration/upstream: {missing}"
+
+
+@pytest.mark.parametrize("category", [FutureWarning, DeprecationWarning])
+def test_warnings_of_our_own_modules_are_errors(category):
+    def warn(module: str) -> None:
+        scope = {"__name__": module, "category": category}
+        exec("import warnings; warnings.warn('this will go', category)", scope)
+
+    for ours in ("hf_slim", "hf_slim.integration.kv_cache"):
+        with pytest.raises(category, match="this will go"):
+            warn(ours)
+    for another in ("transformers.trainer", "hf_slimmer"):
+        warn(another)

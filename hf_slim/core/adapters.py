@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -14,7 +15,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def adapter_parts(model: nn.Module) -> set[str]:
-    """Names of the modules that belong to an adapter and not to the model: what lies beside a base layer."""
+    """Names of the modules that belong to an adapter and not to the model: everything around a base layer."""
     parts: set[str] = set()
     for name, adapter in adapter_layers(model).items():
         base = {f"{name}.{inner}".rstrip(".") for inner in (BASE, *_prefixed(adapter))}
@@ -38,7 +39,8 @@ def adapters_disabled(module: nn.Module) -> Iterator[None]:
     """
     trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        with module.disable_adapter() if hasattr(module, "disable_adapter") else _layer_disabled(module):
+        disable = getattr(module, "disable_adapter", None)  # a method of PEFT's models, not of its layers
+        with disable() if disable is not None else _layer_disabled(module):
             yield
     finally:
         for parameter, requires_grad in trainable:
@@ -47,12 +49,13 @@ def adapters_disabled(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _layer_disabled(layer: nn.Module) -> Iterator[None]:
-    were_disabled = layer.disable_adapters
+    adapted: Any = layer
+    were_disabled = adapted.disable_adapters
     try:
-        layer.enable_adapters(False)
+        adapted.enable_adapters(False)
         yield
     finally:
-        layer.enable_adapters(not were_disabled)
+        adapted.enable_adapters(not were_disabled)
 
 
 def _prefixed(adapter: nn.Module) -> list[str]:

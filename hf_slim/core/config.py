@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cache
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from hf_slim.core.errors import SlimConfigError, nearest
 
@@ -59,7 +59,7 @@ class SlimConfig:
     @classmethod
     def of(cls: type[Config], config: "Config | dict[str, Any]") -> Config:
         """`config` itself, or built from a dictionary: what every callback accepts."""
-        return config if isinstance(config, cls) else cls.from_dict(config)
+        return config if isinstance(config, cls) else cls.from_dict(cast("dict[str, Any]", config))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types; `from_dict` restores an equal config."""
@@ -88,8 +88,9 @@ def _docs_in_source(cls: type) -> dict[str, str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except (OSError, TypeError):
         return {}
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
     found: dict[str, str] = {}
-    for statement, below in itertools.pairwise(tree.body[0].body):
+    for statement, below in itertools.pairwise(body):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
             if isinstance(text, str):
@@ -111,3 +112,14 @@ def require_share(name: str, value: Any, upper_open: bool = False) -> None:
         end = ")" if upper_open else "]"
         hint = f" For {value}% write {value / 100}." if is_number and 1 < value <= 100 else ""
         raise SlimConfigError(f"`{name}` must be in [0, 1{end}, got {value!r}: it is a share, not a percentage.{hint}")
+
+
+def require_whole(name: str, value: Any, least: int = 1, hint: str = "") -> None:
+    """Checks that `value` is a whole number of at least `least`.
+
+    Args:
+        hint: A sentence that ends the message, such as what to set instead.
+    Raises: SlimConfigError: if it is anything else; `True` is not a number here.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SlimConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}. {hint}".rstrip())

@@ -13,8 +13,8 @@ from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run
-from hf_slim.core.logs import add_to_logs
 from hf_slim.core.record import forget_state_, is_prepared, state_of
+from hf_slim.core.running.logs import add_to_logs
 from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.distiller import Distiller

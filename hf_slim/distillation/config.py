@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.schedule import SCHEDULES, scheduled
 from hf_slim.distillation.losses.attention import AttentionConfig
@@ -157,8 +157,8 @@ class DistillationConfig(SlimConfig):
                 raise SlimError(
                     f"`{name}` must be between 0 and 1, got {value!r}. For 0 or 1, use forward_kl or reverse_kl."
                 )
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise SlimError(f"`top_k` must be a whole number of at least 1, or None for all; got {self.top_k!r}.")
+        if self.top_k is not None:
+            require_whole("top_k", self.top_k, hint="None compares all classes.")
 
 
 def _positive(value: Any) -> bool:

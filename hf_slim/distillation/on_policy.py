@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import evaluating, method_or_none, text_config_value
 from hf_slim.core.record import unwrapped
@@ -46,8 +46,7 @@ class OnPolicyConfig(SlimConfig):
         require_share("prompt_share", self.prompt_share)
         if self.prompt_share == 0:
             raise SlimError("`prompt_share` is 0: the student would have no prompt to continue. Use for instance 0.5.")
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
-            raise SlimError(f"`max_new_tokens` must be a whole number of at least 1, got {self.max_new_tokens!r}.")
+        require_whole("max_new_tokens", self.max_new_tokens)
         is_number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
         if not is_number or not 0 <= self.temperature < math.inf:
             raise SlimError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -42,9 +42,7 @@ class EvaluationConfig(SlimConfig):
 
     def __post_init__(self) -> None:
         for name in ("blocks", "batch_size", "prefill_tokens", "decode_tokens", "repeats", "training_repeats"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SlimError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+            require_whole(name, getattr(self, name))
         if self.result_dtype not in DTYPES:
             raise SlimError(f"`result_dtype` must be float32 or bfloat16, got {self.result_dtype!r}.")
 

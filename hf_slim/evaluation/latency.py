@@ -1,19 +1,12 @@
-"""How fast, measured side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
+"""Inference speed of several models: every repetition runs all of them in turn, so that noise affects all equally."""
 
 import statistics
-from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_slim.core import timing
 from hf_slim.integration.kv_cache import cache_argument, cache_of
-from hf_slim.progress import progress
-
-
-def interleaved_ms(candidates: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:
-    """`core.timing.interleaved_ms` with a progress bar."""
-    return timing.interleaved_ms(candidates, repeats, lambda rounds: progress(rounds, title, "round"))
+from hf_slim.timing import interleaved_ms
 
 
 def spread(samples: list[float]) -> dict[str, float | list[float]]:

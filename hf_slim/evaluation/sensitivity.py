@@ -1,4 +1,4 @@
-"""Which layers bear low precision: the harm of every scheme in every layer alone, and the best mix within a budget."""
+"""Which layers tolerate low precision: the loss increase of each scheme in each layer, and the best mix."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from hf_slim.quantization.scheme import Scheme
 
 
 @dataclass(frozen=True)
-class Choice:
+class SchemeTrial:
     """One scheme for one layer.
 
     Attributes:
@@ -39,7 +39,7 @@ class LayerSensitivity:
 
     name: str
     weights: int
-    choices: tuple[Choice, ...]
+    choices: tuple[SchemeTrial, ...]
 
 
 @torch.inference_mode()
@@ -104,19 +104,19 @@ def choose_schemes(sensitivities: list[LayerSensitivity], budget_bits: float) ->
     return {name: hulls[name][i].scheme for name, i in place.items()}
 
 
-def _hull(choices: tuple[Choice, ...]) -> list[Choice]:
+def _hull(choices: tuple[SchemeTrial, ...]) -> list[SchemeTrial]:
     """The choices on the lower convex hull of divergence over bits, most precise first."""
-    hull: list[Choice] = []
+    hull: list[SchemeTrial] = []
     for choice in sorted(choices, key=lambda choice: (choice.bits, choice.divergence)):
         if hull and choice.divergence >= hull[-1].divergence:
-            continue  # dearer and no better
+            continue  # more bits and no better
         while len(hull) > 1 and _slope(hull[-2], choice) <= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(choice)
     return hull[::-1]
 
 
-def _slope(low: Choice, high: Choice) -> float:
+def _slope(low: SchemeTrial, high: SchemeTrial) -> float:
     return (high.divergence - low.divergence) / (high.bits - low.bits)
 
 
@@ -136,7 +136,7 @@ def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
     return fitting
 
 
-def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], untouched: list[Tensor]) -> Choice:
+def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], untouched: list[Tensor]) -> SchemeTrial:
     """What `scheme` does in layer `name` alone, against the predictions of the untouched model."""
     layer = model.get_submodule(name)
     with temporary_module(model, name, family_of(layer).fake_quantized(layer, scheme, Training())):
@@ -144,7 +144,7 @@ def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], u
     columns = next(iter(family_of(layer).shapes(layer).values()))[1]
     harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
     loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
-    return Choice(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence)
+    return SchemeTrial(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence)
 
 
 def _predictions(model: nn.Module, ids: Tensor) -> Tensor:

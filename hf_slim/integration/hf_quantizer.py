@@ -37,11 +37,11 @@ class HfSlimConfig(QuantizationConfigMixin):
     Raises: SlimError: for a format, a mode or settings that this hf_slim does not know.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one argument per key of config.json
         self,
         mode: str = "",
         shapes: dict[str, list[int]] | None = None,
-        attributes: dict[str, dict[str, int]] | None = None,
+        attributes: dict[str, dict[str, int | float]] | None = None,
         layers: dict[str, str | dict] | None = None,
         techniques: dict[str, dict] | None = None,
         version: str = "",
@@ -57,7 +57,7 @@ class HfSlimConfig(QuantizationConfigMixin):
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
-        self.quant_method = quant_method
+        self.quant_method: Any = quant_method
         self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
         self.techniques, self.version, self.format_version = techniques or {}, version, format_version
 
@@ -69,6 +69,7 @@ class HfSlimQuantizer(HfQuantizer):
     """
 
     requires_calibration = False
+    quantization_config: Any  # a HfSlimConfig
 
     def __init__(self, quantization_config: HfSlimConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
@@ -82,18 +83,22 @@ class HfSlimQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
+        """The conversions between checkpoint and model; of packed weights only those that rename."""
         conversions = super().update_weight_conversions(weight_conversions, model)
         return _rebuild().of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
 
     def is_serializable(self) -> bool:
+        """Whether `save_pretrained` may write the model."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return True  # adapters on top of packed layers; the integers themselves stay
+        """Whether the Trainer accepts the model: with adapters on packed layers, whose integers stay as they are."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
+        """Whether `torch.compile` works on the model."""
         return True
 
 

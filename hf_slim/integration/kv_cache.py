@@ -10,10 +10,11 @@ from transformers.cache_utils import DynamicLayer
 
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import config_of
 from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
-from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed
+from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed_state
 from hf_slim.quantization.grids.packing import pack_codes, unpack_codes
 
 BITS = {"int8": 8, "int4": 4}
@@ -36,7 +37,7 @@ def cache_of(outputs: Any) -> Cache | None:
 def quantize_kv_cache_(model: nn.Module) -> None:
     """Lets the attention of a prepared or loaded model see keys and values on the grid that its config names.
 
-    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, whatever its attention.
+    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, with any attention.
     Raises: SlimError: if the model keeps no such cache.
     """
     record = record_of(model)
@@ -63,19 +64,22 @@ class QuantizedLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes empty storage for codes on the device of the first keys."""
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = (torch.tensor([], dtype=torch.int8, device=self.device) for _ in range(2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds the newest tokens as codes; returns keys and values of all tokens, dequantized."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = torch.cat((self.keys, self._packed(key_states)), dim=-2)
-        self.values = torch.cat((self.values, self._packed(value_states)), dim=-2)
+        stored: Any = self  # transformers declares both as optional, and they are tensors from here on
+        self.keys = torch.cat((stored.keys, self._packed(key_states)), dim=-2)
+        self.values = torch.cat((stored.values, self._packed(value_states)), dim=-2)
         return self._unpacked(self.keys, key_states), self._unpacked(self.values, value_states)
 
     def _packed(self, states: Tensor) -> Tensor:
         values = states.float()
-        state = observed(values, self.grid)
+        state = observed_state(values, self.grid)
         codes = pack_codes(encoded(values, self.grid, state), self.grid.storage_bits)
         return torch.cat((codes, state.scale.contiguous().view(torch.int8)), dim=-1)
 
@@ -94,6 +98,7 @@ class _RoundingLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The newest keys and values, rounded to the grid; differentiable."""
         return fake_quantize_tokens(key_states, self.grid), fake_quantize_tokens(value_states, self.grid)
 
 
@@ -111,9 +116,10 @@ class _UseQuantizedCache(PreparedHook):
         for old in ARGUMENTS[ARGUMENTS.index(self.argument) + 1 :]:  # its forward takes the older names too
             if old in kwargs:
                 kwargs.setdefault(self.argument, kwargs.pop(old))
-        cache, n_layers = kwargs.get(self.argument), decoder.config.get_text_config().num_hidden_layers
+        config: Any = config_of(decoder)
+        cache, n_layers = kwargs.get(self.argument), config.get_text_config().num_hidden_layers
         use_cache = kwargs.get("use_cache")
-        use_cache = decoder.config.use_cache if use_cache is None else use_cache
+        use_cache = config.use_cache if use_cache is None else use_cache
         if decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
             raise SlimError(
                 "Gradient checkpointing takes the key-value cache away, and with it the rounding of keys and values. "

@@ -26,7 +26,7 @@ class Preview:
 
     Attributes:
         layers: Layer name -> what happens to it, in a few words.
-        bits: Layer name -> bits that one weight of it takes on disk, scales included; a missing layer stays in float.
+        bits: Layer name -> bits that one weight of it takes on disk, scales included; other layers are kept in float.
         removed: `(parameters, layer)` per removed part: how many on average, and a layer that loses them.
         lines: What else a reader should know.
         shrink_: Cuts the model, which may be on the meta device, as the technique would: the next stage starts there.
@@ -41,7 +41,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a preview may need beside model and config: the run's tokenizer, and the class that loads its models."""
+    """What a preview may need in addition: the run's tokenizer, and the class that loads its models."""
 
     tokenizer: PreTrainedTokenizerBase
     auto_class: type
@@ -61,7 +61,8 @@ def preview_distillation(model: nn.Module, config: DistillationConfig, inputs: I
 def preview_pruning(model: nn.Module, config: PruningConfig, inputs: Inputs) -> Preview:
     """The groups that every layer loses, on average where layers may differ."""
     plan = plan_pruning(model, config)
-    losses, layers, removed = expected_losses(plan), {}, []
+    losses, removed = expected_losses(plan), []
+    layers: dict[str, str] = {}
     for group_set in plan.group_sets:
         groups, names = losses[group_set.name], dict.fromkeys(part.module for part in group_set.slices)
         removed.append((groups * group_set.parameters_per_group(model), next(iter(names))))
@@ -78,7 +79,7 @@ def preview_pruning(model: nn.Module, config: PruningConfig, inputs: Inputs) -> 
 
 
 def preview_quantization(model: nn.Module, config: QuantizationConfig, inputs: Inputs) -> Preview:
-    """The grid of every layer, or why it stays in floating point."""
+    """The grid of every layer, or why it is kept in floating point."""
     plans = plan_quantization(model, config)
     bits = {}
     for plan in plans:
@@ -90,7 +91,7 @@ def preview_quantization(model: nn.Module, config: QuantizationConfig, inputs: I
 
 
 def layer_schemes(model: nn.Module, config: QuantizationConfig) -> list[dict[str, Any]]:
-    """What becomes of each layer, for the report: name, scheme or None, and why a layer stays in floating point."""
+    """What becomes of each layer, for the report: name, scheme or None, and why a layer is kept in floating point."""
     plans = plan_quantization(model, config)
     return [{"name": p.name, "scheme": str(p.scheme) if p.scheme else None, "reason": p.reason} for p in plans]
 

@@ -50,7 +50,7 @@ def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
         _set_(model.get_submodule(found), name, shape)
 
 
-def set_attribute_(model: nn.Module, path: str, attribute: str, value: int) -> None:
+def set_attribute_(model: nn.Module, path: str, attribute: str, value: int | float) -> None:
     """Sets a number that the module at `path` holds about itself, where this model has it."""
     found = resolve(model, path)
     if found is not None:

@@ -43,7 +43,7 @@ class Row:
 
     name: str
     config: type[SlimConfig]
-    callback: type[TrainerCallback]
+    callback: Callable[..., TrainerCallback]
     preview: Callable[[nn.Module, Any, Inputs], Preview]
     technique: Technique | None = None
     layers: Callable[[nn.Module, Any], list[dict[str, Any]]] | None = None
@@ -69,8 +69,9 @@ def callbacks_for(configs: list[SlimConfig], own_teacher: PreTrainedModel | None
     callbacks: list[TrainerCallback] = []
     for row in TECHNIQUES:
         for config in (config for config in configs if type(config) is row.config):
-            is_taught = isinstance(config, DistillationConfig) and config.teacher == "self" and own_teacher is not None
-            given = {"teacher": own_teacher.eval().requires_grad_(False)} if is_taught else {}
+            given: dict[str, Any] = {}
+            if isinstance(config, DistillationConfig) and config.teacher == "self" and own_teacher is not None:
+                given["teacher"] = own_teacher.eval().requires_grad_(False)
             callbacks.append(row.callback(config, **given))
     return callbacks
 
@@ -85,5 +86,5 @@ def previews_of(model: nn.Module, techniques: dict[str, SlimConfig], inputs: Inp
 
 def layers_of(model: nn.Module, techniques: dict[str, SlimConfig]) -> list[dict[str, Any]]:
     """What becomes of each layer, for the report."""
-    rows = [row for row in TECHNIQUES if row.layers and row.name in techniques]
-    return [layer for row in rows for layer in row.layers(model, techniques[row.name])]
+    reporting = [(row.layers, techniques[row.name]) for row in TECHNIQUES if row.layers and row.name in techniques]
+    return [layer for layers, config in reporting for layer in layers(model, config)]

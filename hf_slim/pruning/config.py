@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.importance.criteria import CRITERIA
@@ -45,12 +45,12 @@ class PruningConfig(SlimConfig):
 
     target: dict[str, float] | None = field(default=None, metadata={"keys": MEASURES})
     """How large the stacked layers may still be, as a share in (0, 1) of one measure, such as `{parameters: 0.6}`; set
-    it instead of `sparsity`. `macs` are multiply-adds per token, `latency` is time measured on the device of the run.
-    Embeddings and output head do not count. The groups of `spend_on` that cost least for what they save are removed.
-    `null`: `sparsity` says how much."""
+    it instead of `sparsity`. `macs` are multiply-adds per token, or per picture or sound where the model reads those;
+    `latency` is time measured on the device of the run. Embeddings and output head do not count. The groups of
+    `spend_on` that cost least for what they save are removed. `null`: `sparsity` says how much."""
 
     spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
-    """Kinds of structure that a `target` may remove; kinds that the model does not have are bypassed. With more than
+    """Kinds of structure that a `target` may remove; kinds that the model does not have are left out. With more than
     one kind their scores are compared, so all of them use one criterion."""
 
     uniform: dict[str, bool] | bool = field(default=True, metadata={"keys": KINDS})
@@ -118,12 +118,9 @@ class PruningConfig(SlimConfig):
                 f"`start` must not lie behind `stop`, and `stop` not at 0: got {self.start} and {self.stop}."
             )
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
-        if not isinstance(self.rounds, int) or self.rounds < 2:
-            raise SlimError(f"`rounds` must be a whole number from 2, got {self.rounds!r}; 1 is schedule one_shot.")
-        if not isinstance(self.calibration_batches, int) or self.calibration_batches < 0:
-            raise SlimError(f"`calibration_batches` must be a whole number from 0, got {self.calibration_batches!r}.")
+            require_whole(name, value)
+        require_whole("rounds", self.rounds, least=2, hint="One round is schedule one_shot.")
+        require_whole("calibration_batches", self.calibration_batches, least=0)
         if self.repair and not self.calibration_batches:
             raise SlimError("`repair` looks at what flows through the model: set `calibration_batches`, such as 48.")
         for kind in self.round_to:

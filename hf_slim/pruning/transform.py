@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim
+from hf_slim.core.modules import config_value
 from hf_slim.core.record import record_of, state_of
 from hf_slim.pruning.budget.latency import measure_latency
 from hf_slim.pruning.budget.plan import Plan, candidates, plan_removal
@@ -104,7 +105,7 @@ def common_sizes(model: nn.Module, group_sets: list[GroupSet], removed: Removed)
     for group_set in group_sets:
         left = group_set.count - len(removed.get(group_set.name, ()))
         for name in group_set.config_fields:
-            now = getattr(model.config, name)
+            now = config_value(model, name)
             values.setdefault(name, set()).add(left if now is None else now * left // group_set.count)
     return {name: found.pop() for name, found in values.items() if len(found) == 1}
 

@@ -1,11 +1,8 @@
 """Quantization-aware training as one line in a Trainer."""
 
-import itertools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -13,8 +10,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run, prepare
-from hf_slim.core.logs import add_to_logs
 from hf_slim.core.record import is_prepared, unwrapped
+from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
+from hf_slim.core.running.logs import add_to_logs
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.scale_holders import quantizers
@@ -40,12 +38,14 @@ class QuantizationCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Prepares the model: layers round in the forward pass from now on."""
         prepare(model, self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Rounds the starting weights by GPTQ, if the config asks for it and the run is not resumed."""
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "
@@ -55,12 +55,14 @@ class QuantizationCallback(TrainerCallback):
         begin_run(model, "quantization", state)
         self._bits = average_bits(unwrapped(model))
         if self.config.initialize == "gptq" and state.global_step == 0:  # a checkpoint holds rounded weights already
-            batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
-            round_by_gptq_(unwrapped(model), lambda: _run(model, batches, args), self.config.observer)
+            batches = first_batches(train_dataloader, self.config.calibration_batches)
+            with calibrating(model, batches, precision_of_run(args.bf16, args.fp16)) as run_batches:
+                round_by_gptq_(unwrapped(model), run_batches, self.config.observer)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Switches rounding on once `start` is reached."""
         if self.config.start:
             enabled = _progress(state) >= self.config.start
             for quantizer in quantizers(model):
@@ -69,6 +71,7 @@ class QuantizationCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Drops the gradients of scales once they are frozen."""
         if self._is_frozen(state):
             for quantizer in quantizers(model):
                 for name, parameter in quantizer.named_parameters(recurse=False):
@@ -78,6 +81,7 @@ class QuantizationCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Lets stored scales follow the weights until they freeze."""
         config = self.config
         follows = config.learn is None and config.observer == "minmax" and config.initialize == "nearest"
         if follows and config.freeze < 1 and not self._is_frozen(state):
@@ -87,6 +91,7 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, model: nn.Module,
         **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Adds `bits` and `share_on_grid` to the log."""
         if "loss" in logs and self._bits is not None:
             shown = {"bits": round(self._bits, 3), "share_on_grid": round(share_on_grid(unwrapped(model)), 3)}
             add_to_logs(state, logs, shown)
@@ -94,6 +99,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Has the model packed once all techniques of the run are done; with adapters says how to merge them."""
         self._bits = None
         if adapter_layers(unwrapped(model)):
             logger.warning(
@@ -109,16 +115,3 @@ class QuantizationCallback(TrainerCallback):
 
 def _progress(state: TrainerState) -> float:
     return state.global_step / max(state.max_steps, 1)
-
-
-def _run(model: nn.Module, batches: list[dict[str, Any]], args: TrainingArguments) -> Iterator[None]:
-    """Runs `batches` through the model without gradients, in the precision of the run."""
-    device = next(model.parameters()).device
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    for batch in batches:
-        inputs = {
-            k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "num_items_in_batch"
-        }
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            model(**inputs)
-        yield

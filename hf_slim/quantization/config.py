@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError, nearest
-from hf_slim.quantization.grids.grid import require_whole
 from hf_slim.quantization.grids.observers import OBSERVERS
 from hf_slim.quantization.scheme import SCHEMES, Scheme
 
@@ -97,7 +96,7 @@ class QuantizationConfig(SlimConfig):
 
     def _check_choices(self) -> None:
         for name, choices in (("learn", LEARN), ("learn_activations", LEARN_ACTIVATIONS), ("kv_cache", KV_CACHE)):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value not in choices:
                 raise SlimError(f"Unknown `{name}` {value!r}. {nearest(str(value), filter(None, choices))}")
         if self.initialize not in INITIALIZE:

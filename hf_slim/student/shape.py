@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
 
 # stack of layers, number of kept layers, importance of all -> indices of the kept layers
-Choice = Callable[[GroupSet, int, Tensor], list[int]]
-CHOICES: Registry[Choice] = Registry("choice of layers")
+LayerChoice = Callable[[GroupSet, int, Tensor], list[int]]
+CHOICES: Registry[LayerChoice] = Registry("choice of layers")
 
 
 def even(stack: GroupSet, number: int, score: Tensor) -> list[int]:
@@ -95,8 +95,8 @@ class StudentShape(SlimConfig):
         for stack, share in self.per_stack(self.keep).items():
             _check_keep(f"keep{stack and f'.{stack}'}", share)
         for name, value in self.widths.items():
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+            if value is not None:
+                require_whole(name, value)
         if not self.fresh and all(value is None for value in (self.layers, self.keep, *self.widths.values())):
             raise SlimError(
                 "Nothing to change: the student would be equal to the teacher. Set layers, keep, hidden, heads or "

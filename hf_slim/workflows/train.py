@@ -36,7 +36,7 @@ IMPORTANCE_EXAMPLES = 32  # of the training data, which say what of a teacher it
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves behind, beside the model.
+    """Results of training other than the model.
 
     Attributes:
         base: Folder of the model that the result is compared with.
@@ -55,12 +55,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What one stage starts from, beside its model.
+    """What one stage starts from, other than its model.
 
     Attributes:
         folder: For the Trainer's checkpoints.
         checkpoint: To go on from, if any.
-        whole: The model that the stage's student was made of, or the model itself.
+        whole: The model that the stage's student was cut from, or the model itself.
     """
 
     folder: Path

@@ -2,8 +2,7 @@
 
 Every row is a fine-tune of the same length: "dense" starts from the pretrained weights, the others go on from an
 earlier row; where groups are removed, the dense model teaches. Pruning is gradual, and chooses across layers. The
-dense model
-is trained on as well, by itself and taught; the best of the three is what the pruned ones are compared with.
+dense model is trained on as well, by itself and taught; the pruned ones are compared with the best of the three.
 
     python recipes/benchmarks/pruning_encoder.py                    # 50 minutes on one core
 

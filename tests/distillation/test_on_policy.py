@@ -197,8 +197,8 @@ def test_inputs_of_the_original_text_only_are_refused():
     [
         ({"share": 50}, "For 50% write 0.5"),
         ({"prompt_share": 0}, "no prompt to continue"),
-        ({"max_new_tokens": 0}, "whole number of at least 1"),
-        ({"max_new_tokens": 2.5}, "whole number of at least 1"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number of at least 1"),
         ({"temperature": -1}, "number of at least 0"),
         ({"temperature": float("nan")}, "number of at least 0"),
     ],

@@ -234,7 +234,7 @@ def test_the_config_of_gpt2_states_the_number_of_neurons_if_it_is_not_four_times
         ("llama", {"heads": 3}, "must be a multiple of 2 for this teacher, got 3. Possible: 2, 4, 6"),
         ("llama", {"heads": 8}, "more than the 6 of the teacher"),
         ("llama", {"hidden": 64}, "more than the 48 of the teacher"),
-        ("llama", {"ffn": 0}, "positive whole number"),
+        ("llama", {"ffn": 0}, "`ffn` must be a whole number of at least 1"),
         ("llama", {"hidden": 32}, "hidden 32 with heads 4; hidden 32 with heads 2"),
         ("bert", {"heads": 2}, "hidden 16 with heads 2"),
         ("mixtral", {"ffn": 44}, "must be a multiple of 8 for this teacher, got 44"),

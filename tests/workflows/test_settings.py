@@ -10,7 +10,8 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.importance.criteria import CRITERIA, Criterion
 from hf_slim.recipe import SECTIONS, Recipe
-from hf_slim.workflows.settings import describe_settings, settings_of, settings_reference
+from hf_slim.workflows.settings import describe_settings, settings_reference
+from hf_slim.workflows.settings.setting import settings_of
 
 
 def subclasses(base: type) -> Iterator[type]:

@@ -14,7 +14,7 @@ from hf_slim.distillation.capture.attention_states import AttentionState
 
 BLOCK = 2**20  # float32 relations computed at a time: 4 MB per tensor, which fits in a CPU's cache
 ACCELERATOR_BLOCKS = 16  # blocks at a time on an accelerator, where starting a kernel takes longer than memory access
-KINDS = ("kl", "mse")
+MAP_LOSSES = ("kl", "mse")
 LOSSES = ("relations", "maps")
 
 
@@ -143,8 +143,8 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
     Source: "kl": Wang et al. 2020, MiniLM, arXiv:2002.10957, eq. 5. "mse": after Jiao et al. 2020, TinyBERT,
         arXiv:1909.10351, eq. 7, which compares scores before the softmax; here they are probabilities.
     """
-    if kind not in KINDS:
-        raise SlimError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind not in MAP_LOSSES:
+        raise SlimError(f"`kind` must be one of {', '.join(MAP_LOSSES)}, got {kind!r}.")
     if student_map.shape[1] != teacher_map.shape[1]:
         student_map, teacher_map = (maps.mean(1, keepdim=True) for maps in (student_map, teacher_map))
     _check_same_inputs(student_map, teacher_map, valid)

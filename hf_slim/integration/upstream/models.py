@@ -172,12 +172,12 @@ MODELS = (
     ),
     Upstream(
         "transformers.pytorch_utils.Conv1D.nf", "5.23",
-        ("core/modules.py", "pruning/matrices.py", "integration/shapes.py", "quantization/layers/families.py"),
+        ("core/counting.py", "pruning/matrices.py", "integration/shapes.py", "quantization/layers/families.py"),
         "GPT-2's linear layer, known by its attributes, holds its weight transposed.",
         Check.SETS,
     ),
     Upstream(
-        "transformers.pytorch_utils.Conv1D.nx", "5.23", ("core/modules.py", "pruning/matrices.py"),
+        "transformers.pytorch_utils.Conv1D.nx", "5.23", ("core/counting.py", "pruning/matrices.py"),
         "Its number of inputs.",
         Check.SETS,
     ),
@@ -216,8 +216,8 @@ MODELS = (
         Check.TAKES, ("is_transposed",),
     ),
     Upstream(
-        "transformers.MixtralConfig", "5.23", ("pruning/budget/savings.py",),
-        "The share of experts that a token visits.",
+        "transformers.MixtralConfig", "5.23", ("core/counting.py",),
+        "The number of experts that a token visits.",
         Check.HAS, ("num_experts_per_tok",),
     ),
     Upstream(

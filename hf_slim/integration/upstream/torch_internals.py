@@ -93,6 +93,15 @@ TORCH = (
         Check.TAKES, ("self", "mat2", "scales"),
     ),
     Upstream(
+        "torch.utils._python_dispatch.TorchDispatchMode", "2.13", ("core/counting.py",),
+        "Matrix products outside known layers are seen operator by operator, and counted.",
+    ),
+    Upstream(
+        "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu", "2.13", ("core/counting.py",),
+        "Fused attention is known by the start of its name, and counted from the shapes of its first three arguments.",
+        Check.TAKES, ("query", "key", "value"),
+    ),
+    Upstream(
         "torch.backends.cpu.get_cpu_capability", "2.13", (CPU,),
         "\"AVX512\" tells that products of integers are fast.",
     ),

@@ -17,7 +17,7 @@ from hf_slim.pruning.groups import GroupSet
 
 LockstepSets = list[GroupSet]  # sets that lose the same number at the same time
 LENIENCE = 0.05  # of the groups of a layer: so much more or less may go, to be legal
-ROUNDING = 1e-9  # relative, of sums of savings
+SUM_TOLERANCE = 1e-9  # relative: sums of the same savings differ by this much with their order
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Budget:
 
     @property
     def group_sets(self) -> list[GroupSet]:
+        """Every set that competes for this budget."""
         return [group_set for sets in self.lockstep_sets for group_set in sets]
 
 
@@ -93,7 +94,7 @@ def plan_removal(
     budget = Budget(_lockstep_sets(spent_on, ends, config), (1 - share) * savings.total, True, 0.0)
     plan = Plan(spent_on, ends, [budget], savings, timings)
     most = savings.of(plan.most)
-    if budget.amount > most * (1 + ROUNDING):
+    if budget.amount > most * (1 + SUM_TOLERANCE):
         raise SlimError(
             f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
             f"{most / savings.total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. "

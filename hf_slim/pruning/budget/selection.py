@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.schedule import scheduled
-from hf_slim.pruning.budget.plan import ROUNDING, Budget, LockstepSets, Plan
+from hf_slim.pruning.budget.plan import SUM_TOLERANCE, Budget, LockstepSets, Plan
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.removal.cut import Removed
@@ -31,7 +31,7 @@ def choose_removed(
         names = [group_set.name for group_set in budget.group_sets]
         while True:  # more than once only where groups save less the more of the others are gone
             left = amount - plan.savings.of({name: chosen[name] for name in names if name in chosen})
-            if left <= amount * ROUNDING or left < budget.smallest:
+            if left <= amount * SUM_TOLERANCE or left < budget.smallest:
                 break
             taken = _taken(plan, budget, scores, chosen, left)
             if not taken:
@@ -47,9 +47,9 @@ def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], gone: Removed,
     order = prices.sort(stable=True).indices if len(queues) > 1 else torch.arange(len(prices))  # one is sorted
     saved = torch.cat([queue.savings for queue in queues])[order].cumsum(0)
     if budget.is_target:
-        number = int(torch.searchsorted(saved, left * (1 - ROUNDING))) + 1
+        number = int(torch.searchsorted(saved, left * (1 - SUM_TOLERANCE))) + 1
     else:
-        number = int(torch.searchsorted(saved, left + ROUNDING, right=True))
+        number = int(torch.searchsorted(saved, left + SUM_TOLERANCE, right=True))
     lane_of = torch.repeat_interleave(torch.tensor([len(queue.prices) for queue in queues]))
     steps = lane_of[order[:number]].bincount(minlength=len(queues)).tolist()
     taken: Removed = {}

@@ -36,6 +36,7 @@ class Evidence:
 
     @property
     def count(self) -> int:
+        """How many groups there are."""
         return len(self.weights[0])
 
     @property

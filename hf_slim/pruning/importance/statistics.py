@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import temporary_hooks
+from hf_slim.core.running.distributed import is_distributed, sum_over_ranks_
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.matrices import matrix_of
 
@@ -42,10 +43,12 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
+        """Mean of every channel over the tokens: `(channels,)`."""
         return self.total / self.tokens
 
     @property
     def variance(self) -> Tensor:
+        """Variance of every channel over the tokens: `(channels,)`."""
         return self.square / self.tokens - self.mean.square()
 
 
@@ -134,14 +137,13 @@ def watched_layers(
 
 def summed_over_ranks_(found: dict[str, Moments] | dict[str, AngularDistance]) -> None:
     """Makes every process hold the sums over all of them, so that all choose alike."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not is_distributed():
         return
     for seen in found.values():
-        sums = [getattr(seen, field.name) for field in fields(seen) if field.name != "tokens"]
+        sums = [vars(seen)[field.name] for field in fields(seen) if field.name != "tokens"]
         sums = [tensor for tensor in sums if tensor is not None]
         tokens = torch.tensor(seen.tokens, device=sums[0].device)
-        for tensor in (tokens, *sums):
-            torch.distributed.all_reduce(tensor)
+        sum_over_ranks_((tokens, *sums))
         seen.tokens = tokens.item()
 
 
@@ -149,6 +151,6 @@ def _add_(moments: Moments, rows: Tensor, sums: tuple[str, ...]) -> None:
     for piece in rows.split(max(1, PIECE // rows.shape[1])):
         piece = piece.float()
         for name in sums:
-            new, old = SUMS[name](piece), getattr(moments, name)
+            new, old = SUMS[name](piece), vars(moments)[name]
             setattr(moments, name, new if old is None else old.add_(new))
     moments.tokens += len(rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_slim.core.modules import config_of
 from hf_slim.pruning.groups import GroupSet
 
 LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # how configs call the length of a stack
@@ -43,7 +44,7 @@ def renamed(path: str, group_set: GroupSet, removed: list[int]) -> str | None:
 
 def _configs(model: nn.Module) -> list[Any]:
     """Every config object in the model, once."""
-    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    found = {id(config): config for module in model.modules() if (config := config_of(module)) is not None}
     return list(found.values())
 
 

@@ -78,6 +78,7 @@ class BypassedLayer(PreparedHook):
     """A forward hook that lets a layer hand on what it was given."""
 
     def __call__(self, module: nn.Module, given: tuple, named: dict[str, Any], made: Any) -> Any:
+        """The input of the layer in the form of its output."""
         stream = given[0] if given else named["hidden_states"]
         return stream if isinstance(made, Tensor) else (stream, *made[1:])
 

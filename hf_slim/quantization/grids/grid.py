@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
 
@@ -187,7 +187,7 @@ class GridState:
     codebook: Tensor | None = None
 
 
-def observed(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
+def observed_state(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
     """The state that covers every value (the min-max observer), or the one that the grid itself gives.
 
     Args:
@@ -234,12 +234,6 @@ def in_grid_units(values: Tensor, state: GridState) -> Tensor:
     """`values` divided by their scale, and shifted by their zero point."""
     scaled = values * state.scale.reciprocal()  # x * Q rather than x / scale: as bitsandbytes and torchao round
     return scaled if state.zero_point is None else scaled.add_(state.zero_point)
-
-
-def require_whole(name: str, value: object) -> None:
-    """Raises SlimError unless `value` is a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
 
 
 def _any_of(numbers: list[int]) -> str:

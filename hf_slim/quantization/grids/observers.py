@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.quantization.grids.grid import TINY, Grid, GridState, as_stored, observed, snapped
+from hf_slim.quantization.grids.grid import TINY, Grid, GridState, as_stored, observed_state, snapped
 
 Observer = Callable[[Tensor, Grid, tuple[int, ...]], GridState]
 OBSERVERS: Registry[Observer] = Registry("observer")
@@ -22,7 +22,7 @@ def minmax(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
 
     Source: Jacob et al. 2018, arXiv:1712.05877, sec. 3.1.
     """
-    return observed(values, grid, dims)
+    return observed_state(values, grid, dims)
 
 
 @OBSERVERS.register("percentile")
@@ -35,7 +35,7 @@ def percentile(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
     limit = slices.abs().kthvalue(max(1, round(PERCENTILE * slices.shape[-1])), dim=-1).values
     for dim in sorted(dim % values.dim() for dim in dims):
         limit = limit.unsqueeze(dim)
-    return observed(values.clamp(-limit, limit), grid, dims)
+    return observed_state(values.clamp(-limit, limit), grid, dims)
 
 
 @OBSERVERS.register("mse")
@@ -44,7 +44,7 @@ def mse(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
 
     Source: Banner et al. 2019, arXiv:1810.05723 (clipping by mean squared error), by search instead of a distribution.
     """
-    widest = observed(values, grid, dims)
+    widest = observed_state(values, grid, dims)
     if grid.scale is not None or grid.kind_of.learns_codebook:  # a codebook is fitted to its scale, not the reverse
         return widest
     best, least = widest.scale, torch.full_like(widest.scale, torch.inf)

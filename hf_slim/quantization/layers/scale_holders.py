@@ -4,10 +4,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.running.distributed import range_over_ranks_
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
     fake_quantize_static,
@@ -18,7 +19,7 @@ from hf_slim.quantization.grids.fake_quant import (
     observed_weight,
     slice_dims,
 )
-from hf_slim.quantization.grids.grid import Grid, GridState, observed
+from hf_slim.quantization.grids.grid import Grid, GridState, observed_state
 from hf_slim.quantization.grids.observers import OBSERVERS
 
 
@@ -126,7 +127,7 @@ class WeightQuantizer(_Quantizer):
         if self.codebook is not None and len(self.codebook) > 1:
             raise SlimError("Rows cannot be cut out of a weight with several codebooks. Drop `codebook_channels`.")
         for name in ("scale", "offset", "zero_point"):
-            value = getattr(self, name)
+            value = parameter_or_none(self, name)
             if value is not None and len(value) > 1:
                 smaller = value.detach()[kept]
                 setattr(self, name, nn.Parameter(smaller) if isinstance(value, nn.Parameter) else smaller)
@@ -165,6 +166,7 @@ class InputQuantizer(_Quantizer):
         self._calibrated = not self.static
 
     def forward(self, input: Tensor) -> Tensor:
+        """`input` on the grid; static scales are observed during the first batches of training."""
         if not self._calibrated:
             self._observe_(input)
         if not self.enabled or (self.static and not self._calibrated and not self.batches_seen):
@@ -187,12 +189,12 @@ class InputQuantizer(_Quantizer):
                 "Static activation scales have seen no data. Train first, or run a few batches through the model in "
                 "training mode (`model.train()`), before converting."
             )
-        observed_state = observed(self.range.view(1, 1, 2), self.grid)
+        from_range = observed_state(self.range.view(1, 1, 2), self.grid)
         if not self.learn or not self._calibrated:
-            return observed_state
+            return from_range
         learned = learned_state(self.scale, self.offset, None, self.grid)
-        if self.offset is None and observed_state.zero_point is not None:
-            return GridState(learned.scale, observed_state.zero_point)
+        if self.offset is None and from_range.zero_point is not None:
+            return GridState(learned.scale, from_range.zero_point)
         return learned
 
     @torch.no_grad()
@@ -200,13 +202,10 @@ class InputQuantizer(_Quantizer):
         if self.training and self.batches_seen < self.calibration_batches and input.numel():
             self.range[0] = torch.minimum(self.range[0], input.min())
             self.range[1] = torch.maximum(self.range[1], input.max())
-            if dist.is_available() and dist.is_initialized():  # every rank must round alike
-                ends = torch.stack((-self.range[0], self.range[1]))
-                dist.all_reduce(ends, dist.ReduceOp.MAX)
-                self.range[0], self.range[1] = -ends[0], ends[1]
+            range_over_ranks_(self.range)  # every rank must round alike
             self.batches_seen += 1
             if self.batches_seen == self.calibration_batches and self.learn:
-                found = observed(self.range.view(1, 1, 2), self.grid)
+                found = observed_state(self.range.view(1, 1, 2), self.grid)
                 self.scale.copy_(found.scale)
                 if self.offset is not None and found.zero_point is not None:
                     self.offset.copy_(-found.zero_point * found.scale)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_slim.core.contracts import PreparedLayer, hand_on_kept_columns_, kept_columns
+from hf_slim.core.modules import autocast_dtype
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
 
@@ -33,7 +33,7 @@ def add_quantizers_(
     layer.scheme = scheme
     layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     for name, shape in shapes.items():
-        device = getattr(layer, name).device
+        device = layer.get_parameter(name).device
         quantizer = WeightQuantizer(scheme.weights, shape, training.learn, training.stored, device)
         layer.add_module(f"{name}_quantizer", quantizer)
     layer.input_quantizer = None
@@ -61,9 +61,11 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
         add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
 
     def forward(self, input: Tensor) -> Tensor:
+        """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), _autocast_dtype(input))
+        dtype = autocast_dtype(input.device)  # which autocast would turn the weight into, in one more pass over it
+        weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), dtype)
         return F.linear(input, weight, self.bias)
 
     def merged_weight(self) -> Tensor:
@@ -87,6 +89,7 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
         self.weight_quantizer.keep_rows_(kept)
 
     def extra_repr(self) -> str:
+        """The scheme, for `print(model)`."""
         return f"{super().extra_repr()}, scheme={self.scheme}"
 
 
@@ -101,6 +104,7 @@ class FakeQuantEmbedding(nn.Embedding, PreparedLayer):
         hand_on_kept_columns_(embedding, self)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
         rows = super().forward(input)
         return self.weight_quantizer(rows.flatten(0, -2), kept_columns(self, "weight")).view(rows.shape)
 
@@ -163,7 +167,7 @@ def with_class(module: nn.Module, new_class: type[nn.Module]) -> nn.Module:
 def embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
     """What an equal embedding is made with."""
     names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-    return {name: getattr(embedding, name) for name in names}
+    return {name: vars(embedding)[name] for name in names}
 
 
 @cache
@@ -171,7 +175,7 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         if self.input_quantizer is not None:
             inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
-        dtype = _autocast_dtype(inputs[0])
+        dtype = autocast_dtype(inputs[0].device)
         on_grid = {}
         for name, matrix in self.matrices().items():
             values = self.get_submodule(f"{name}_quantizer")(matrix, kept_columns(self, name), dtype)
@@ -180,7 +184,9 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
             return base.forward(self, *inputs, **kwargs)
 
     def matrices(self) -> dict[str, Tensor]:
-        return {name: as_matrix(getattr(self, name), size, self.transposed) for name, size in self.columns.items()}
+        return {
+            name: as_matrix(getattr(self, name), size, self.transposed) for name, size in self.columns.items()
+        }
 
     def plain(self) -> nn.Module:
         module = with_class(self, self.plain_class)
@@ -192,9 +198,3 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
 
     members = {"forward": forward, "matrices": matrices, "plain": plain}
     return type(f"FakeQuant{base.__name__}", (base, PreparedLayer), members)
-
-
-def _autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype that autocast would turn the weight into anyway, one pass over it later."""
-    device = input.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -10,7 +10,7 @@ from typing import Any
 from harness import tiny
 from harness.inputs import Inputs
 from harness.provenance import version_of
-from harness.results import FOLDER, Results
+from harness.results import FOLDER, Results, load
 from hf_slim.workflows.evaluate import quiet_libraries
 
 
@@ -76,3 +76,5 @@ def run_script(
         vars(options).update(smoke or {}, results=folder / "results")
         os.environ["HF_SLIM_DATA"] = str(tiny.save_data(folder / "data"))
         main(Run(options, tiny.inputs(folder), folder / "scratch"))
+        rows = sum(len(load(path)["rows"]) for path in options.results.glob("*.json"))
+        print(f"Smoke run: {rows} rows of results in {len(list(options.results.glob('*.json')))} files.")

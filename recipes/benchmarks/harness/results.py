@@ -30,8 +30,8 @@ class Results:
     def __init__(
         self, path: Path, settings: Values, seeds: Iterable[int] = (), peers: Iterable[str] = (), again: bool = False
     ):
-        self.path, self.seeds, self.peers, self.again = path, list(seeds), list(peers), again
-        self.run: dict[str, Any] | None = None  # the record of this process, once it has measured a row
+        self.path, self.again = path, again
+        self.run = record_of_run(list(seeds), list(peers))  # now: what is checked out may change while a run goes on
         self.measured_now: set[str] = set()
         settings = json.loads(json.dumps(settings))  # as it reads from a file: a tuple is a list
         self.content = load(path) if path.exists() else _empty(path.stem, settings)
@@ -67,7 +67,6 @@ class Results:
         return bool(missing) or (self.again and not self.measured_now.issuperset(names))
 
     def _keep(self, found: dict[str, Values]) -> None:
-        self.run = self.run or record_of_run(self.seeds, self.peers)
         runs = [*(run for run in self.content["runs"] if run is not self.run), self.run]
         records = {name: runs[row["run"]] for name, row in self.content["rows"].items()}
         rows = {name: row["values"] for name, row in self.content["rows"].items()} | found
@@ -103,7 +102,10 @@ def _empty(name: str, settings: Values) -> dict[str, Any]:
 
 
 def _shown(values: Values) -> str:
-    numbers = {key: value["median"] if isinstance(value, dict) and "median" in value else value
-               for key, value in values.items()}  # fmt: skip
-    return ", ".join(f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}"
-                     for key, value in numbers.items())  # fmt: skip
+    """The numbers for a terminal: the median of a spread; what is nested deeper is left to the file."""
+    shown = []
+    for key, value in values.items():
+        value = value.get("median") if isinstance(value, dict) else value
+        if value is not None:
+            shown.append(f"{key} {value:.6g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(shown)

@@ -21,7 +21,7 @@ def inputs(folder: Path) -> Inputs:
     torch.manual_seed(0)
     sizes = {"num_hidden_layers": 8, "vocab_size": len(WORDS) + len(SPECIAL)}
     causal = LlamaConfig(
-        hidden_size=128, intermediate_size=256, num_attention_heads=8, num_key_value_heads=4,
+        hidden_size=192, intermediate_size=256, num_attention_heads=6, num_key_value_heads=3,
         max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=1, eos_token_id=1, pad_token_id=0,
         **sizes,
     )  # fmt: skip

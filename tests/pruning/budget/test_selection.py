@@ -194,11 +194,11 @@ def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
         ({"sparsity": {"neurons": 0.5}}, "has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["neurons"]}, "`spend_on` has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which are parts of each other"),
-        ({"round_to": {"ffn": 0}}, "positive whole number"),
-        ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number from 2"),
-        ({"every": 0}, "`every` must be a positive whole number"),
+        ({"round_to": {"ffn": 0}}, "`round_to.ffn` must be a whole number of at least 1"),
+        ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number of at least 2"),
+        ({"every": 0}, "`every` must be a whole number of at least 1"),
         ({"floor": 1.0}, "`floor` must be in"),
-        ({"calibration_batches": -1}, "must be a whole number from 0"),
+        ({"calibration_batches": -1}, "must be a whole number of at least 0"),
     ],
 )
 def test_settings_out_of_range_say_what_is_allowed(settings, message):
