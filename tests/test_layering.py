@@ -27,7 +27,8 @@ SUB_ROOMS: dict[str, dict[str, int]] = {  # inside a technique: config <- functi
     },
     "distillation": {
         "capture": 0, "losses": 1, "targets": 2, "on_policy": 3, "config": 4, "objective": 5, "store": 5,
-        "teachers": 6, "followed_layers": 7, "distiller": 8, "state": 9, "attaching": 10, "callback": 11,
+        "teachers": 6, "followed_layers": 7, "forward_pass": 7, "distiller": 8, "state": 9,
+        "attaching": 10, "callback": 11,
     },
 }  # fmt: skip
 MOST_LINES, MOST_FILES = 300, 12
