@@ -55,9 +55,9 @@ def cache_teacher(
     overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Stores the answers of the recipe's teacher to every example that training would see: `hf-slim cache-teacher`.
+    """Stores the outputs of the recipe's teacher for every example that training would see: `hf-slim cache-teacher`.
 
-    Several processes, launched as for training, share the examples; each writes shards, the first one the manifest.
+    Several processes, launched as for training, share the examples; each writes shards, the first the manifest.
 
     Args:
         recipe: A recipe with a `distillation` section, or the path of one.
@@ -84,11 +84,8 @@ def cache_teacher(
     _on_first_rank(args, lambda: _publish(partial, output, info))
     store = StoredTeacher.open(output)
     store.check_data(work.rows)
-    return _report(work, store.manifest) | {
-        "output": str(output),
-        "processes": args.world_size,
-        "minutes": (time.perf_counter() - started) / 60,
-    }
+    minutes = (time.perf_counter() - started) / 60
+    return _report(work, store.manifest) | {"output": str(output), "processes": args.world_size, "minutes": minutes}
 
 
 def as_text(report: dict[str, Any]) -> str:
