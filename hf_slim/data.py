@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimConfigError, SlimDataError
 from hf_slim.progress import progress
 
@@ -27,37 +27,38 @@ HELD_OUT_PARTS = 10  # one document in ten is held out where a source has no spl
 
 @dataclass(frozen=True)
 class DataConfig(SlimConfig):
-    """Where the text comes from and how it is cut."""
+    """Where the text comes from and how it is cut into examples."""
 
-    source: str = field(
-        default="stdlib",
-        metadata={
-            "help": "'stdlib' (Python's own source files), a file or folder, or a name `load_dataset` takes; may hold "
-            "environment variables, such as $HF_SLIM_DATA."
-        },
-    )
-    load: dict[str, Any] = field(default_factory=dict, metadata={"help": "Further arguments of `load_dataset`."})
-    text_column: str | list[str] = field(
-        default="text", metadata={"help": "The column that holds the text; a list of two where pairs are classified."}
-    )
-    label_column: str = field(default="label", metadata={"help": "The column of labels, where texts are classified."})
-    train_split: str = field(default="train", metadata={"help": "The split to train on."})
-    evaluation_split: str = field(
-        default="validation",
-        metadata={"help": "The held-out split; if there is none, one document in ten is kept back."},
-    )
-    block_size: int = field(
-        default=512, metadata={"help": "Tokens per training example; at most, where texts are classified."}
-    )
+    source: str = "stdlib"
+    """Where the text comes from: `stdlib` (the source files of Python's standard library), a file (.parquet, .json,
+    .jsonl, .csv, .txt, .arrow), a folder, or a name that `datasets.load_dataset` takes. Environment variables, such as
+    `$HF_SLIM_DATA`, are filled in."""
+
+    load: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of `datasets.load_dataset`, such as `{name: wikitext-2-raw-v1}`. Empty: none."""
+
+    text_column: str | list[str] = "text"
+    """Name of the column that holds the text; a list of two names where pairs of texts are classified."""
+
+    label_column: str = "label"
+    """Name of the column that holds the class of a text; used by the task `sequence-classification` only."""
+
+    train_split: str = "train"
+    """Name of the split that is trained on."""
+
+    evaluation_split: str = "validation"
+    """Name of the held-out split. If the source has no such split, one document in ten is held out, chosen by a
+    hash."""
+
+    block_size: int = 512
+    """Tokens in one training example, a whole number of at least 8. For a classifier it is the most that a text may
+    have; longer texts are truncated."""
 
     def __post_init__(self) -> None:
         columns = self.text_columns
         if not 1 <= len(columns) <= 2 or not all(isinstance(column, str) and column for column in columns):
             raise SlimConfigError(f"`text_column` must be a name, or a list of two names, got {self.text_column!r}.")
-        if not isinstance(self.block_size, int) or self.block_size < 8:
-            raise SlimConfigError(
-                f"`block_size` must be a whole number of at least 8 tokens, got {self.block_size!r}."
-            )
+        require_whole("block_size", self.block_size, least=8)
 
     @property
     def text_columns(self) -> list[str]:

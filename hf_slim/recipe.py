@@ -12,18 +12,17 @@ from transformers import TrainingArguments
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.data import DataConfig
-from hf_slim.distillation.config import DistillationConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.techniques import TECHNIQUES
 from hf_slim.progress import progress_is_shown
-from hf_slim.pruning.config import PruningConfig
-from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.student.shape import StudentShape
 from hf_slim.vocabulary.rows import VocabularyConfig
 
 TECHNIQUE_CONFIGS: dict[str, type[SlimConfig]] = {row.name: row.config for row in TECHNIQUES}
+# techniques whose result cannot be trained further
+LAST = tuple(row.name for row in TECHNIQUES if row.technique and not row.technique.trains_on)
 OPTIONAL: dict[str, type[SlimConfig]] = {"vocabulary": VocabularyConfig, "student": StudentShape, **TECHNIQUE_CONFIGS}
 SECTIONS: dict[str, type[SlimConfig]] = {"data": DataConfig, "evaluation": EvaluationConfig, **OPTIONAL}
 LAID_OVER = ("data", "training")  # single settings of these change from stage to stage; a technique changes whole
@@ -36,30 +35,42 @@ Lines = dict[tuple[str, ...], int]
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run.
-
-    Attributes:
-        model: A Hub id, a folder, or `package:<module>/<file>`.
-        output: Folder that the compressed model is written to.
-        task: What the model is trained for: a name in `TASKS`.
-        student: Shape of the smaller model that is trained in the place of `model`; the teacher "self" is the whole.
-        training: Fields of `TrainingArguments`.
-        stages: Runs that follow each other, each on the model of the one before: this recipe with changes. Empty
-            where the recipe is one run.
-    """
+    """A whole run: a model, data, training arguments, the techniques in use, and how the result is measured."""
 
     model: str
+    """The model to fine-tune: a Hub id, a folder with a saved model, or `package:<module>/<file>` for a file inside an
+    installed Python package."""
+
     output: str
-    task: str = "causal-lm"
+    """Folder that the compressed model and the report are written to."""
+
+    task: str = field(default="causal-lm", metadata={"choices": TASKS})
+    """What the model is trained for: a registered task."""
+
     data: DataConfig = field(default_factory=DataConfig)
+    """Where the text comes from and how it is cut into examples."""
+
     vocabulary: VocabularyConfig | None = None
+    """Removal of the tokens that the data never uses, before training. Absent: the vocabulary is kept."""
+
     student: StudentShape | None = None
+    """Shape of a smaller model that is cut from `model` and trained instead of it; the teacher `self` is the whole
+    model. Absent: `model` itself is trained."""
+
     training: dict[str, Any] = field(default_factory=dict)
-    distillation: DistillationConfig | None = None
-    pruning: PruningConfig | None = None
-    quantization: QuantizationConfig | None = None
+    """Arguments of `transformers.TrainingArguments`, such as `max_steps` and `learning_rate`; all are allowed except
+    `output_dir`. Defaults are those of transformers, except `save_strategy: no` and `disable_tqdm: false`."""
+
+    techniques: dict[str, SlimConfig] = field(default_factory=dict)
+    """The techniques in use: name -> config, in the order of the table. In a file each is a section of its own."""
+
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How much is measured when the result is compared with the base."""
+
     stages: tuple["Recipe", ...] = ()
+    """Runs that follow each other, each on the model that the one before produced. A stage is a mapping of what
+    differs from the recipe: single settings of `data` and `training`, and whole sections `student`, `distillation`,
+    `pruning` and `quantization` (`null` switches one off). Empty: the recipe is a single run."""
 
     @classmethod
     def of(cls, recipe: "Recipe | str | Path") -> "Recipe":
@@ -71,15 +82,14 @@ class Recipe:
         """The stages, or the recipe itself as the only one."""
         return self.stages or (self,)
 
-    @property
-    def techniques(self) -> dict[str, SlimConfig]:
-        """The techniques in use: name -> config."""
-        return {name: config for name in TECHNIQUE_CONFIGS if (config := getattr(self, name)) is not None}
+    def section(self, name: str) -> SlimConfig | None:
+        """The settings of one section, such as "data" or "pruning"; None where it is not in use."""
+        return self.techniques.get(name) if name in TECHNIQUE_CONFIGS else vars(self)[name]
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, what is not in use left out; of a stage, what differs from the recipe."""
         plain = {"model": self.model, "output": self.output, "task": self.task, "training": dict(self.training)}
-        sections = {name: getattr(self, name) for name in SECTIONS}
+        sections = {name: self.section(name) for name in SECTIONS}
         plain |= {name: config.to_dict() for name, config in sections.items() if config is not None}
         stages = [stage.to_dict() for stage in self.stages]
         changes = [{n: s.get(n) for n in STAGE_SECTIONS if s.get(n) != plain.get(n)} for s in stages]
@@ -172,15 +182,19 @@ def _apply(override: str, values: dict[str, Any]) -> None:
 def _build(values: Any, lines: Lines, file: str) -> Recipe:
     if not isinstance(values, dict):
         raise SlimError(f"'{file}' must hold a mapping with `model` and `output`, got {type(values).__name__}.")
-    allowed = [f.name for f in fields(Recipe)]
+    allowed = [*(f.name for f in fields(Recipe) if f.name != "techniques"), *TECHNIQUE_CONFIGS]
     _check_keys(values, (), allowed, lines, file)
     for required in ("model", "output"):
         if not isinstance(values.get(required), str) or not values[required]:
             raise SlimError(f"'{file}' needs `{required}`, a non-empty text; got {values.get(required)!r}.")
     built: dict[str, Any] = {name: values[name] for name in ("model", "output", "task") if name in values}
-    for name, config_class in SECTIONS.items():
-        if values.get(name) is not None:
-            built[name] = _section(name, config_class, values[name], lines, file)
+    sections = {
+        name: _section(name, config_class, values[name], lines, file)
+        for name, config_class in SECTIONS.items()
+        if values.get(name) is not None
+    }
+    built["techniques"] = {name: sections.pop(name) for name in TECHNIQUE_CONFIGS if name in sections}
+    built |= sections
     built["training"] = _training(values.get("training") or {}, lines, file)
     recipe = Recipe(**built, stages=_stages(values, lines, file))
     task = _located(lambda: TASKS[str(recipe.task)], "task", lines, file)
@@ -205,12 +219,13 @@ def _stages(values: dict[str, Any], lines: Lines, file: str) -> tuple[Recipe, ..
         laid = {name: (top.get(name) or {}) | stage[name] for name in LAID_OVER if isinstance(stage.get(name), dict)}
         own_lines = {path[2:]: line for path, line in lines.items() if path[:2] == place}
         built.append(_build(top | stage | laid, lines | own_lines, file))
-        if built[-1].quantization and number < len(stages):
-            line = own_lines.get(("quantization",)) or lines.get(("quantization",), "?")
-            raise SlimError(
-                f"{file}, line {line}: stage {number} quantizes, and the next one cannot train a packed model. Move "
-                f"`quantization` to the last stage, or write `quantization: null` in stage {number}."
-            )
+        for name in LAST if number < len(stages) else ():
+            if name in built[-1].techniques:
+                line = own_lines.get((name,)) or lines.get((name,), "?")
+                raise SlimError(
+                    f"{file}, line {line}: stage {number} uses `{name}`, and the next one cannot train its result. "
+                    f"Move `{name}` to the last stage, or write `{name}: null` in stage {number}."
+                )
     return tuple(built)
 
 

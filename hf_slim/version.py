@@ -1,3 +1,3 @@
-"""The version, in the one place that everything reads."""
+"""The version of hf_slim, in the one place that everything reads; folders have a format number of their own."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0.dev0"

@@ -10,7 +10,7 @@ import hf_slim
 
 PACKAGE = Path(hf_slim.__file__).parent
 LAYERS: dict[str, int] = {
-    "version": 0, "progress": 0, "core": 1,
+    "version": 0, "progress": 0, "timing": 1, "core": 1,
     "vocabulary": 2, "data": 2, "quantization": 2, "pruning": 2, "distillation": 2,
     "integration": 3, "export": 3,
     "evaluation": 4, "student": 5, "hub": 5,

@@ -33,7 +33,7 @@ def test_no_is_a_word_and_only_true_and_false_are_booleans(tmp_path):
 def test_a_recipe_says_what_is_in_use_and_the_rest_has_defaults(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD))
     assert list(recipe.techniques) == ["pruning", "quantization"]
-    assert recipe.quantization.scheme == "w8a8"
+    assert recipe.techniques["quantization"].scheme == "w8a8"
     assert recipe.data.block_size == 512
     assert recipe.training["learning_rate"] == pytest.approx(1e-4)  # YAML 1.1 alone would read text
 
@@ -89,7 +89,11 @@ def test_overrides_replace_and_add_and_are_as_strict(tmp_path):
     path = write(tmp_path, GOOD)
     overrides = ["training.max_steps=3", "pruning.sparsity.ffn=0.5", "distillation.alpha=0.1"]
     recipe = load_recipe(path, overrides)
-    assert (recipe.training["max_steps"], recipe.pruning.sparsity["ffn"], recipe.distillation.alpha) == (3, 0.5, 0.1)
+    assert (
+        recipe.training["max_steps"],
+        recipe.techniques["pruning"].sparsity["ffn"],
+        recipe.techniques["distillation"].alpha,
+    ) == (3, 0.5, 0.1)
     with pytest.raises(SlimError, match="'max_steps'"):
         load_recipe(path, ["training.max_step=3"])
     with pytest.raises(SlimError, match="key=value"):
@@ -117,8 +121,11 @@ def test_a_stage_is_the_recipe_with_its_changes(tmp_path):
     assert first.training == {"max_steps": 10, "learning_rate": pytest.approx(1e-4)}  # single settings are laid over
     assert first.techniques == {}
     assert (second.data.source, second.data.block_size) == ("other", 64)
-    assert second.pruning.sparsity["ffn"] == 0.25
-    assert (third.pruning.sparsity_by_kind["ffn"], third.pruning.sparsity_by_kind["kv_heads"]) == (
+    assert second.techniques["pruning"].sparsity["ffn"] == 0.25
+    assert (
+        third.techniques["pruning"].sparsity_by_kind["ffn"],
+        third.techniques["pruning"].sparsity_by_kind["kv_heads"],
+    ) == (
         0,
         0.5,
     )  # a technique changes whole
@@ -144,7 +151,7 @@ def test_a_recipe_with_stages_is_written_as_it_was_read(tmp_path):
 def test_overrides_reach_into_a_stage(tmp_path):
     path = write(tmp_path, STAGED)
     recipe = load_recipe(path, ["stages.3.pruning.sparsity.kv_heads=0.25", "stages.2.training.max_steps=7"])
-    assert recipe.runs[2].pruning.sparsity["kv_heads"] == 0.25
+    assert recipe.runs[2].techniques["pruning"].sparsity["kv_heads"] == 0.25
     assert [stage.training["max_steps"] for stage in recipe.runs] == [10, 7, 10]
     for wrong in ("stages.4.pruning=null", "stages.0.pruning=null", "stages.first.pruning=null", "stages.1=null"):
         with pytest.raises(SlimError, match=r"is not a section|stages\.1\.training"):
@@ -154,7 +161,10 @@ def test_overrides_reach_into_a_stage(tmp_path):
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
-        ("[{pruning: {}, quantization: {}}, {}]", r"line 12: stage 1 quantizes.*last stage.*`quantization: null`"),
+        (
+            "[{pruning: {}, quantization: {}}, {}]",
+            r"line 12: stage 1 uses `quantization`.*last stage.*: null`",
+        ),
         ("[{prunning: {}}]", r"line 12: unknown key 'prunning' in `stages\.1`.*'pruning'"),
         ("[{model: x}]", r"line 12: unknown key 'model' in `stages\.1`"),
         ("[{pruning: {sparsity: 50}}]", r"line 12, in `pruning`.*share"),
@@ -170,17 +180,17 @@ def test_a_mistake_in_a_stage_is_named_with_its_line(tmp_path, stages, says):
 
 def test_quantization_at_the_top_is_refused_for_all_stages_but_the_last(tmp_path):
     text = f"{GOOD}stages:\n  - training: {{max_steps: 3}}\n  - pruning: null\n"
-    with pytest.raises(SlimError, match=r"line 10: stage 1 quantizes"):
+    with pytest.raises(SlimError, match=r"line 10: stage 1 uses `quantization`"):
         load_recipe(write(tmp_path, text))
     cured = load_recipe(write(tmp_path, text), ["stages.1.quantization=null"])
     assert [list(stage.techniques) for stage in cured.runs] == [["pruning"], ["quantization"]]
 
 
 def test_nothing_after_a_technique_means_its_defaults_and_null_means_none(tmp_path):
-    assert load_recipe(write(tmp_path, GOOD)).quantization is not None
+    assert "quantization" in load_recipe(write(tmp_path, GOOD)).techniques
     text = GOOD.replace("quantization:", "quantization: null")
-    assert load_recipe(write(tmp_path, text)).quantization is None
-    assert load_recipe(write(tmp_path, GOOD), ["quantization=null"]).quantization is None
+    assert "quantization" not in load_recipe(write(tmp_path, text)).techniques
+    assert "quantization" not in load_recipe(write(tmp_path, GOOD), ["quantization=null"]).techniques
 
 
 @pytest.mark.parametrize(

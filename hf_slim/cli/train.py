@@ -5,7 +5,7 @@ from typing import Any
 
 HELP = """\
 Runs a recipe: fine-tunes the model with the techniques it names, saves the small model, loads it back in a fresh
-process and measures it against the base. Writes report.json, report.md and report.png beside the model.
+process and measures it against the base. Writes report.json, report.md and report.png into the model's folder.
 
   hf-slim train recipes/quickstart.yaml --dry-run                     what would happen, touching nothing
   hf-slim train recipes/quickstart.yaml --set training.max_steps=20   the same with other values

@@ -1,5 +1,9 @@
 """Adapters around layers, such as LoRA's: which modules belong to the model, and which to its adapters."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from torch import nn
 
 BASE = "base_layer"  # where PEFT keeps the layer that an adapter wraps
@@ -11,7 +15,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def adapter_parts(model: nn.Module) -> set[str]:
-    """Names of the modules that belong to an adapter and not to the model: what lies beside a base layer."""
+    """Names of the modules that belong to an adapter and not to the model: everything around a base layer."""
     parts: set[str] = set()
     for name, adapter in adapter_layers(model).items():
         base = {f"{name}.{inner}".rstrip(".") for inner in (BASE, *_prefixed(adapter))}
@@ -22,6 +26,36 @@ def adapter_parts(model: nn.Module) -> set[str]:
 def without_adapters(path: str) -> str:
     """The path that a module or tensor has once adapters are merged."""
     return ".".join(part for part in path.split(".") if part != BASE)
+
+
+@contextmanager
+def adapters_disabled(module: nn.Module) -> Iterator[None]:
+    """A PEFT model, or one adapted layer, without its adapters; afterwards as it was, also after an exception.
+
+    PEFT makes every adapter trainable when it enables them again; parameters that were frozen stay frozen here.
+
+    Args:
+        module: A `PeftModel`, or one of the modules that `adapter_layers` finds.
+    """
+    trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    try:
+        disable = getattr(module, "disable_adapter", None)  # a method of PEFT's models, not of its layers
+        with disable() if disable is not None else _layer_disabled(module):
+            yield
+    finally:
+        for parameter, requires_grad in trainable:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def _layer_disabled(layer: nn.Module) -> Iterator[None]:
+    adapted: Any = layer
+    were_disabled = adapted.disable_adapters
+    try:
+        adapted.enable_adapters(False)
+        yield
+    finally:
+        adapted.enable_adapters(not were_disabled)
 
 
 def _prefixed(adapter: nn.Module) -> list[str]:

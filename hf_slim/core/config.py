@@ -1,8 +1,13 @@
 """The base of every config: a frozen dataclass that reads and writes strict JSON."""
 
+import ast
+import inspect
+import itertools
+import textwrap
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, TypeVar
+from functools import cache
+from typing import Any, Self, TypeVar, cast
 
 from hf_slim.core.errors import SlimConfigError, nearest
 
@@ -11,7 +16,12 @@ Config = TypeVar("Config", bound="SlimConfig")
 
 @dataclass(frozen=True)
 class SlimConfig:
-    """A technique's settings. Subclasses add fields with `metadata={"help": ...}` and check their own ranges."""
+    """A technique's settings. Subclasses add fields and check their ranges in `__post_init__`.
+
+    Under every field stands its docstring: what it means, which values are allowed, what its default does. Where the
+    allowed values are names, `field(metadata={"choices": names})` holds them, and `{"keys": names}` the keys of a
+    mapping; both may be registries, which are read when the reference is made.
+    """
 
     def __new__(cls, *values: Any, **settings: Any) -> Self:
         """Refuses unknown settings before `__init__`, whose TypeError would not name the nearest valid one."""
@@ -49,11 +59,43 @@ class SlimConfig:
     @classmethod
     def of(cls: type[Config], config: "Config | dict[str, Any]") -> Config:
         """`config` itself, or built from a dictionary: what every callback accepts."""
-        return config if isinstance(config, cls) else cls.from_dict(config)
+        return config if isinstance(config, cls) else cls.from_dict(cast("dict[str, Any]", config))
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types; `from_dict` restores an equal config."""
         return asdict(self)
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring of every field of a dataclass, by name, in the order of its fields; one paragraph each.
+
+    A field's docstring is the string literal under it, which editors show. Python does not keep it, so it is read from
+    the source. Inherited fields are included; a subclass that declares a field again may document it again.
+
+    Returns: name -> text. Fields without a docstring are left out, and so are all fields of a class without source,
+        such as one typed into an interpreter.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        found |= _docs_in_source(base)
+    return {f.name: found[f.name] for f in fields(cls) if f.name in found}
+
+
+@cache
+def _docs_in_source(cls: type) -> dict[str, str]:
+    """The docstrings under the annotations in the body of one class, inherited ones not included."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError):
+        return {}
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
+    found: dict[str, str] = {}
+    for statement, below in itertools.pairwise(body):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            text = below.value.value if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) else None
+            if isinstance(text, str):
+                found[statement.target.id] = " ".join(text.split())
+    return found
 
 
 def _hashable(value: Any) -> Hashable:
@@ -70,3 +112,14 @@ def require_share(name: str, value: Any, upper_open: bool = False) -> None:
         end = ")" if upper_open else "]"
         hint = f" For {value}% write {value / 100}." if is_number and 1 < value <= 100 else ""
         raise SlimConfigError(f"`{name}` must be in [0, 1{end}, got {value!r}: it is a share, not a percentage.{hint}")
+
+
+def require_whole(name: str, value: Any, least: int = 1, hint: str = "") -> None:
+    """Checks that `value` is a whole number of at least `least`.
+
+    Args:
+        hint: A sentence that ends the message, such as what to set instead.
+    Raises: SlimConfigError: if it is anything else; `True` is not a number here.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SlimConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}. {hint}".rstrip())

@@ -48,16 +48,18 @@ class PackedLayer:
 
     Attributes:
         scheme: The grids of weights and activations.
+        columns: Weight name -> number of columns of its matrix; of linear layers and embeddings absent.
     """
 
     scheme: Any
+    columns: dict[str, int]
 
     @abstractmethod
     def float_shape(self, name: str) -> tuple[int, ...]:
         """The shape that weight `name` has in floating point."""
 
     def mark_filled_(self) -> None:
-        """Called once the layer holds values; until then its weights must look as they lie in the file."""
+        """Called once the layer holds values; until then its weights must have the shapes that the file has."""
 
     @abstractmethod
     def kernel(self, input: Tensor) -> str:
@@ -65,7 +67,7 @@ class PackedLayer:
 
 
 class PreparedHook:
-    """Base of an object whose methods are forward hooks while a model is prepared; a plain copy goes without them."""
+    """Base of an object whose methods are forward hooks while a model is prepared; a plain copy does not have them."""
 
 
 def set_kept_columns_(layer: nn.Module, kept: dict[str, Tensor] | None) -> None:

@@ -27,7 +27,7 @@ class Technique:
     Attributes:
         check: Raises SlimError where `prepare` could not work, and changes nothing. What it returns is the third
             argument of `prepare`, so that nothing is planned twice.
-        convert: Produces the final form; is also given the optimizer that goes on with the converted model, if any.
+        convert: Produces the final form; also receives the optimizer that continues with the converted model, if any.
         trains_on: Whether a converted model can be trained further.
         state_class: Of its run state, which a converted model no longer has; see `core.record.state_of`.
     """
@@ -116,7 +116,7 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     The function does not change: the converted model gives the logits of the prepared one, to float rounding.
 
     Args:
-        optimizer: Is to train the pruned model further: it gets the smaller parameters, and its state is cut alike.
+        optimizer: Continues with the pruned model: it receives the smaller parameters, and its state is cut to match.
     Returns: the same model, ready for `save_pretrained`; of one in an adapter wrapper, the model inside, merged.
     Raises: SlimError: if nothing is prepared.
     """
@@ -133,7 +133,8 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         record.applied[technique.name] = record.configs.pop(technique.name).to_dict()
     lifecycle.after_convert(model)
     for technique in prepared:
-        record.states.pop(technique.state_class, None)
+        if technique.state_class is not None:
+            record.states.pop(technique.state_class, None)
     record.run, record.running = None, set()
     return model
 
@@ -154,7 +155,7 @@ def finish_run(model: nn.Module, technique: str, optimizer: Optimizer | None = N
     """Notes that a technique is done with its run. The model is converted once all techniques of the run are.
 
     Args:
-        optimizer: Of the run; it goes on with a model that was only pruned.
+        optimizer: Of the run; it continues with a model that was only pruned.
     """
     record = record_of(model)
     record.running.discard(technique)

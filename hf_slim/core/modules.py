@@ -1,12 +1,13 @@
-"""Finding, replacing and resizing modules, whatever the model."""
+"""Finding, replacing and resizing modules of any model."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.adapters import adapter_layers, adapter_parts
 from hf_slim.core.contracts import PreparedHook, PreparedLayer
@@ -19,8 +20,8 @@ RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
 def evaluating(model: nn.Module) -> Iterator[None]:
     """A model in evaluation mode, and afterwards as it was, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
+        model.eval()
         yield
     finally:
         for module, training in modes:
@@ -34,12 +35,59 @@ def config_of(model: nn.Module) -> Any | None:
 
 def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
     """A field of the model's config; `default` where there is no config or no such field."""
-    return getattr(config_of(model), name, default)
+    return field_of(config_of(model), name, default)
+
+
+def field_of(config: object, name: str, default: Any = None) -> Any:
+    """A field of a config object, or of what a model returns; `default` where it has none of this name."""
+    return getattr(config, name, default)
+
+
+def text_config_of(model: nn.Module) -> Any | None:
+    """The part of a model's config that is about text; None for a module without a Transformers config."""
+    config = config_of(model)
+    find = field_of(config, "get_text_config")
+    return config if find is None else find()
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """Whether this is GPT-2's `Conv1D`: a linear layer whose weight is stored as `(in_features, out_features)`."""
+    return {"nf", "nx"} <= vars(module).keys()
 
 
 def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
     """A tensor of a module, such as its bias; None where it has none of this name or it is switched off."""
     return getattr(module, name, None)
+
+
+@contextmanager
+def temporary_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Hooks that are removed in the end, also after an exception.
+
+    Args:
+        handles: What registering them returns; a generator, so that those before one that fails are removed as well.
+    """
+    with ExitStack() as registered:
+        for handle in handles:
+            registered.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def temporary_module(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
+    """A model with `module` at the dotted path `name`, and afterwards with its own one again, also after an exception.
+
+    The module takes over the training mode of the one it replaces.
+    """
+    own = model.get_submodule(name)
+    modes = [(part, part.training) for part in own.modules()]
+    try:
+        set_module_(model, name, module)
+        yield
+    finally:
+        set_module_(model, name, own)
+        for part, training in modes:
+            part.training = training
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -48,11 +96,17 @@ def device_of(model: nn.Module) -> torch.device:
     return next(placed, torch.device("cpu"))
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes matrix products in on this kind of device now; None where autocast is off."""
+    kind = device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
     parent_name, _, child = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    module.train(getattr(parent, child).training)
+    module.train(parent.get_submodule(child).training)
     setattr(parent, child, module)
 
 
@@ -61,7 +115,7 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
     first: dict[int, str] = {}
     tied = {}
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight = parameter_or_none(module, "weight")
         if isinstance(weight, Tensor):
             owner = first.setdefault(id(weight), name)
             if owner != name:
@@ -96,23 +150,13 @@ def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (Prepared
                 del flags[key]
 
 
-def linear_shapes(model: nn.Module) -> dict[str, list[int]]:
-    """`{name: [out_features, in_features]}` of every linear layer, packed or not, GPT-2's `Conv1D` included."""
-    shapes = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            shapes[name] = [module.out_features, module.in_features]
-        elif hasattr(module, "nf") and hasattr(module, "nx"):
-            shapes[name] = [module.nf, module.nx]
-    return shapes
-
-
 def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str, str], int | float]:
     """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value.
 
     Those of a config that the module holds are called "config.x"; adapters are passed over.
     """
-    found, adapters = {}, {*adapter_layers(model), *adapter_parts(model)}
+    found: dict[tuple[str, str], int | float] = {}
+    adapters = {*adapter_layers(model), *adapter_parts(model)}
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) and name not in adapters:
             found |= {(name, attribute): value for attribute, value in _numbers(vars(module), kinds)}
@@ -122,7 +166,7 @@ def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str
     return found
 
 
-def set_count_(module: nn.Module, attribute: str, value: int) -> None:
+def set_count_(module: nn.Module, attribute: str, value: int | float) -> None:
     """Sets one of `counts`; a field of a config in a copy for this module alone."""
     target: object = module
     if attribute.startswith("config."):
@@ -131,7 +175,7 @@ def set_count_(module: nn.Module, attribute: str, value: int) -> None:
     setattr(target, attribute, value)
 
 
-def _numbers(values: dict[str, object], kinds: tuple[type, ...]) -> list[tuple[str, int | float]]:
+def _numbers(values: dict[str, Any], kinds: tuple[type, ...]) -> list[tuple[str, int | float]]:
     return [(name, value) for name, value in values.items() if type(value) in kinds and not name.startswith("_")]
 
 

@@ -20,6 +20,7 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("peak RSS", ("memory", "peak_rss_bytes"), "bytes", True),
     ("parameters", ("compute", "parameters"), "millions", True),
     ("multiply-adds per token", ("compute", "multiply_adds_per_token"), "millions", True),
+    ("attention multiply-adds per token", ("compute", "attention_multiply_adds_per_token"), "millions", True),
     ("prefill", ("inference", "prefill_ms"), "ms", True),
     ("decode", ("inference", "decode_tokens_per_s"), "tokens/s", False),
     ("throughput", ("inference", "samples_per_s"), "samples/s", False),
@@ -29,9 +30,10 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
 
 def find(measures: dict[str, Any], path: tuple[str, ...]) -> Any:
     """The measure at `path`; None if it was not taken."""
+    found: Any = measures
     for key in path:
-        measures = measures.get(key) if isinstance(measures, dict) else None
-    return measures
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def value_of(measure: Any) -> float | None:
@@ -71,7 +73,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 def as_text(report: dict[str, Any]) -> str:
     """The table for a terminal, and what must be known to read it."""
-    rows = [("", "base", "result", "better by"), *table(report)]
+    rows = [("", "base", "result", "improvement"), *table(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
                        enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
@@ -86,6 +88,12 @@ def notes(report: dict[str, Any]) -> list[str]:
         found.append(
             f"Both perplexities are over the same tokens of the same text; the base chooses each among {base:,}, the "
             f"result among {result:,}, which alone makes its perplexity a little smaller."
+        )
+    length = find(report["result"], ("compute", "attention_length"))
+    if length:
+        found.append(
+            f"Attention multiply-adds: queries with keys and probabilities with values, in a text of {length} tokens; "
+            "they grow with its length and are not part of the row above."
         )
     speed = report["result"].get("inference", {})
     if "samples_per_s" in speed:
@@ -104,7 +112,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     parts = [
         f"# {report['title']}",
         spread,
-        f"| measure | base | result | better by |\n|---|---:|---:|---:|\n{rows}",
+        f"| measure | base | result | improvement |\n|---|---:|---:|---:|\n{rows}",
         *notes(report),
         _completions(report),
         _layers(report["layers"]),
@@ -115,7 +123,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path`, then moves it into place: never half a file."""
+    """Lets `write` fill a temporary file in the folder of `path`, then moves it to `path` in one step."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:

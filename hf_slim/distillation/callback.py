@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run
@@ -139,7 +140,7 @@ class DistillationCallback(TrainerCallback, PreparedHook):
         teachers = self.distiller.teachers
         for index, teacher in enumerate(teachers):
             if teacher.is_student:
-                with self.distiller.model.disable_adapter():
+                with adapters_disabled(self.distiller.model):
                     copy = self_teacher(self.distiller.model)
                 copy.base_model.disable_adapter_layers()
                 teachers[index] = LiveTeacher(copy)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.schedule import SCHEDULES, scheduled
 from hf_slim.distillation.losses.attention import AttentionConfig
@@ -19,63 +19,67 @@ QUANTIZATIONS = ("nf4", "fp4", "int8")
 
 @dataclass(frozen=True)
 class DistillationConfig(SlimConfig):
-    """The loss becomes `(1 - alpha) * task + alpha * (terms)`, each term a weighted mean per predicted token.
+    """Who the teacher is, what is compared, and how much it counts.
 
-    Divergences of the answers are multiplied by the square of the temperature, so that gradients keep their size
-    (Hinton et al. 2015, arXiv:1503.02531, sec. 2).
+    The loss is `(1 - alpha) * task + alpha * terms`, each term a weighted mean over predicted tokens. Divergences of
+    the outputs are multiplied by the square of the temperature, so that gradients keep their size (Hinton et al. 2015,
+    arXiv:1503.02531, sec. 2).
     """
 
-    teacher: str | list[str] = field(
-        default="self",
-        metadata={
-            "help": "'self' (the model as it was before training; of one with adapters, the model without them), a "
-            "Hub id, a path of a saved model or of a teacher stored by `hf-slim cache-teacher`; or several of them."
-        },
-    )
-    teacher_weights: list[float] | None = field(
-        default=None, metadata={"help": "How much each of several teachers counts; default: alike."}
-    )
-    teacher_load: dict[str, str] = field(
-        default_factory=dict,
-        metadata={
-            "help": "How a named teacher is loaded: `dtype` (bfloat16), `quantization` (nf4, fp4, int8; bitsandbytes) "
-            "and `device_map` (auto: what does not fit on the device is offloaded)."
-        },
-    )
-    alpha: float = field(default=0.5, metadata={"help": "Weight of the teacher against the labels, in [0, 1]."})
-    alpha_end: float | None = field(
-        default=None, metadata={"help": "Weight of the teacher at the end; None: as at the start."}
-    )
-    alpha_schedule: str = field(
-        default="linear", metadata={"help": f"How it gets there: {', '.join(SCHEDULES)}."}
-    )  # fmt: skip
-    temperature: float = field(
-        default=1.0,
-        metadata={"help": "Softens both distributions; above 1 the teacher's small probabilities count more."},
-    )
-    losses: str | dict[str, float] = field(
-        default="forward_kl",
-        metadata={
-            "help": f"Divergence of the answers, or several with weights: {', '.join(DIVERGENCES)}. An empty mapping: "
-            "only hidden states or attention."
-        },
-    )
-    beta: float = field(default=0.5, metadata={"help": "Of jensen_shannon, in (0, 1): small is like forward_kl."})
-    skew: float = field(default=0.1, metadata={"help": "Of the skewed losses, in (0, 1)."})
-    top_k: int | None = field(
-        default=None,
-        metadata={"help": "Learns the teacher's likeliest classes and the sum of the rest; None: all classes."},
-    )
-    hidden: HiddenConfig | None = field(
-        default=None, metadata={"help": "Hidden states that the student follows; see HiddenConfig. None: none."}
-    )
-    attention: AttentionConfig | None = field(
-        default=None, metadata={"help": "Attention that the student follows; see AttentionConfig. None: none."}
-    )
-    on_policy: OnPolicyConfig | None = field(
-        default=None,
-        metadata={"help": "Batches in which the student is taught on what it writes itself; None: only on the data."},
-    )
+    teacher: str | list[str] = "self"
+    """The teacher: `self` (the model before training; for a model with adapters, the model without them), a Hub id, a
+    folder with a saved model, or a folder that `hf-slim cache-teacher` wrote. A list names several teachers, of which
+    the student learns the mean probabilities."""
+
+    teacher_weights: list[float] | None = None
+    """Weight of each of several teachers in the mean of their probabilities, positive, one number for each. `null`:
+    all count the same."""
+
+    teacher_load: dict[str, str] = field(default_factory=dict, metadata={"keys": LOAD_OPTIONS})
+    """How a named teacher is loaded: `dtype` (such as `bfloat16`), `quantization` (`nf4`, `fp4` or `int8`, by
+    bitsandbytes) and `device_map` (`auto` offloads what does not fit on the device). Empty: as `from_pretrained` loads
+    it."""
+
+    alpha: float = 0.5
+    """Weight of the teacher's terms against the labels, in [0, 1]: the loss is `(1 - alpha) * task + alpha * terms`. 1
+    needs no labels; 0 is an error unless `alpha_end` is set."""
+
+    alpha_end: float | None = None
+    """The same weight at the end of training, in [0, 1], reached along `alpha_schedule`. `null`: `alpha` stays
+    constant."""
+
+    alpha_schedule: str = field(default="linear", metadata={"choices": SCHEDULES})
+    """How the weight moves from `alpha` to `alpha_end`: a registered schedule; unused without `alpha_end`."""
+
+    temperature: float = 1.0
+    """Both distributions are computed from logits divided by this number, which is positive. Above 1 the teacher's
+    small probabilities count more; 1 leaves the distributions as they are."""
+
+    losses: str | dict[str, float] = field(default="forward_kl", metadata={"choices": DIVERGENCES})
+    """Divergence between the output distributions of teacher and student: a registered loss, or a mapping from losses
+    to positive weights. An empty mapping compares only `hidden` or `attention`."""
+
+    beta: float = 0.5
+    """Parameter of `jensen_shannon`, in (0, 1): the weight of the teacher in the mixture. Near 0 the loss behaves like
+    `forward_kl`, near 1 like `reverse_kl`."""
+
+    skew: float = 0.1
+    """Parameter of `skewed_kl` and `skewed_reverse_kl`, in (0, 1): how much of the first distribution is mixed into
+    the second."""
+
+    top_k: int | None = None
+    """Compare only this many most probable classes of the teacher, a whole number of at least 1, and the sum of all
+    others as one more class. `null`: all classes are compared."""
+
+    hidden: HiddenConfig | None = None
+    """Settings of the loss on hidden states. `null`: hidden states are not compared."""
+
+    attention: AttentionConfig | None = None
+    """Settings of the loss on attention. `null`: attention is not compared."""
+
+    on_policy: OnPolicyConfig | None = None
+    """Settings of on-policy batches, in which the student generates the text on which the teacher is compared. `null`:
+    only the texts of the data are used."""
 
     def __post_init__(self) -> None:
         for name, part in PARTS.items():
@@ -144,8 +148,8 @@ class DistillationConfig(SlimConfig):
                 raise SlimError(
                     f"`{name}` must lie between 0 and 1, got {value!r}. At the ends it is forward_kl or reverse_kl."
                 )
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise SlimError(f"`top_k` must be a whole number from 1, or None for all classes; got {self.top_k!r}.")
+        if self.top_k is not None:
+            require_whole("top_k", self.top_k, hint="None compares all classes.")
 
 
 def _positive(value: Any) -> bool:

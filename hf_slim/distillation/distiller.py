@@ -147,18 +147,26 @@ class Distiller:
         made.taught = self._ask(made, inputs, question)
         if narrow:
             inputs = {name: value for name, value in inputs.items() if name not in (*LABELS, "num_items_in_batch")}
-        if inputs.get(BYPASSES_HEAD):
-            self._check_bypass(leaves_task)
-            made.tap = BackboneTap(self.model)
-            made.contexts.callback(made.tap.close)
-        elif self.split is not None and self.config.divergences:
-            made.tap = made.contexts.enter_context(head_tap(self.model, narrow))
-        if pairs:
-            made.attention = made.contexts.enter_context(attention_states(self.model, list(pairs)))
+        try:
+            self._open(made, inputs, list(pairs))
+        except BaseException:
+            made.abandon()
+            raise
         if self.followed is not None:
             made.wants_hidden = bool(inputs.get("output_hidden_states"))
             inputs["output_hidden_states"] = True
         return inputs, made
+
+    def _open(self, made: Pass, inputs: dict[str, Any], layers: list[int]) -> None:
+        """Opens what records the student's forward pass: its last states, and the attention of `layers`."""
+        if inputs.get(BYPASSES_HEAD):
+            self._check_bypass(made.leaves_task)
+            made.tap = BackboneTap(self.model)
+            made.contexts.callback(made.tap.close)
+        elif self.split is not None and self.config.divergences:
+            made.tap = made.contexts.enter_context(head_tap(self.model, made.narrow))
+        if layers:
+            made.attention = made.contexts.enter_context(attention_states(self.model, layers))
 
     def _ask(self, made: Pass, inputs: dict[str, Any], question: Question) -> list[Taught]:
         if self.retokenizer is None:

@@ -4,14 +4,14 @@ import contextlib
 import math
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import evaluating
 from hf_slim.core.record import unwrapped
@@ -23,26 +23,30 @@ DROPPED = ("num_items_in_batch", "return_dict", "use_cache")  # say nothing abou
 
 @dataclass(frozen=True)
 class OnPolicyConfig(SlimConfig):
-    """How often the student writes its own answers, and how. Agarwal et al. 2024, GKD, arXiv:2306.13649, alg. 1."""
+    """How often the student generates the text that it is trained on, and how.
 
-    share: float = field(
-        default=0.5, metadata={"help": "Share of micro-batches with the student's own answers, in [0, 1]."}
-    )
-    max_new_tokens: int = field(default=128, metadata={"help": "Longest answer in tokens, from 1."})
-    temperature: float = field(
-        default=1.0, metadata={"help": "Of the student's sampling; 0 takes the likeliest token each time."}
-    )
-    prompt_share: float = field(
-        default=0.5, metadata={"help": "Share of a text without a marked prompt that is its prompt, in (0, 1]."}
-    )
+    Source: Agarwal et al. 2024, GKD, arXiv:2306.13649, algorithm 1.
+    """
+
+    share: float = 0.5
+    """Share of the micro-batches in which the student generates the answers, in [0, 1]; the others use the data."""
+
+    max_new_tokens: int = 128
+    """Longest generated answer in tokens, a whole number of at least 1."""
+
+    temperature: float = 1.0
+    """Temperature at which the student samples, a number of at least 0. 0 takes the most probable token each time; 1
+    samples from the student's own distribution."""
+
+    prompt_share: float = 0.5
+    """Share of a text that serves as the prompt when its labels do not mark one, in (0, 1]."""
 
     def __post_init__(self) -> None:
         require_share("share", self.share)
         require_share("prompt_share", self.prompt_share)
         if self.prompt_share == 0:
             raise SlimError("`prompt_share` is 0: the student would have nothing to go on from. Use for instance 0.5.")
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
-            raise SlimError(f"`max_new_tokens` must be a whole number from 1, got {self.max_new_tokens!r}.")
+        require_whole("max_new_tokens", self.max_new_tokens)
         is_number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
         if not is_number or not 0 <= self.temperature < math.inf:
             raise SlimError(f"`temperature` must be a number from 0, got {self.temperature!r}. Use 1 for none.")

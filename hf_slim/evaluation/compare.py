@@ -1,5 +1,6 @@
 """A base model and its compressed form, measured side by side."""
 
+import logging
 from typing import Any
 
 from datasets import Dataset
@@ -7,8 +8,15 @@ from datasets import Dataset
 from hf_slim.core.errors import SlimError
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
-from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
+from hf_slim.evaluation.footprint import (
+    attention_multiply_adds_per_token,
+    multiply_adds_per_token,
+    parameter_count,
+    ram_bytes,
+)
 from hf_slim.evaluation.tasks.task import Side, Task
+
+logger = logging.getLogger(__name__)
 
 SEED_OF_HELD_OUT = 0  # the same held-out examples in every run, whatever the training seed
 
@@ -30,7 +38,8 @@ def measure_models(
     }
     check_same_tokens(sides, examples)
     measured = task.measure(sides, examples, data, settings)
-    return {name: measured[name] | _size(side) for name, side in sides.items()}
+    length = task.memory_input(data, settings)["input_ids"].shape[1]
+    return {name: measured[name] | _size(side, length) for name, side in sides.items()}
 
 
 def vocabulary_size(side: Side) -> int:
@@ -56,13 +65,25 @@ def check_same_tokens(sides: dict[str, Side], examples: dict[str, Dataset]) -> N
                 )
 
 
-def _size(side: Side) -> dict[str, Any]:
+def _size(side: Side, length: int) -> dict[str, Any]:
     return {
         "dtype": str(side.model.dtype).removeprefix("torch."),
         "memory": {"ram_bytes": ram_bytes(side.model)},
         "compute": {
             "parameters": parameter_count(side.model),
-            "multiply_adds_per_token": multiply_adds_per_token(side.model),
+            **_multiply_adds(side, length),
             "vocabulary": vocabulary_size(side),
         },
     }
+
+
+def _multiply_adds(side: Side, length: int) -> dict[str, float]:
+    try:
+        counts: dict[str, float] = {"multiply_adds_per_token": multiply_adds_per_token(side.model)}
+        attention = attention_multiply_adds_per_token(side.model, length)
+    except SlimError as error:  # a count that fails must not cost the measurements of a whole run
+        logger.warning("%s", error)
+        return {}
+    if attention:  # attention kernels from outside torch are not seen
+        counts |= {"attention_multiply_adds_per_token": attention, "attention_length": length}
+    return counts

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -12,28 +12,37 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class EvaluationConfig(SlimConfig):
-    """How much to measure."""
+    """How much is measured when the result is compared with the base, and in which precision."""
 
-    blocks: int = field(
-        default=32, metadata={"help": "Held-out blocks of text, or batches of examples, that quality is measured on."}
-    )
-    batch_size: int = field(default=32, metadata={"help": "Examples in a batch, where a task measures in batches."})
-    prefill_tokens: int = field(default=256, metadata={"help": "Length of the prompt that is timed."})
-    decode_tokens: int = field(default=32, metadata={"help": "Tokens that are decoded after it, one at a time."})
-    repeats: int = field(default=7, metadata={"help": "Timed rounds; medians need at least 5."})
-    training_repeats: int = field(default=5, metadata={"help": "Timed training steps of each kind."})
-    result_dtype: str = field(
-        default="float32", metadata={"help": "What the compressed model computes in: float32 or bfloat16."}
-    )
-    prompt: str = field(
-        default="def read_json(path):\n", metadata={"help": "Both models complete this, where they complete text."}
-    )
+    blocks: int = 32
+    """Held-out blocks of text, or batches of examples for a classifier, that quality is measured on, a whole number of
+    at least 1."""
+
+    batch_size: int = 32
+    """Examples in one batch where a task measures in batches, a whole number of at least 1."""
+
+    prefill_tokens: int = 256
+    """Length in tokens of the prompt whose processing (prefill) is timed, a whole number of at least 1."""
+
+    decode_tokens: int = 32
+    """Tokens that are generated after the prompt, one at a time, to time decoding, a whole number of at least 1."""
+
+    repeats: int = 7
+    """Timed rounds of every inference measure, a whole number of at least 1; a median needs 5 or more to be stable."""
+
+    training_repeats: int = 5
+    """Timed training steps of base and result each, a whole number of at least 1."""
+
+    result_dtype: str = field(default="float32", metadata={"choices": DTYPES})
+    """Precision in which the compressed model computes while it is measured: `float32` or `bfloat16`. The base is
+    always measured in float32."""
+
+    prompt: str = "def read_json(path):\n"
+    """Text that both models complete in the report; used for language models only."""
 
     def __post_init__(self) -> None:
         for name in ("blocks", "batch_size", "prefill_tokens", "decode_tokens", "repeats", "training_repeats"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SlimError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+            require_whole(name, getattr(self, name))
         if self.result_dtype not in DTYPES:
             raise SlimError(f"`result_dtype` must be float32 or bfloat16, got {self.result_dtype!r}.")
 

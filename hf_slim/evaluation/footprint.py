@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hf_slim.core.modules import linear_shapes
+from hf_slim.core.counting import MultiplyAdds, count_multiply_adds, reads_tokens
+from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import device_of, evaluating
+from hf_slim.pruning.structure.example_inputs import example_inputs
+from hf_slim.pruning.structure.probe import FAILURES
 from hf_slim.quantization.transform import is_packed
 
 METADATA = ("report.json", "report.md", "report.png", "README.md")
@@ -38,8 +42,49 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def multiply_adds_per_token(model: nn.Module) -> int:
-    """Multiply-adds of all linear layers for one token, output head included; attention scores are not counted."""
-    return sum(math.prod(shape) for shape in linear_shapes(model).values())
+    """Multiply-adds of all weights for one token, output head included; see `core.counting`.
+
+    A model that does not read text alone has the count of one example: the picture, or the sound and one token, of
+    `pruning.structure.example_inputs`.
+
+    Raises: SlimError: if the model cannot be run on a made-up example.
+    """
+    return sum(_counted(model, 1).weights.values())
+
+
+def attention_multiply_adds_per_token(model: nn.Module, length: int) -> float:
+    """Multiply-adds of attention (queries with keys, probabilities with values) for one token of a text.
+
+    Args:
+        length: Tokens of the text, from 2; every token counts with all of them, also where a mask hides some.
+    Returns: 0.0 if no such product was seen: torch has no view into attention kernels from other libraries.
+    Raises: SlimError: if the model cannot be run on a made-up text of this length.
+    """
+    return _counted(model, length).attention / length
+
+
+def counting_unit(model: nn.Module) -> str:
+    """What `multiply_adds_per_token` counts for: "token", or "example" where the model does not read text alone."""
+    return "token" if reads_tokens(example_inputs(model, 1)) else "example"
+
+
+def _counted(model: nn.Module, tokens: int) -> MultiplyAdds:
+    with torch.random.fork_rng(devices=[]):
+        inputs = example_inputs(model, tokens)
+    device, dtype = device_of(model), next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    placed = {
+        name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+    }
+    try:
+        with evaluating(model):
+            return count_multiply_adds(model, lambda: model(**placed), reads_tokens(inputs))
+    except FAILURES as error:
+        raise SlimError(
+            f"Multiply-adds of {type(model).__name__} were not counted, because it could not be run on a made-up "
+            f"input of {', '.join(inputs)} ({type(error).__name__}: {error}). Call `hf_slim.core.counting."
+            "count_multiply_adds` with an example of your own."
+        ) from error
 
 
 def peak_rss_bytes() -> int:

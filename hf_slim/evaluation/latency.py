@@ -1,18 +1,12 @@
-"""How fast, measured side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
+"""Inference speed of several models: every repetition runs all of them in turn, so that noise affects all equally."""
 
 import statistics
-from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
-from hf_slim.core import timing
-from hf_slim.progress import progress
-
-
-def interleaved_ms(candidates: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list[float]]:
-    """`core.timing.interleaved_ms` with a progress bar."""
-    return timing.interleaved_ms(candidates, repeats, lambda rounds: progress(rounds, title, "round"))
+from hf_slim.integration.kv_cache import cache_argument, cache_of
+from hf_slim.timing import interleaved_ms
 
 
 def spread(samples: list[float]) -> dict[str, float | list[float]]:
@@ -37,19 +31,20 @@ def inference_speed(
     Returns: name -> `{"prefill_ms": spread, "decode_tokens_per_s": spread}`.
     """
     caches: dict[str, object] = {}
+    arguments = {name: cache_argument(model) for name, model in models.items()}
 
     def prefill(name: str) -> None:
         model = models[name]
         with torch.inference_mode():
             output = model(input_ids=prompts[name].to(model.device), use_cache=True, logits_to_keep=1)
-        caches[name] = output.past_key_values, output.logits[:, -1:].argmax(-1)
+        caches[name] = cache_of(output), output.logits[:, -1:].argmax(-1)
 
     def decode(name: str) -> None:
         cache, token = caches[name]
         with torch.inference_mode():
             for _ in range(decode_tokens):
-                output = models[name](input_ids=token, past_key_values=cache, use_cache=True)
-                cache, token = output.past_key_values, output.logits[:, -1:].argmax(-1)
+                output = models[name](input_ids=token, use_cache=True, **{arguments[name]: cache})
+                cache, token = cache_of(output), output.logits[:, -1:].argmax(-1)
         cache.crop(-decode_tokens)  # the next round starts from the prompt again
 
     prefills = interleaved_ms({name: lambda name=name: prefill(name) for name in models}, repeats, "prefill")

@@ -1,4 +1,4 @@
-"""Reports at a glance: base against result, and which layers bear which scheme."""
+"""Reports as one picture: base against result, and how sensitive each layer is to each scheme."""
 
 import logging
 from pathlib import Path

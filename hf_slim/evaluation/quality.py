@@ -8,6 +8,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_slim.core.modules import evaluating
 from hf_slim.progress import progress
 
 
@@ -18,13 +19,13 @@ def perplexity(model: nn.Module, blocks: Dataset, title: str = "perplexity") -> 
     Args:
         blocks: `input_ids` of one length each; every token but the first of a block is predicted.
     """
-    model.eval()
     loss_sum, n_tokens = 0.0, 0
-    for example in progress(blocks, title, "block"):
-        ids = torch.tensor([example["input_ids"]], device=model.device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        loss_sum += nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-        n_tokens += ids.shape[1] - 1
+    with evaluating(model):
+        for example in progress(blocks, title, "block"):
+            ids = torch.tensor([example["input_ids"]], device=model.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            loss_sum += nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            n_tokens += ids.shape[1] - 1
     return math.exp(loss_sum / n_tokens)
 
 
@@ -37,15 +38,15 @@ def accuracy_and_loss(
     name: str,
 ) -> tuple[float, float]:
     """Share of examples whose most likely class is the right one, in [0, 1], and the mean cross-entropy, in nats."""
-    model.eval()
     right, loss_sum = 0, 0.0
-    for start in progress(range(0, len(examples), batch_size), f"accuracy of {name}", "batch"):
-        batch = collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        labels = batch.pop("labels")
-        logits = model(**batch).logits.float()
-        right += (logits.argmax(-1) == labels).sum().item()
-        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+    with evaluating(model):
+        for start in progress(range(0, len(examples), batch_size), f"accuracy of {name}", "batch"):
+            batch = collate([examples[i] for i in range(start, min(start + batch_size, len(examples)))])
+            batch = {key: value.to(model.device) for key, value in batch.items()}
+            labels = batch.pop("labels")
+            logits = model(**batch).logits.float()
+            right += (logits.argmax(-1) == labels).sum().item()
+            loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
     return right / len(examples), loss_sum / len(examples)
 
 

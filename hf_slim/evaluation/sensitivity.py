@@ -1,4 +1,4 @@
-"""Which layers bear low precision: the harm of every scheme in every layer alone, and the best mix within a budget."""
+"""Which layers tolerate low precision: the loss increase of each scheme in each layer, and the best mix."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import set_module_
+from hf_slim.core.modules import evaluating, temporary_module
 from hf_slim.progress import progress
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of
@@ -18,7 +18,7 @@ from hf_slim.quantization.scheme import Scheme
 
 
 @dataclass(frozen=True)
-class Choice:
+class SchemeTrial:
     """One scheme for one layer.
 
     Attributes:
@@ -39,14 +39,16 @@ class LayerSensitivity:
 
     name: str
     weights: int
-    choices: tuple[Choice, ...]
+    choices: tuple[SchemeTrial, ...]
 
 
 @torch.inference_mode()
 def measure_sensitivity(
     model: nn.Module, blocks: Iterable[Tensor], schemes: list[str], ignore: tuple[str, ...] = ()
 ) -> list[LayerSensitivity]:
-    """The harm of each scheme in each layer, all others untouched. The model is as before afterwards.
+    """The harm of each scheme in each layer, all others untouched.
+
+    The model is as before afterwards, also after an error.
 
     Args:
         model: A causal language model with float weights.
@@ -54,28 +56,20 @@ def measure_sensitivity(
         schemes: Names of schemes; one that does not fit a layer's sizes is left out there.
         ignore: Patterns of layers that stay in float.
     """
-    model.eval()
     blocks = list(blocks)
     if not blocks:
         raise SlimError("Sensitivity is measured on text, and there is none. Check the data.")
-    untouched = [_predictions(model, ids) for ids in blocks]
     fitting = {name: _fitting(model, name, schemes) for name in _layers(model, ignore)}
-    bar = progress(None, "measuring sensitivity", "scheme", total=sum(map(len, fitting.values())))
-    found = []
-    for name, candidates in fitting.items():
-        layer, choices = model.get_submodule(name), []
-        weights = sum(rows * columns for rows, columns in family_of(layer).shapes(layer).values())
-        for scheme in candidates:
-            set_module_(model, name, family_of(layer).fake_quantized(layer, scheme, Training()).eval())
-            now = [_predictions(model, ids) for ids in blocks]
-            set_module_(model, name, layer)
-            columns = next(iter(family_of(layer).shapes(layer).values()))[1]
-            harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
-            loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
-            choices.append(Choice(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence))
-            bar.update()
-        found.append(LayerSensitivity(name, weights, tuple(choices)))
-    bar.close()
+    total, found = sum(map(len, fitting.values())), []
+    with evaluating(model), progress(None, "measuring sensitivity", "scheme", total=total) as bar:
+        untouched = [_predictions(model, ids) for ids in blocks]
+        for name, candidates in fitting.items():
+            layer, choices = model.get_submodule(name), []
+            weights = sum(rows * columns for rows, columns in family_of(layer).shapes(layer).values())
+            for scheme in candidates:
+                choices.append(_choice(model, name, scheme, blocks, untouched))
+                bar.update()
+            found.append(LayerSensitivity(name, weights, tuple(choices)))
     return found
 
 
@@ -110,19 +104,19 @@ def choose_schemes(sensitivities: list[LayerSensitivity], budget_bits: float) ->
     return {name: hulls[name][i].scheme for name, i in place.items()}
 
 
-def _hull(choices: tuple[Choice, ...]) -> list[Choice]:
+def _hull(choices: tuple[SchemeTrial, ...]) -> list[SchemeTrial]:
     """The choices on the lower convex hull of divergence over bits, most precise first."""
-    hull: list[Choice] = []
+    hull: list[SchemeTrial] = []
     for choice in sorted(choices, key=lambda choice: (choice.bits, choice.divergence)):
         if hull and choice.divergence >= hull[-1].divergence:
-            continue  # dearer and no better
+            continue  # more bits and no better
         while len(hull) > 1 and _slope(hull[-2], choice) <= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(choice)
     return hull[::-1]
 
 
-def _slope(low: Choice, high: Choice) -> float:
+def _slope(low: SchemeTrial, high: SchemeTrial) -> float:
     return (high.divergence - low.divergence) / (high.bits - low.bits)
 
 
@@ -140,6 +134,17 @@ def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
     if not fitting:
         raise SlimError(f"None of the schemes {', '.join(schemes)} fits the sizes of '{name}'. Add one, or ignore it.")
     return fitting
+
+
+def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], untouched: list[Tensor]) -> SchemeTrial:
+    """What `scheme` does in layer `name` alone, against the predictions of the untouched model."""
+    layer = model.get_submodule(name)
+    with temporary_module(model, name, family_of(layer).fake_quantized(layer, scheme, Training())):
+        now = [_predictions(model, ids) for ids in blocks]
+    columns = next(iter(family_of(layer).shapes(layer).values()))[1]
+    harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
+    loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
+    return SchemeTrial(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence)
 
 
 def _predictions(model: nn.Module, ids: Tensor) -> Tensor:

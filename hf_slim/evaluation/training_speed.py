@@ -10,14 +10,34 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.evaluation.latency import interleaved_ms, spread
+from hf_slim.evaluation.latency import spread
 from hf_slim.evaluation.tasks.task import Task
 from hf_slim.integration.techniques import callbacks_for
 from hf_slim.integration.trainer import trainer_for
+from hf_slim.timing import interleaved_ms
+
+
+@dataclass(frozen=True)
+class StepTiming:
+    """How optimizer steps are timed.
+
+    Attributes:
+        training: Fields of `TrainingArguments`.
+        batch: One micro-batch, used in every step.
+        repeats: Timed steps of each side.
+    """
+
+    training: dict[str, Any]
+    batch: dict[str, Any]
+    repeats: int
+
+    def arguments(self, scratch: str) -> TrainingArguments:
+        """The Trainer's arguments, with nothing saved or reported."""
+        return TrainingArguments(scratch, **(self.training | {"save_strategy": "no", "report_to": "none"}))
 
 
 def training_speed(
-    task: Task, model: PreTrainedModel, configs: list[SlimConfig], training: dict[str, Any], batch: dict, repeats: int,
+    task: Task, model: PreTrainedModel, configs: list[SlimConfig], timing: StepTiming,
     student: PreTrainedModel | None = None,
 ) -> dict[str, dict]:  # fmt: skip
     """Milliseconds of one optimizer step on one micro-batch, without and with the callbacks.
@@ -26,15 +46,15 @@ def training_speed(
     whole model without callbacks is compared with the student with them.
 
     Args:
-        model: The base model; its weights are spoilt.
-        training: Fields of `TrainingArguments`.
-        batch: One micro-batch, used over and over.
+        model: The base model; its weights are changed.
+        timing: Batch, repetitions and training arguments.
+        student: A smaller model, which the callbacks train instead of `model`.
     Returns: `{"base": spread, "result": spread}`, in milliseconds.
     """
     plain = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     with tempfile.TemporaryDirectory() as scratch:
-        args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
-        base = Stepper.around(trainer_for(plain, args, task.loss_counts_items), batch)
+        args = timing.arguments(scratch)
+        base = Stepper.around(trainer_for(plain, args, task.loss_counts_items), timing.batch)
         if student is None:
             callbacks = callbacks_for(configs)
             ours = trainer_for(
@@ -44,23 +64,21 @@ def training_speed(
         else:
             teacher = copy.deepcopy(model)
             ours = trainer_for(student, args, task.loss_counts_items, callbacks=callbacks_for(configs, teacher))
-        result = Stepper.around(ours, batch)
-        samples = interleaved_ms({"base": base.step, "result": result.step}, repeats, "training steps")
+        result = Stepper.around(ours, timing.batch)
+        samples = interleaved_ms({"base": base.step, "result": result.step}, timing.repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}
 
 
-def training_speed_of(
-    task: Task, models: dict[str, PreTrainedModel], training: dict[str, Any], batch: dict, repeats: int
-) -> dict[str, dict]:
+def training_speed_of(task: Task, models: dict[str, PreTrainedModel], timing: StepTiming) -> dict[str, dict]:
     """Milliseconds of one plain optimizer step of each model; arguments as in `training_speed`."""
     with tempfile.TemporaryDirectory() as scratch:
-        args = TrainingArguments(scratch, **(training | {"save_strategy": "no", "report_to": "none"}))
+        args = timing.arguments(scratch)
         steppers = {
-            name: Stepper.around(trainer_for(model, args, task.loss_counts_items), batch)
+            name: Stepper.around(trainer_for(model, args, task.loss_counts_items), timing.batch)
             for name, model in models.items()
         }
         steps = {name: stepper.step for name, stepper in steppers.items()}
-        samples = interleaved_ms(steps, repeats, "training steps")
+        samples = interleaved_ms(steps, timing.repeats, "training steps")
     return {name: spread(values) for name, values in samples.items()}
 
 
@@ -75,6 +93,7 @@ class Stepper:
 
     @classmethod
     def around(cls, trainer: Trainer, batch: dict) -> "Stepper":
+        """A step of `trainer` on `batch`, in the middle of gradual pruning, where callbacks cost most."""
         optimizer = trainer.optimizer or trainer.create_optimizer()
         state = trainer.state
         state.max_steps, state.global_step = 100, 20  # in the midst of gradual pruning, where it costs most

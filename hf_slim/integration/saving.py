@@ -30,7 +30,7 @@ def publish(
     output: Path,
     check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes the model beside `output` and moves it into place in one step; an older one stays until then.
+    """Writes the model next to `output` and moves it into place in one step; an older model is kept until then.
 
     Args:
         check: Is handed the complete folder before it is moved; what it raises leaves `output` as it was.

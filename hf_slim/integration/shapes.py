@@ -37,7 +37,7 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
 def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
     """Gives the tensor at `path` another shape, contents left open; a path that this model lacks is passed over.
 
-    hf_slim before 0.3 wrote the path of a linear layer instead, and its weight's shape.
+    Folders of formats 1 and 2 have the path of a linear layer instead, and its weight's shape.
     """
     parent, _, name = path.rpartition(".")
     found = resolve(model, path)
@@ -50,7 +50,7 @@ def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
         _set_(model.get_submodule(found), name, shape)
 
 
-def set_attribute_(model: nn.Module, path: str, attribute: str, value: int) -> None:
+def set_attribute_(model: nn.Module, path: str, attribute: str, value: int | float) -> None:
     """Sets a number that the module at `path` holds about itself, where this model has it."""
     found = resolve(model, path)
     if found is not None:

@@ -1,7 +1,10 @@
 """The table of techniques: recipes, trainers, dry runs, reports and `prepare` read this one list."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from hf_slim.core.config import SlimConfig
@@ -9,6 +12,14 @@ from hf_slim.core.lifecycle import Lifecycle, Technique
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.integration.config_json import describe_converted, describe_prepared
+from hf_slim.integration.previews import (
+    Inputs,
+    Preview,
+    layer_schemes,
+    preview_distillation,
+    preview_pruning,
+    preview_quantization,
+)
 from hf_slim.pruning.callback import PruningCallback
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.transform import PRUNING
@@ -25,20 +36,24 @@ class Row:
         name: Of its section in a recipe.
         config: Its settings.
         callback: Runs it in a Trainer.
+        preview: What it would do to a model, for a dry run.
         technique: How it prepares and converts a model; None: it leaves the model as it is.
+        layers: What becomes of each layer, for the report; None: nothing to report.
     """
 
     name: str
     config: type[SlimConfig]
-    callback: type[TrainerCallback]
+    callback: Callable[..., TrainerCallback]
+    preview: Callable[[nn.Module, Any, Inputs], Preview]
     technique: Technique | None = None
+    layers: Callable[[nn.Module, Any], list[dict[str, Any]]] | None = None
 
 
 # in the order of the callbacks: a teacher copies the model before anything changes it
 TECHNIQUES: tuple[Row, ...] = (
-    Row("distillation", DistillationConfig, DistillationCallback),
-    Row("pruning", PruningConfig, PruningCallback, PRUNING),
-    Row("quantization", QuantizationConfig, QuantizationCallback, QUANTIZATION),
+    Row("distillation", DistillationConfig, DistillationCallback, preview_distillation),
+    Row("pruning", PruningConfig, PruningCallback, preview_pruning, PRUNING),
+    Row("quantization", QuantizationConfig, QuantizationCallback, preview_quantization, QUANTIZATION, layer_schemes),
 )
 LIFECYCLE = Lifecycle(
     tuple(row.technique for row in TECHNIQUES if row.technique), describe_prepared, describe_converted
@@ -54,7 +69,22 @@ def callbacks_for(configs: list[SlimConfig], own_teacher: PreTrainedModel | None
     callbacks: list[TrainerCallback] = []
     for row in TECHNIQUES:
         for config in (config for config in configs if type(config) is row.config):
-            is_taught = isinstance(config, DistillationConfig) and config.teacher == "self" and own_teacher is not None
-            given = {"teacher": own_teacher.eval().requires_grad_(False)} if is_taught else {}
+            given: dict[str, Any] = {}
+            if isinstance(config, DistillationConfig) and config.teacher == "self" and own_teacher is not None:
+                given["teacher"] = own_teacher.eval().requires_grad_(False)
             callbacks.append(row.callback(config, **given))
     return callbacks
+
+
+def previews_of(model: nn.Module, techniques: dict[str, SlimConfig], inputs: Inputs) -> list[Preview]:
+    """What every technique in use would do to `model`, in the order of the table.
+
+    Raises: SlimError: for everything that its callback would refuse before the first step.
+    """
+    return [row.preview(model, techniques[row.name], inputs) for row in TECHNIQUES if row.name in techniques]
+
+
+def layers_of(model: nn.Module, techniques: dict[str, SlimConfig]) -> list[dict[str, Any]]:
+    """What becomes of each layer, for the report."""
+    reporting = [(row.layers, techniques[row.name]) for row in TECHNIQUES if row.layers and row.name in techniques]
+    return [layer for layers, config in reporting for layer in layers(model, config)]

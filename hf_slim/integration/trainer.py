@@ -14,7 +14,7 @@ def trainer_for(
 
     Args:
         loss_counts_items: Whether the model divides its loss by the Trainer's count of predictions. Where it does not,
-            the Trainer must be told, or gradients grow with accumulation.
+            the Trainer must not count them either, or gradients grow with accumulation.
         arguments: Any others of `Trainer`.
     """
     trainer = Trainer(model, args, **arguments)
@@ -30,6 +30,9 @@ def log_before_reporters_(trainer: Trainer) -> Trainer:
     `trainer.state.log_history` need no such call.
     Returns: the same trainer.
     """
-    handler, ours = trainer.callback_handler, tuple(row.callback for row in TECHNIQUES)
-    handler.callbacks.sort(key=lambda callback: not isinstance(callback, ours))  # stable: the order of each kind stays
+    handler, ours = (
+        trainer.callback_handler,
+        tuple(row.callback for row in TECHNIQUES if isinstance(row.callback, type)),
+    )
+    handler.callbacks.sort(key=lambda callback: not isinstance(callback, ours))  # stable within each kind
     return trainer

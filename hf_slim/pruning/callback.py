@@ -1,25 +1,24 @@
 """Gradual structured pruning as one line in a Trainer."""
 
-import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from hf_slim.core.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, claim, finish_run
 from hf_slim.core.logs import add_to_logs
-from hf_slim.core.modules import evaluating
 from hf_slim.core.record import is_prepared, state_of, unwrapped
+from hf_slim.progress import progress
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.importance.scores import averaged, observed, score_all
@@ -41,6 +40,7 @@ class PruningCallback(TrainerCallback, ExportableState):
 
     Args:
         config: A `PruningConfig`, or its fields as a dictionary.
+
     Attributes:
         run: The state of the run: plan, removed groups, scores and timings.
     """
@@ -53,6 +53,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Finds what can be pruned and plans the removal. Raises SlimError if the model cannot be pruned so."""
         if self.config.is_timed:  # measured once training begins, unless the run is resumed and its state has it
             claim(unwrapped(model), "pruning", self.config)
         else:
@@ -64,6 +65,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Restores the state of a resumed run, masks its groups, and starts to observe activations."""
         if not is_prepared(model, "pruning"):
             raise SlimError(
                 "The model is not prepared for pruning: either it was converted at the end of an earlier run, or the "
@@ -81,6 +83,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self.run = state_of(model, PruningState)
         self.run.restore(saved["attributes"])
         self._mask(model)
+        self._observing.close()  # still open after a run that failed
         if self.config.calibration_batches and state.global_step == 0:
             self._prune_at_once(model, args, train_dataloader)
         elif not self._is_over(state):
@@ -92,6 +95,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Decides whether importance is measured in this step."""
         interval = min(STEPS_PER_SCORE, round(self.config.stop * state.max_steps / SCORES_PER_RUN)) or 1
         self._scores_now = not self._is_over(state) and state.global_step % interval == 0
         if self._is_over(state):
@@ -100,6 +104,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Scores the groups while gradients are there, and adds the scores to the running mean."""
         if not self._scores_now:
             return
         for seen in self._seen.values():
@@ -113,6 +118,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Masks more groups as the schedule asks, and zeroes masked ones again, which momentum has moved."""
         step = state.global_step + 1
         progress = step / state.max_steps
         due = step % self.config.every == 0 or progress >= self.config.stop
@@ -122,7 +128,6 @@ class PruningCallback(TrainerCallback, ExportableState):
                 self.run.removed = removed
                 self._mask(model)
                 return
-        # momentum has just moved the zeros
         zero_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
 
     def on_log(
@@ -133,6 +138,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         logs: dict[str, Any],
         **kwargs: Any,
     ) -> None:
+        """Adds `sparsity` and `groups_removed` to the log."""
         if "loss" in logs and self.run.plan is not None:
             shown = {"sparsity": round(self.run.sparsity(), 4), "groups_removed": self.run.groups_removed}
             add_to_logs(state, logs, shown)
@@ -141,6 +147,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         optimizer: Optimizer | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Restores the mask of the best checkpoint, and has the model converted once all techniques are done."""
         self._observing.close()
         if is_prepared(model, "pruning"):
             self._settle(args, state, model)
@@ -166,14 +173,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         return layer.training and self._scores_now
 
     def _prune_at_once(self, model: nn.Module, args: TrainingArguments, train_dataloader: DataLoader | None) -> None:
-        batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
-        with evaluating(model):
-            prune_at_once_(
-                model,
-                self.run.plan,
-                self.config,
-                lambda with_gradient: run_batches(model, batches, args, with_gradient),
-            )
+        batches = first_batches(train_dataloader, self.config.calibration_batches)
+
+        def shown(batches: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:
+            return progress(batches, "calibrating", "batch", shown=not args.disable_tqdm)
+
+        with calibrating(model, batches, precision_of_run(args.bf16, args.fp16), shown) as run_batches:
+            prune_at_once_(model, self.run.plan, self.config, run_batches)
 
     def _mask(self, model: nn.Module) -> None:
         mask_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
@@ -189,17 +195,3 @@ class PruningCallback(TrainerCallback, ExportableState):
                 "`load_best_model_at_end=False`.",
                 missing or "all", self.config.stop,
             )  # fmt: skip
-
-
-def run_batches(model: nn.Module, batches: list[dict], args: TrainingArguments, with_gradient: bool) -> Iterator[None]:
-    """Runs `batches` through the model in the precision of the run."""
-    device = next(model.parameters()).device
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    for batch in batches:
-        inputs = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        inputs.pop("num_items_in_batch", None)
-        with torch.set_grad_enabled(with_gradient), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            made = model(**inputs)
-        if with_gradient:
-            made["loss"].backward()
-        yield

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError, nearest
 from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.importance.criteria import CRITERIA
@@ -32,71 +32,76 @@ APART = {
 class PruningConfig(SlimConfig):
     """How much structure to remove, and when. Progress is the share of optimizer steps done, in [0, 1].
 
-    Kinds of structure: `ffn` are the neurons of feed-forward layers and fused experts; `kv_heads` are key-value heads
-    together with the query heads that read them; `heads` are query heads, the same number from every key-value head
-    (in multi-head attention both are simply the heads); `channels` are those between convolutions; `experts` are whole
-    experts of a mixture; `hidden` are channels of the residual stream; `layers` are whole layers of a stack,
-    `attention_blocks` and `ffn_blocks` the attention or the feed-forward part of a layer.
+    Kinds of structure: `ffn`: neurons of feed-forward layers and of fused experts. `kv_heads`: key-value heads with
+    the query heads that use them. `heads`: query heads, the same number from every key-value head; in multi-head
+    attention both kinds mean the attention heads. `channels`: channels between convolutions. `experts`: whole experts
+    of a mixture. `hidden`: channels of the residual stream. `layers`: whole layers of a stack. `attention_blocks` and
+    `ffn_blocks`: the attention part or the feed-forward part of a layer.
     """
 
-    sparsity: dict[str, float] | float | None = field(
-        default=None,
-        metadata={
-            "help": "Share of groups removed at the end, in [0, 1), per kind; one number: of ffn and kv_heads. None "
-            "without a target: {ffn: 0.5}."
-        },
-    )
-    target: dict[str, float] | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of `sparsity`: share of the parameters, macs or latency (measured on the device) of the "
-            "layers, embeddings and head not counted, that stays, such as {parameters: 0.6}; spent on the kinds of "
-            "`spend_on` where it costs least."
-        },
-    )
-    spend_on: list[str] = field(
-        default_factory=lambda: list(SPEND_ON),
-        metadata={"help": f"Kinds that a target is spent on, those that the model has: {', '.join(SPEND_ON)}."},
-    )
-    uniform: dict[str, bool] | bool = field(
-        default=True,
-        metadata={
-            "help": "Whether every layer loses the same number (a plain config), or the least important lose most."
-        },
-    )
-    criterion: dict[str, str] | str | None = field(
-        default=None,
-        metadata={
-            "help": f"Importance of a group, for all kinds or per kind: {', '.join(CRITERIA)}. None: what measures "
-            "best for the kind; for a target on several kinds fisher_mask."
-        },
-    )
-    schedule: str = field(default="cubic", metadata={"help": f"How removal advances: {', '.join(SCHEDULES)}."})
-    start: float = field(default=0.05, metadata={"help": "Progress before which nothing is removed, in [0, 1]."})
-    stop: float = field(default=0.5, metadata={"help": "Progress after which nothing is removed, in (0, 1]."})
-    rounds: int = field(
-        default=4, metadata={"help": "How often schedule staged prunes, with training to recover between, from 2."}
-    )
-    every: int = field(default=1, metadata={"help": "Optimizer steps between two removals."})
-    regrow: bool = field(
-        default=False, metadata={"help": "Whether groups may come back before `stop` when others matter less by then."}
-    )
-    calibration_batches: int = field(
-        default=0,
-        metadata={"help": "Batches looked at before the first step, to remove everything then; 0: while training."},
-    )
-    repair: bool = field(
-        default=False,
-        metadata={"help": "Least-squares repair of the layers that read what went; needs `calibration_batches`."},
-    )
-    round_to: dict[str, int] = field(
-        default_factory=dict,
-        metadata={"help": "What is left per layer becomes a multiple of this, per kind, as fast kernels like it."},
-    )
-    floor: float = field(default=0.0, metadata={"help": "Share of its groups that every layer keeps, in [0, 1)."})
-    ignore: list[str] = field(
-        default_factory=list, metadata={"help": "Patterns of layer names that keep their groups, such as '*.0.*'."}
-    )
+    sparsity: dict[str, float] | float | None = field(default=None, metadata={"keys": KINDS})
+    """Share of the groups that is removed by the end, in [0, 1), for each kind of structure: `{ffn: 0.5, heads:
+    0.25}`. One number means that share of `ffn` and of `kv_heads`. `null` without a `target` means `{ffn: 0.5}`."""
+
+    target: dict[str, float] | None = field(default=None, metadata={"keys": MEASURES})
+    """How large the stacked layers may still be, as a share in (0, 1) of one measure, such as `{parameters: 0.6}`; set
+    it instead of `sparsity`. `macs` are multiply-adds per token, `latency` is time measured on the device of the run.
+    Embeddings and output head do not count. The groups of `spend_on` that cost least for what they save are removed.
+    `null`: `sparsity` says how much."""
+
+    spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
+    """Kinds of structure that a `target` may remove; kinds that the model does not have are left out. With more than
+    one kind their scores are compared, so all of them use one criterion."""
+
+    uniform: dict[str, bool] | bool = field(default=True, metadata={"keys": KINDS})
+    """`true`: the same number of groups is removed from every layer, one that the model's config accepts; the result
+    is an ordinary checkpoint. `false`: the least important groups of the whole model are removed, so layers may differ
+    in size, and loading needs hf_slim. A mapping sets it for each kind; kinds that it leaves out are `true`."""
+
+    criterion: dict[str, str] | str | None = field(default=None, metadata={"choices": CRITERIA, "keys": KINDS})
+    """How the importance of a group is measured: one registered criterion for all kinds, or a mapping with one for
+    each kind. `null`: the default of each kind, and `fisher_mask` for a `target` that is spent on several kinds."""
+
+    schedule: str = field(default="cubic", metadata={"choices": SCHEDULES})
+    """How the removed share grows from 0 at `start` to its full amount at `stop`: a registered schedule. `cubic`
+    removes most at the beginning and leaves steps to recover."""
+
+    start: float = 0.05
+    """Progress of training (share of the optimizer steps done) up to which nothing is removed, in [0, 1]; not above
+    `stop`."""
+
+    stop: float = 0.5
+    """Progress of training from which nothing more is removed, in (0, 1]; the steps after it let the model recover."""
+
+    rounds: int = 4
+    """How many times the schedule `staged` removes groups, a whole number of at least 2; other schedules ignore it."""
+
+    every: int = 1
+    """Optimizer steps between two removals, a whole number of at least 1; 1 checks after every step."""
+
+    regrow: bool = False
+    """Whether groups that are zeroed may become active again before `stop`, when other groups have become less
+    important. `false`: a group that is zeroed stays zero."""
+
+    calibration_batches: int = 0
+    """Training batches from which scores are computed before the first step, a whole number of at least 0. Above 0,
+    everything is removed before training starts (one shot); 0 removes gradually while training."""
+
+    repair: bool = False
+    """Whether the layers that read the removed groups are corrected by least squares on the calibration batches, so
+    that their outputs change as little as possible. Needs `calibration_batches` above 0."""
+
+    round_to: dict[str, int] = field(default_factory=dict, metadata={"keys": KINDS})
+    """A number, for each kind, of which the groups left in every layer must be a multiple, such as `{ffn: 32}`: fast
+    kernels need such sizes. Empty: any number may be left."""
+
+    floor: float = 0.0
+    """Share of its groups that every layer keeps at least, in [0, 1); 0 sets no lower limit beyond what the model
+    needs to run."""
+
+    ignore: list[str] = field(default_factory=list)
+    """Patterns, with `*` as wildcard, of group set names as `hf-slim inspect` prints them, such as `*.0.*`; the groups
+    of matching sets are kept. A pattern that matches nothing is an error."""
 
     def __post_init__(self) -> None:
         self._check_amounts()
@@ -113,12 +118,9 @@ class PruningConfig(SlimConfig):
                 f"`start` must not lie behind `stop`, and `stop` not at 0: got {self.start} and {self.stop}."
             )
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
-        if not isinstance(self.rounds, int) or self.rounds < 2:
-            raise SlimError(f"`rounds` must be a whole number from 2, got {self.rounds!r}; 1 is schedule one_shot.")
-        if not isinstance(self.calibration_batches, int) or self.calibration_batches < 0:
-            raise SlimError(f"`calibration_batches` must be a whole number from 0, got {self.calibration_batches!r}.")
+            require_whole(name, value)
+        require_whole("rounds", self.rounds, least=2, hint="One round is schedule one_shot.")
+        require_whole("calibration_batches", self.calibration_batches, least=0)
         if self.repair and not self.calibration_batches:
             raise SlimError("`repair` looks at what flows through the model: set `calibration_batches`, such as 48.")
         for kind in self.round_to:

@@ -75,10 +75,10 @@ class GroupSet:
         multiple: What is left must be a multiple of this.
         keep: So many groups must stay at least.
         pinned: Groups that must stay: T5's first layer makes the position bias of all others.
-        narrowed: Paths of modules that mix all groups by themselves, such as norms over the hidden width and routers
-            over experts: while groups are masked, they are given only those that stay.
+        masked_norms: Paths of modules that mix all groups, such as norms over the hidden width and routers over
+            experts: while groups are masked, they receive only the kept ones.
         stack: For whole layers: path of the list that they lie in.
-        skipped: Whether a masked layer is passed over, because zeroing what it writes does not silence it.
+        bypassed: Whether a masked layer is passed over, because zeroing what it writes does not silence it.
         parts: For blocks, the attention or feed-forward part of every layer: the set of the groups within each.
     """
 
@@ -92,9 +92,9 @@ class GroupSet:
     multiple: int = 1
     keep: int = 1
     pinned: tuple[int, ...] = ()
-    narrowed: tuple[str, ...] = ()
+    masked_norms: tuple[str, ...] = ()
     stack: str | None = None
-    skipped: bool = False
+    bypassed: bool = False
     parts: tuple["GroupSet", ...] = ()
 
     @property

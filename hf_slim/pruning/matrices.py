@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.modules import is_transposed_linear, parameter_or_none
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -43,7 +45,7 @@ def _is_convolution(module: nn.Module) -> bool:
 
 MATRICES = (
     Matrix(lambda module: isinstance(module, nn.Linear), 0, 1, ("out_features",), ("in_features",)),
-    Matrix(lambda module: hasattr(module, "nf") and hasattr(module, "nx"), 1, 0, ("nf",), ("nx",)),  # GPT-2's Conv1D
+    Matrix(is_transposed_linear, 1, 0, ("nf",), ("nx",)),  # GPT-2's Conv1D
     Matrix(lambda module: isinstance(module, nn.Embedding), 1, None, ("embedding_dim",), ()),
     Matrix(lambda m: _is_convolution(m) and isinstance(m, nn.Conv1d), 0, 1, ("out_channels",), ("in_channels",), -2),
     Matrix(lambda m: _is_convolution(m) and isinstance(m, nn.Conv2d), 0, 1, ("out_channels",), ("in_channels",), -3),
@@ -53,7 +55,7 @@ MATRICES = (
 
 def matrix_of(module: nn.Module) -> Matrix | None:
     """How `module` holds its matrix; None if it holds none that can be cut."""
-    if not isinstance(getattr(module, "weight", None), Tensor):
+    if not isinstance(parameter_or_none(module, "weight"), Tensor):
         return None
     return next((matrix for matrix in MATRICES if matrix.owns(module)), None)
 
@@ -94,9 +96,9 @@ def set_sizes_(module: nn.Module) -> None:
             setattr(module, name, module.weight.shape[matrix.in_dim])
     elif is_channelwise(module):
         module.num_features = len(module.running_mean)
-    elif is_experts(module) and hasattr(module, "intermediate_dim"):
+    elif is_experts(module) and "intermediate_dim" in vars(module):
         module.intermediate_dim = module.down_proj.shape[-1]
-    elif isinstance(getattr(module, "normalized_shape", None), tuple) and module.weight is not None:
+    elif isinstance(vars(module).get("normalized_shape"), tuple) and module.weight is not None:
         module.normalized_shape = tuple(module.weight.shape)
 
 

@@ -1,15 +1,14 @@
 """The whole target at once, decided on a few batches, and the layers that read what went repaired."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
 
-import torch
 from torch import Tensor, nn
 
+from hf_slim.core.calibration import RunBatches, calibrating
+from hf_slim.core.distributed import sum_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import convert
-from hf_slim.core.modules import evaluating
-from hf_slim.core.record import state_of, unwrapped
+from hf_slim.core.record import record_of, state_of, unwrapped
 from hf_slim.pruning.budget.plan import Plan
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
@@ -21,22 +20,26 @@ from hf_slim.pruning.importance.statistics import summed_over_ranks_
 from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
-# Runs the calibration batches through the model, with gradients or without, one for each item that it yields
-RunBatches = Callable[[bool], Iterable[Any]]
-
 
 def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict[str, Tensor]]) -> nn.Module:
     """Prunes a model in one shot, in place, without a Trainer: score, sort, remove the least, repair.
 
     Args:
         batches: Keyword arguments of forward passes; with `labels` where the criterion needs gradients.
-    Returns: the smaller model, ready for `save_pretrained` or for training.
-    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion.
+    Returns: the smaller model, ready for `save_pretrained` or for training; every module is in its mode of before.
+    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion. The model then is
+        as it was and may be pruned with another config; only weights that `repair` has changed stay changed.
     """
     config, batches = PruningConfig.of(config), list(batches)
+    record, state = record_of(model), state_of(model, PruningState)
+    configs, known_plan = dict(record.configs), state.plan
     plan = claim_for_pruning(model, config)
-    with evaluating(model):
-        prune_at_once_(model, plan, config, lambda with_gradient: forward_passes(model, batches, with_gradient))
+    try:
+        with calibrating(model, batches) as run_batches:
+            prune_at_once_(model, plan, config, run_batches)
+    except BaseException:
+        record.configs, state.plan = configs, known_plan  # nothing is masked yet: that is the last step
+        raise
     return convert(model)
 
 
@@ -48,7 +51,7 @@ def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batc
     scores = summed_scores(model, plan.group_sets, config, run_batches)
     removed = choose_removed(plan, scores, state_of(model, PruningState).removed, config, progress=1.0)
     if config.repair:
-        repair_readers_(model, plan.group_sets, removed, lambda: run_batches(False))
+        repair_readers_(model, plan.group_sets, removed, run_batches)
     mask_groups_(unwrapped(model), plan.group_sets, removed)
 
 
@@ -64,32 +67,17 @@ def summed_scores(
     graded = [found for name, sets in by_criterion.items() if CRITERIA[name].needs_gradient for found in sets]
     others = [found for name, sets in by_criterion.items() if not CRITERIA[name].needs_gradient for found in sets]
     with observed(inner, others, config.criterion_by_kind) as seen:
-        for _ in run_batches(bool(graded)):
-            batches += 1
-            for name, score in score_all(inner, graded, config.criterion_by_kind).items():
-                total[name] = total.get(name, 0) + score
+        try:
+            for _ in run_batches(bool(graded)):
+                batches += 1
+                for name, score in score_all(inner, graded, config.criterion_by_kind).items():
+                    total[name] = total.get(name, 0) + score
+                model.zero_grad(set_to_none=True)
+        finally:
             model.zero_grad(set_to_none=True)
     if not batches:
         raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
     for found in seen.values():
         summed_over_ranks_(found)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():  # every rank must choose alike
-        for score in total.values():
-            torch.distributed.all_reduce(score)
+    sum_over_ranks_(total.values())  # every rank must choose alike
     return total | score_all(inner, others, config.criterion_by_kind, seen)
-
-
-def forward_passes(model: nn.Module, batches: list[dict[str, Tensor]], with_gradient: bool) -> Iterable[None]:
-    """Runs the batches through the model, with gradients or without, one for each item that it yields.
-
-    Raises: SlimError: if gradients are wanted and the model gives no loss.
-    """
-    for batch in batches:
-        with torch.set_grad_enabled(with_gradient):
-            made = model(**batch)
-        if with_gradient:
-            loss = getattr(made, "loss", None)
-            if loss is None:
-                raise SlimError("This criterion needs a loss, and the model gave none: batches must hold `labels`.")
-            loss.backward()
-        yield

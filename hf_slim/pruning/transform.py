@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim
+from hf_slim.core.modules import config_value
 from hf_slim.core.record import record_of, state_of
 from hf_slim.pruning.budget.latency import measure_latency
 from hf_slim.pruning.budget.plan import Plan, candidates, plan_removal
@@ -19,7 +20,7 @@ from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.scores import score_all, sets_by_criterion
 from hf_slim.pruning.removal.cut import Removed, remove_groups_
 from hf_slim.pruning.removal.mask import mark_kept_columns_, zero_groups_
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
 from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.structure.find import understand
 
@@ -64,7 +65,7 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
     state_of(model, PruningState).removed = removed
     zero_groups_(model, group_sets, removed, readers_only)
     mark_kept_columns_(model, group_sets, removed)
-    narrow_modules_(model, group_sets, removed)
+    mask_norms_(model, group_sets, removed)
 
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
@@ -94,7 +95,7 @@ def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> Non
     """Removes what is masked, from the state of an optimizer too."""
     state = state_of(model, PruningState)
     state.sizes = common_sizes(model, state.plan.group_sets, state.removed)
-    narrow_modules_(model, state.plan.group_sets, {})
+    mask_norms_(model, state.plan.group_sets, {})
     remove_groups_(model, state.plan.group_sets, state.removed, optimizer)
 
 
@@ -104,7 +105,7 @@ def common_sizes(model: nn.Module, group_sets: list[GroupSet], removed: Removed)
     for group_set in group_sets:
         left = group_set.count - len(removed.get(group_set.name, ()))
         for name in group_set.config_fields:
-            now = getattr(model.config, name)
+            now = config_value(model, name)
             values.setdefault(name, set()).add(left if now is None else now * left // group_set.count)
     return {name: found.pop() for name, found in values.items() if len(found) == 1}
 

@@ -1,15 +1,17 @@
 """Looking at a few batches before training: second-order rounding of the starting weights."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_slim.core.calibration import RunBatches, first_that_fit
+from hf_slim.core.distributed import sum_over_ranks_
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import evaluating, temporary_hooks
 from hf_slim.progress import progress
 from hf_slim.quantization.grids.gptq import gptq
+from hf_slim.quantization.layers.scale_holders import rounding_disabled
 from hf_slim.quantization.layers.training import FakeQuantLinear
 from hf_slim.quantization.transform import fake_quantized_modules
 
@@ -17,11 +19,12 @@ HESSIAN_BYTES = 2**28  # how much all Hessians of one pass may take; more layers
 
 
 @torch.no_grad()
-def round_by_gptq_(model: nn.Module, run_batches: Callable[[], Iterable[Any]], observer: str) -> None:
+def round_by_gptq_(model: nn.Module, run_batches: RunBatches, observer: str) -> None:
     """Corrects the weights of every fake-quantized linear layer so that they round as GPTQ has it, in place.
 
     Each pass over the batches serves as many layers as fit into `HESSIAN_BYTES`, and sees those of earlier passes
-    rounded. Layers of other kinds keep the rounding to nearest.
+    rounded. Layers of other kinds keep the rounding to nearest. Modes, hooks and quantizers are as before afterwards,
+    also after an error; weights that an earlier pass has corrected stay corrected.
 
     Args:
         model: Prepared, with stored scales.
@@ -29,26 +32,29 @@ def round_by_gptq_(model: nn.Module, run_batches: Callable[[], Iterable[Any]], o
     Raises: SlimError: if no batch came, or a layer's inputs are not finite.
     """
     layers = {name: layer for name, layer in fake_quantized_modules(model).items() if _can_be_rounded(layer)}
-    bar = progress(layers.items(), "rounding by GPTQ", "layer")
     waiting = dict(layers)
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    for layer in waiting.values():
-        layer.weight_quantizer.enabled = False
-    while waiting:
-        hessians = _hessians(model, _affordable(waiting), run_batches)
-        for name, hessian in hessians.items():
-            layer = waiting.pop(name)
-            if not torch.isfinite(hessian).all():
-                raise SlimError(f"The inputs of '{name}' are not finite on the calibration batches. Check the model.")
-            corrected, state = gptq(layer.weight.float(), hessian, layer.scheme.weights, observer)
-            layer.weight.copy_(corrected)
-            layer.weight_quantizer.store_(state)
-            layer.weight_quantizer.enabled = True
-            bar.update()
-    bar.close()
-    for module, training in modes.items():
-        module.training = training
+    unrounded = rounding_disabled(layer.weight_quantizer for layer in layers.values())
+    with progress(None, "rounding by GPTQ", "layer", total=len(layers)) as bar, evaluating(model), unrounded:
+        while waiting:
+            fitting = first_that_fit(
+                {name: 4 * layer.in_features**2 for name, layer in waiting.items()}, HESSIAN_BYTES
+            )
+            hessians = _hessians(model, {name: waiting[name] for name in fitting}, run_batches)
+            _require_finite(hessians)
+            for name, hessian in hessians.items():
+                layer = waiting.pop(name)
+                corrected, state = gptq(layer.weight.float(), hessian, layer.scheme.weights, observer)
+                layer.weight.copy_(corrected)
+                layer.weight_quantizer.store_(state)
+                layer.weight_quantizer.enabled = True  # later passes see this layer rounded
+                bar.update()
+
+
+def _require_finite(hessians: dict[str, Tensor]) -> None:
+    """Raises SlimError for the first layer whose inputs are not finite, before any weight of the pass is changed."""
+    for name, hessian in hessians.items():
+        if not torch.isfinite(hessian).all():
+            raise SlimError(f"The inputs of '{name}' are not finite on the calibration batches. Check the model.")
 
 
 def _can_be_rounded(layer: nn.Module) -> bool:
@@ -56,19 +62,7 @@ def _can_be_rounded(layer: nn.Module) -> bool:
     return own_scales and bool(layer.weight.numel()) and layer.weight_quantizer.codebook is None
 
 
-def _affordable(layers: dict[str, FakeQuantLinear]) -> dict[str, FakeQuantLinear]:
-    chosen, total = {}, 0
-    for name, layer in layers.items():
-        total += 4 * layer.in_features**2
-        if chosen and total > HESSIAN_BYTES:
-            break
-        chosen[name] = layer
-    return chosen
-
-
-def _hessians(
-    model: nn.Module, layers: dict[str, FakeQuantLinear], run_batches: Callable[[], Iterable[Any]]
-) -> dict[str, Tensor]:
+def _hessians(model: nn.Module, layers: dict[str, FakeQuantLinear], run_batches: RunBatches) -> dict[str, Tensor]:
     found = {name: torch.zeros(2 * (layer.in_features,), device=layer.weight.device) for name, layer in layers.items()}
 
     def watch(name: str) -> Callable:
@@ -78,15 +72,9 @@ def _hessians(
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
+    with temporary_hooks(layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()):
         batches = sum(1 for _ in run_batches())
-    finally:
-        for handle in handles:
-            handle.remove()
     if not batches:
         raise SlimError("GPTQ needs calibration batches, and the training data gave none. Check the dataset.")
-    if dist.is_available() and dist.is_initialized():  # every rank must round alike
-        for hessian in found.values():
-            dist.all_reduce(hessian)
+    sum_over_ranks_(found.values())  # every rank must round alike
     return found

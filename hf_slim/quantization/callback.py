@@ -1,16 +1,14 @@
 """Quantization-aware training as one line in a Trainer."""
 
-import itertools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_slim.core.adapters import adapter_layers
+from hf_slim.core.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run, prepare
 from hf_slim.core.logs import add_to_logs
@@ -55,8 +53,9 @@ class QuantizationCallback(TrainerCallback):
         begin_run(model, "quantization", state)
         self._bits = average_bits(unwrapped(model))
         if self.config.initialize == "gptq" and state.global_step == 0:  # a checkpoint holds rounded weights already
-            batches = list(itertools.islice(train_dataloader or (), self.config.calibration_batches))
-            round_by_gptq_(unwrapped(model), lambda: _run(model, batches, args), self.config.observer)
+            batches = first_batches(train_dataloader, self.config.calibration_batches)
+            with calibrating(model, batches, precision_of_run(args.bf16, args.fp16)) as run_batches:
+                round_by_gptq_(unwrapped(model), run_batches, self.config.observer)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -109,16 +108,3 @@ class QuantizationCallback(TrainerCallback):
 
 def _progress(state: TrainerState) -> float:
     return state.global_step / max(state.max_steps, 1)
-
-
-def _run(model: nn.Module, batches: list[dict[str, Any]], args: TrainingArguments) -> Iterator[None]:
-    """Runs `batches` through the model without gradients, in the precision of the run."""
-    device = next(model.parameters()).device
-    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    for batch in batches:
-        inputs = {
-            k: v.to(device) for k, v in batch.items() if isinstance(v, torch.Tensor) and k != "num_items_in_batch"
-        }
-        with torch.no_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-            model(**inputs)
-        yield

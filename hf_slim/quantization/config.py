@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from hf_slim.core.config import SlimConfig, require_share
+from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimError, nearest
-from hf_slim.quantization.grids.grid import require_whole
 from hf_slim.quantization.grids.observers import OBSERVERS
 from hf_slim.quantization.scheme import SCHEMES, Scheme
 
@@ -17,46 +16,64 @@ KV_CACHE = (None, "int8", "int4")
 
 @dataclass(frozen=True)
 class QuantizationConfig(SlimConfig):
-    """Which grids the layers train on. By default scales follow the weights: the largest is representable."""
+    """On which grids the layers compute while training, how scales are found, and whether they are trained.
 
-    scheme: str | dict[str, Any] | Scheme = field(
-        default="w8a8",
-        metadata={"help": f"Grids of every layer: {', '.join(SCHEMES)}; with options ('w4a16-g64-asym'), or in full."},
-    )
-    group_size: int | None = field(
-        default=None, metadata={"help": "Input features that share a weight scale; None: what the scheme says."}
-    )
-    embeddings: str | dict[str, Any] | Scheme | None = field(
-        default=None,
-        metadata={"help": "Grid of the token embedding and of an output head tied to it; None leaves them in float."},
-    )
-    overrides: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "Schemes by pattern of layer names, the last match counts: {'*.down_proj': 'w8a8'}."},
-    )
-    ignore: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "Patterns of layer names to leave in float, such as '*.lm_head' or 'classifier*'."},
-    )
-    observer: str = field(default="minmax", metadata={"help": f"How weight scales are found: {', '.join(OBSERVERS)}."})
-    learn: str | None = field(
-        default=None, metadata={"help": "Train the weights' scales: lsq, or lsq+ (zero points too)."}
-    )
-    learn_activations: str | None = field(
-        default=None, metadata={"help": "Train the scales of static activations: lsq, lsq+ or pact."}
-    )
-    initialize: str = field(
-        default="nearest",
-        metadata={"help": "How the starting weights are rounded: nearest, or gptq on the first batches."},
-    )
-    calibration_batches: int = field(
-        default=8, metadata={"help": "Training batches that gptq and static activation scales look at."}
-    )
-    start: float = field(default=0.0, metadata={"help": "Share of training after which rounding switches on."})
-    freeze: float = field(default=1.0, metadata={"help": "Share of training after which scales no longer move."})
-    kv_cache: str | None = field(
-        default=None, metadata={"help": "Grid of the keys and values that attention keeps: int8 or int4."}
-    )
+    Layers are linear layers, token embeddings, GPT-2's Conv1D, convolutions and fused experts.
+    """
+
+    scheme: str | dict[str, Any] | Scheme = field(default="w8a8", metadata={"choices": SCHEMES})
+    """Grids of the weights and of the activations of every layer: a registered name, a name with options such as
+    `w4a16-g64-asym`, or a mapping of the settings of `Scheme`. `wXaY` stands for X-bit weights and Y-bit activations;
+    `a16` leaves activations in floating point. Options: `g64` one scale for every 64 inputs, `tensor` one scale for
+    the whole weight, `asym` a zero point, `unsigned` and `floor` for the codes, `static` calibrated activation
+    scales."""
+
+    group_size: int | None = None
+    """Input features that share one weight scale, a whole number of at least 1 that divides the inputs of every layer.
+    `null`: what `scheme` says."""
+
+    embeddings: str | dict[str, Any] | Scheme | None = field(default=None, metadata={"choices": SCHEMES})
+    """Scheme of the token embedding and of an output head that is tied to it, such as `w8a16`. `null` leaves both in
+    floating point."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Other schemes for some layers: a mapping from a pattern of layer names, with `*` as wildcard, to a scheme, such
+    as `{"*.down_proj": w8a8}`. If several patterns match, the last one counts. Empty: every layer uses `scheme`."""
+
+    ignore: tuple[str, ...] = ()
+    """Patterns, with `*` as wildcard, of names of layers that stay in floating point, such as `*.lm_head`. A pattern
+    that matches nothing is an error."""
+
+    observer: str = field(default="minmax", metadata={"choices": OBSERVERS})
+    """How the scales of the weights are found: a registered observer. With `minmax` scales follow the weights from
+    step to step, unless `learn` or `initialize: gptq` is set; with the other observers they are found once, before
+    training."""
+
+    learn: str | None = field(default=None, metadata={"choices": LEARN})
+    """Whether the scales of the weights are trained parameters: `lsq` trains scales, `lsq+` zero points as well.
+    `null`: they are not trained."""
+
+    learn_activations: str | None = field(default=None, metadata={"choices": LEARN_ACTIVATIONS})
+    """Whether static activation scales are trained parameters: `lsq`, `lsq+` (zero points as well) or `pact` (only
+    clipped values move the range). Needs a scheme with the option `static`. `null`: they are not trained."""
+
+    initialize: str = field(default="nearest", metadata={"choices": INITIALIZE})
+    """How the weights are rounded before training: `nearest`, or `gptq`, which corrects the weights of linear layers
+    by second-order rounding on `calibration_batches` batches."""
+
+    calibration_batches: int = 8
+    """Training batches that `initialize: gptq` and static activation scales use, a whole number of at least 1."""
+
+    start: float = 0.0
+    """Progress of training (share of the optimizer steps done) from which weights and activations are rounded, in [0,
+    1); 0 rounds from the first step."""
+
+    freeze: float = 1.0
+    """Progress of training from which scales and zero points no longer change, in [0, 1]; 1 never freezes them."""
+
+    kv_cache: str | None = field(default=None, metadata={"choices": KV_CACHE})
+    """Grid of the cached keys and values: `int8` or `int4`. They are rounded while training and stored as codes by
+    `generate`. `null` leaves them in floating point."""
 
     def __post_init__(self) -> None:
         put = object.__setattr__

@@ -17,13 +17,18 @@ _BITS = re.compile(r"w(?P<weights>[2-8])a(?P<activations>[2-8]|16)")
 
 @dataclass(frozen=True)
 class Scheme(SlimConfig):
-    """The grid of a layer's weights, and that of its input; None leaves activations in floating point.
+    """The grid of a layer's weights, and the grid of its input.
 
-    Activation grids have granularity `token` (scales found on the fly) or `tensor` (one scale, from calibration).
+    Activation grids have granularity `token` (a scale is computed for each token) or `tensor` (one scale, calibrated
+    on the first training batches).
     """
 
     weights: Grid
+    """Grid of the weights, with granularity `tensor`, `channel` or `group`."""
+
     activations: Grid | None = None
+    """Grid of the layer's input, of kind `int` or `fp8`, with granularity `token` or `tensor`. `null` leaves it in
+    floating point."""
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations"):

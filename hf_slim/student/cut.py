@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.errors import is_own_mistake
 from hf_slim.core.record import forget_state_, state_of
 from hf_slim.integration.config_json import describe_converted, is_plain
 from hf_slim.pruning.budget.selection import least_first
@@ -60,5 +61,7 @@ def accepts(structure: Structure, cuts: list[Cut], shape: StudentShape) -> bool:
     try:
         cut_(smaller, structure, cuts, choose(cuts, shape))
         return is_plain(smaller)
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError):  # config classes raise what they like
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:  # of a config class
+        if is_own_mistake(error):
+            raise
         return False

@@ -7,12 +7,13 @@ from dataclasses import replace
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_slim.core.calibration import calibrating
 from hf_slim.core.errors import SlimError
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance.scores import score_groups
-from hf_slim.pruning.one_shot import forward_passes, summed_scores
+from hf_slim.pruning.one_shot import summed_scores
 from hf_slim.pruning.removal.cut import Removed
 from hf_slim.pruning.structure.find import UNSTACKED
 from hf_slim.pruning.structure.probe import module_copy
@@ -111,10 +112,7 @@ def importance_of(
     others = [group_set for group_set in group_sets if group_set.name not in scores]
     if not others:
         return scores
-    batches = [{name: value.to(model.device) for name, value in batch.items()} for batch in batches]
+    batches = list(batches)
     config = PruningConfig(criterion=None if all("labels" in batch for batch in batches) else WITHOUT_LOSS)
-    was_training = model.training
-    model.eval()
-    scores |= summed_scores(model, others, config, lambda graded: forward_passes(model, batches, graded))
-    model.train(was_training)
-    return scores
+    with calibrating(model, batches) as run_batches:
+        return scores | summed_scores(model, others, config, run_batches)

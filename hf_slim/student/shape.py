@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
 
 # stack of layers, how many stay, their importance -> indices of those that stay
-Choice = Callable[[GroupSet, int, Tensor], list[int]]
-CHOICES: Registry[Choice] = Registry("choice of layers")
+LayerChoice = Callable[[GroupSet, int, Tensor], list[int]]
+CHOICES: Registry[LayerChoice] = Registry("choice of layers")
 WIDTHS = ("hidden", "heads", "ffn")
 
 
@@ -47,28 +47,34 @@ CHOICES.register("importance")(importance)
 
 @dataclass(frozen=True)
 class StudentShape(SlimConfig):
-    """Layers and widths of a student. What is not set stays as in the teacher."""
+    """Layers and widths of a student that is cut from a teacher. What is not set is as in the teacher."""
 
-    layers: list[int] | dict[str, list[int]] | None = field(
-        default=None,
-        metadata={
-            "help": "Layers of the teacher that stay, counted from 0; per stack, such as {decoder: [0, 5]}, where "
-            "there are several."
-        },
-    )
-    keep: float | dict[str, float] | None = field(
-        default=None, metadata={"help": "Instead of `layers`: share of the layers that stays, in (0, 1]."}
-    )
-    choose: str = field(default="even", metadata={"help": f"Which layers `keep` keeps: {', '.join(CHOICES)}."})
-    hidden: int | None = field(default=None, metadata={"help": "Width of the residual stream."})
-    heads: int | None = field(
-        default=None,
-        metadata={
-            "help": "Query heads per layer; of grouped-query attention whole groups go with their key-value head."
-        },
-    )
-    ffn: int | None = field(default=None, metadata={"help": "Neurons of every feed-forward layer, of every expert."})
-    fresh: bool = field(default=False, metadata={"help": "Whether only the shape is the teacher's, weights random."})
+    layers: list[int] | dict[str, list[int]] | None = None
+    """Layers of the teacher that the student keeps, counted from 0, in ascending order; for a model with several
+    stacks a mapping such as `{encoder: [0, 3], decoder: [0, 5]}`. `null`: `keep` decides, or all are kept."""
+
+    keep: float | dict[str, float] | None = None
+    """Share of the layers that is kept, in (0, 1]; for several stacks a mapping from stack to share. Set it instead of
+    `layers`. `null`: all are kept."""
+
+    choose: str = field(default="even", metadata={"choices": CHOICES})
+    """Which layers `keep` takes: a registered choice of layers. `even` spreads them over the depth, with the first and
+    the last among them. Other choices need `keep`."""
+
+    hidden: int | None = None
+    """Width of the residual stream of the student, a whole number of at least 1 and at most the teacher's. `null`: the
+    teacher's."""
+
+    heads: int | None = None
+    """Query heads in every layer, a whole number of at least 1. With grouped-query attention key-value heads are
+    removed together with all their query heads. `null`: the teacher's."""
+
+    ffn: int | None = None
+    """Neurons of every feed-forward layer, or of every expert, a whole number of at least 1. `null`: the teacher's."""
+
+    fresh: bool = False
+    """Whether the student only takes the shape and starts from random weights. `false`: it starts from the teacher's
+    weights."""
 
     def __post_init__(self) -> None:
         CHOICES[self.choose]
@@ -88,8 +94,8 @@ class StudentShape(SlimConfig):
             _check_keep(f"keep{stack and f'.{stack}'}", share)
         for name in WIDTHS:
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
+            if value is not None:
+                require_whole(name, value)
         if not self.fresh and all(getattr(self, name) is None for name in ("layers", "keep", *WIDTHS)):
             raise SlimError(
                 "Nothing to change: the student would be the teacher. Set layers, keep, hidden, heads or ffn, or "

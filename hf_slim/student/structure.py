@@ -97,6 +97,6 @@ def _without_readers(group_set: GroupSet) -> GroupSet:
         name=own(group_set.name),
         slices=tuple(replace(part, tensor=own(part.tensor)) for part in parts),
         attributes=tuple((own(path), name) for path, name in group_set.attributes if path.startswith(INNER)),
-        narrowed=tuple(own(path) for path in group_set.narrowed),
+        masked_norms=tuple(own(path) for path in group_set.masked_norms),
         stack=group_set.stack and own(group_set.stack),
     )

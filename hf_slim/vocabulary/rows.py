@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.contracts import PreparedLayer
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import config_of, field_of
 
 ONE_ID = ("_token_id", "_token_index")  # a number or a list of numbers
 UNWANTED = ("suppress_tokens", "begin_suppress_tokens")  # what is gone needs no suppressing
@@ -19,13 +20,14 @@ NOT_FOLLOWED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
 
 @dataclass(frozen=True)
 class VocabularyConfig(SlimConfig):
-    """The tokens that the data never uses go before training, from model and tokenizer alike."""
+    """Removal, before training, of the tokens that the data never uses, from the model and from the tokenizer."""
 
-    round_to: int = field(default=64, metadata={"help": "The number of rows grows to a multiple of this."})
+    round_to: int = 64
+    """The number of rows that is kept is rounded up to a multiple of this whole number of at least 1, because kernels
+    are faster for such sizes; the additional rows are further tokens of the original vocabulary."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.round_to, int) or isinstance(self.round_to, bool) or self.round_to < 1:
-            raise SlimError(f"`round_to` must be a whole number of at least 1, got {self.round_to!r}.")
+        require_whole("round_to", self.round_to)
 
 
 def used_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:
@@ -101,7 +103,7 @@ def _tables(model: nn.Module) -> list[nn.Embedding]:
 
 
 def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
-    find = getattr(model, "get_output_embeddings", None)
+    find = field_of(model, "get_output_embeddings")
     head = find() if find else None
     if head is None:
         return []
@@ -122,7 +124,7 @@ def _check_ids(model: nn.Module, kept: list[int], size: int) -> None:
     if lost:
         raise SlimError(f"`keep_ids` lacks what the config names: {lost}. Add `special_ids(model)` to it.")
     for config in _configs(model, size):
-        followed = [name for name in NOT_FOLLOWED if getattr(config, name, None)]
+        followed = [name for name in NOT_FOLLOWED if field_of(config, name)]
         if followed:
             raise SlimError(f"{type(config).__name__} holds token ids in {followed}. Set them to None, then again.")
 
@@ -141,7 +143,7 @@ def _check_plain(modules: list[nn.Module], size: int) -> None:
 
 def _check_paddings(model: nn.Module, tables: list[nn.Embedding], new_ids: dict[int, int]) -> None:
     for name, module in model.named_modules():
-        padding = getattr(module, "padding_idx", None)
+        padding = vars(module).get("padding_idx")
         foreign = isinstance(module, nn.Embedding) and module not in tables
         if foreign and padding is not None and new_ids.get(padding, padding) != padding:
             raise SlimError(
@@ -198,15 +200,15 @@ def _configs(model: nn.Module, size: int) -> list[Any]:
 
     def add(config: Any) -> None:
         if config is not None and id(config) not in found:
-            if getattr(config, "vocab_size", size) == size:
+            if field_of(config, "vocab_size", size) == size:
                 found[id(config)] = config
             for inner in vars(config).values():
                 if hasattr(inner, "to_dict") and hasattr(inner, "__dict__"):
                     add(inner)
 
     for module in model.modules():
-        add(getattr(module, "config", None))
-        add(getattr(module, "generation_config", None))
+        add(config_of(module))
+        add(field_of(module, "generation_config"))
     return list(found.values())
 
 
@@ -224,10 +226,10 @@ def _as_list(value: int | list[int]) -> list[int]:
 
 def _renumber_config_(config: Any, new_ids: dict[int, int], size: int) -> None:
     for name in UNWANTED:
-        if getattr(config, name, None):
-            setattr(config, name, [new_ids[number] for number in getattr(config, name) if number in new_ids])
-    if getattr(config, "bad_words_ids", None):
+        if ids := field_of(config, name):
+            setattr(config, name, [new_ids[number] for number in ids if number in new_ids])
+    if field_of(config, "bad_words_ids"):
         words = [word for word in config.bad_words_ids if all(number in new_ids for number in word)]
         config.bad_words_ids = [[new_ids[number] for number in word] for word in words] or None
-    if hasattr(config, "vocab_size"):
+    if field_of(config, "vocab_size") is not None:
         config.vocab_size = len(new_ids)

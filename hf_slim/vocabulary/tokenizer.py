@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from hf_slim.core.config import require_whole
 from hf_slim.core.errors import SlimError
 
 Spec = dict[str, Any]
@@ -47,8 +48,7 @@ def complete_kept(spec: Spec, keep_ids: Iterable[int], round_to: int = 1, spare:
     unknown = sorted(asked - set(names))
     if unknown:
         raise SlimError(f"`keep_ids` holds {unknown[:5]}, which this tokenizer of {len(names)} tokens does not have.")
-    if not isinstance(round_to, int) or round_to < 1:
-        raise SlimError(f"`round_to` must be a whole number of at least 1, got {round_to!r}.")
+    require_whole("round_to", round_to)
     parts = kind.parts(spec["model"])
 
     def with_parts(number: int) -> set[int]:
@@ -97,12 +97,12 @@ def token_ids(spec: Spec) -> dict[str, int]:
 
 def _kind(spec: Spec) -> Kind:
     name = (spec.get("model") or {}).get("type")
-    if name not in KINDS:
+    if name not in MODEL_TYPES:
         raise SlimError(
-            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(KINDS)}; save it "
-            "once with a recent `tokenizers` if its tokenizer.json names no type."
+            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(MODEL_TYPES)}; save "
+            "it once with a recent `tokenizers` if its tokenizer.json names no type."
         )
-    return KINDS[name]
+    return MODEL_TYPES[name]
 
 
 def _trimmed_model(model: Spec, new_ids: dict[int, int]) -> Spec:
@@ -216,7 +216,7 @@ def _bpe_parts(model: Spec) -> Parts:
     return parts
 
 
-KINDS = {
+MODEL_TYPES = {
     "BPE": Kind(_characters_or_bytes, _bpe_parts),
     "WordPiece": Kind(_characters, _no_parts),
     "WordLevel": Kind(lambda model: (), _no_parts),

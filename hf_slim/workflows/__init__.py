@@ -1,0 +1,1 @@
+"""One file per thing that a command does, callable from Python."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from hf_slim.core.errors import SlimError
 from hf_slim.data import reading_once
+from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
 from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
@@ -108,21 +109,25 @@ def default_output(recipe: Recipe) -> Path:
 
 def next_settings(recipe: Recipe, output: str) -> list[str]:
     """What to `--set` so that the recipe learns from the store."""
-    numbers = [number for number, run in enumerate(recipe.stages, 1) if run.distillation != recipe.distillation]
-    own = [f"stages.{number}." for number in numbers if recipe.runs[number - 1].distillation]
-    return [f"{place}distillation.teacher={output}" for place in ([""] if recipe.distillation else []) + own]
+    numbers = [number for number, run in enumerate(recipe.stages, 1) if _settings(run) != _settings(recipe)]
+    own = [f"stages.{number}." for number in numbers if _settings(recipe.runs[number - 1])]
+    return [f"{place}distillation.teacher={output}" for place in ([""] if _settings(recipe) else []) + own]
+
+
+def _settings(run: Recipe) -> DistillationConfig | None:
+    return run.techniques.get("distillation")
 
 
 def _distilling_stages(recipe: Recipe) -> list[Recipe]:
     """The stages that learn from one and the same teacher."""
-    found = [(number, run) for number, run in enumerate(recipe.runs, 1) if run.distillation]
+    found = [(number, run) for number, run in enumerate(recipe.runs, 1) if _settings(run)]
     if not found:
         raise SlimError(
             "The recipe has no `distillation` section, so there is no teacher to run. Add one, such as "
             "`distillation: {teacher: self}`."
         )
     for number, run in found:
-        config, first = run.distillation, found[0][1].distillation
+        config, first = _settings(run), _settings(found[0][1])
         if not isinstance(config.teacher, str):
             raise SlimError(
                 f"A store holds one teacher's answers, and `teacher` names {len(config.teacher)}: {config.teacher}. "
@@ -164,7 +169,7 @@ def _check_output(output: Path, partial: Path, overwrite: bool, resume: bool) ->
 def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
     """Teacher and examples, as training would have them."""
     stages = _distilling_stages(recipe)
-    name, task = stages[0].distillation.teacher, TASKS[recipe.task]
+    name, task = _settings(stages[0]).teacher, TASKS[recipe.task]
     student, tokenizer, _ = load_base(recipe)
     if recipe.vocabulary is not None:
         with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
@@ -192,12 +197,12 @@ def _info(work: Work, stage: Recipe, args: TrainingArguments, k: int) -> StoreIn
     teacher_hash = model_hash(work.teacher)
     logits = _answers(work, work.batches[-1][-1:], stage, args)[1]
     autocast = _autocast_dtype(args)
-    name = stage.distillation.teacher
+    name = _settings(stage).teacher
     return StoreInfo(
         k=min(k, logits.shape[-1]),
         n_classes=logits.shape[-1],
         per="token" if logits.dim() == 3 else "example",
-        temperature=stage.distillation.temperature,
+        temperature=_settings(stage).temperature,
         dtype=str(autocast or work.teacher.dtype).removeprefix("torch."),
         tokenizer_hash=tokenizer_hash(work.tokenizer),
         teacher_hash=teacher_hash,

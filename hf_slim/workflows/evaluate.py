@@ -23,7 +23,7 @@ from hf_slim.evaluation.compare import measure_models, vocabulary_size
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
 from hf_slim.evaluation.tasks.task import TASKS, Side
-from hf_slim.evaluation.training_speed import training_speed
+from hf_slim.evaluation.training_speed import StepTiming, training_speed
 from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
 from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
@@ -46,7 +46,7 @@ def evaluate(
 
     Args:
         model: The compressed model: a folder, a Hub id, or `package:<module>/<file>`.
-        against: The model that it came from, named likewise.
+        against: The model that it came from, named in the same way.
         data: Where the held-out text comes from; None: Python's own library.
         settings: How much is measured.
         json_file: Every number is also written to this file.
@@ -156,4 +156,5 @@ def _training_speed(base: str, texts: Dataset, recipe: Recipe) -> dict[str, dict
     batch = task.collator(tokenizer)([examples[i % len(examples)] for i in range(size)])
     shape = recipe.student  # which layers stay does not change the time
     student = make_student(model, replace(shape, choose="even") if shape.keep else shape) if shape else None
-    return training_speed(task, model, configs, recipe.training, batch, recipe.evaluation.training_repeats, student)
+    timing = StepTiming(recipe.training, batch, recipe.evaluation.training_repeats)
+    return training_speed(task, model, configs, timing, student)

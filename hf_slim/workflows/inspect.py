@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
+from hf_slim.core.contracts import PackedLayer
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import tied_modules
-from hf_slim.evaluation.footprint import multiply_adds_per_token, parameter_count, ram_bytes
+from hf_slim.core.modules import config_value, field_of, tied_modules
+from hf_slim.evaluation.footprint import counting_unit, multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.integration.loading import class_of, load_model
 from hf_slim.pruning.structure.find import understand
 from hf_slim.quantization.layers.families import family_of
@@ -29,14 +30,14 @@ def describe_model(model: nn.Module) -> str:
     Args:
         model: A model of transformers in memory, packed or not.
     """
-    saved = getattr(model.config, "quantization_config", None)
-    mode = getattr(saved, "mode", None)
+    saved = config_value(model, "quantization_config")
+    mode = field_of(saved, "mode")
     schemes, tied = quantized_layers(model), tied_modules(model)
     lines = [
         f"{type(model).__name__}: {f'made by hf_slim {saved.version}, {mode}' if mode else 'an ordinary checkpoint'}",
         f"parameters {parameter_count(model) / 1e6:.1f} M, weights {ram_bytes(model) / 1e6:.1f} MB, "
-        f"{multiply_adds_per_token(model) / 1e6:.1f} M multiply-adds per token",
-        *(f"{name}: {settings}" for name, settings in getattr(saved, "techniques", {}).items()),
+        + _multiply_adds(model),
+        *(f"{name}: {settings}" for name, settings in field_of(saved, "techniques", {}).items()),
         "",
         f"  {'layer':<44} {'shape':>14}  {'grid':<10} {'computes by':<11} {'bytes':>12}",
     ]
@@ -47,6 +48,13 @@ def describe_model(model: nn.Module) -> str:
             grid = str(schemes.get(name, str(model.dtype).removeprefix("torch.")))
             lines.append(f"  {name:<44} {_shape(module):>14}  {grid:<10} {_kernel(module, model):<11} {size:>12}")
     return "\n".join([*lines, "", *_group_lines(model)])
+
+
+def _multiply_adds(model: nn.Module) -> str:
+    try:
+        return f"{multiply_adds_per_token(model) / 1e6:.1f} M multiply-adds per {counting_unit(model)}"
+    except SlimError as error:
+        return str(error)
 
 
 def _group_lines(model: nn.Module) -> list[str]:
@@ -74,8 +82,9 @@ def _shape(module: nn.Module) -> str:
     elif isinstance(module, nn.Linear):
         shapes = [(module.out_features, module.in_features)]
     else:
-        names = getattr(module, "float_shapes", None) or family_of(module).shapes(module)
-        shapes = [getattr(module, name).shape for name in names]
+        packed = module.columns if isinstance(module, PackedLayer) else None
+        names = packed or family_of(module).shapes(module)
+        shapes = [module.float_shape(name) if packed else module.get_parameter(name).shape for name in names]
     return ", ".join(" x ".join(map(str, shape)) for shape in shapes)
 
 
@@ -83,6 +92,6 @@ def _kernel(module: nn.Module, model: nn.Module) -> str:
     """How a layer computes while decoding, in the dtype that the model was loaded in."""
     if isinstance(module, nn.Embedding):
         return "lookup"
-    if not hasattr(module, "kernel"):
+    if not isinstance(module, PackedLayer):
         return "float"
-    return module.kernel(torch.empty(1, getattr(module, "in_features", 1), dtype=model.dtype))
+    return module.kernel(torch.empty(1, vars(module).get("in_features", 1), dtype=model.dtype))

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import field_of
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.footprint import parameter_count
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
@@ -103,7 +104,7 @@ def batches_of(
 def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
     """What the config says of layers and widths, parameters, and their bytes in `dtype`."""
     config = model.config.get_text_config()
-    values = {label: [getattr(config, name, None) for name in names] for label, names in SIZES.items()}
+    values = {label: [field_of(config, name) for name in names] for label, names in SIZES.items()}
     values |= {name: [vars(config).get(name)] for name in CONFIG_WIDTHS}
     found = {label: next((value for value in held if isinstance(value, int)), None) for label, held in values.items()}
     parameters = parameter_count(model)
@@ -114,11 +115,11 @@ def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
 def as_table(report: dict[str, Any]) -> str:
     """The report of `save_student` as a table."""
     before, after = report["before"], report["after"]
-    lines = [f"{'':<18} {'before':>12} {'after':>12} {'better by':>10}"]
+    lines = [f"{'':<18} {'before':>12} {'after':>12} {'improvement':>12}"]
     for name in (name for name in before if name in after):
         unit, label = {"parameters": (1e6, "parameters (M)"), "bytes": (1e6, "size (MB)")}.get(name, (1, name))
         numbers = [f"{side[name] / unit:>12,.{0 if unit == 1 else 1}f}" for side in (before, after)]
-        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>9.2f}x")
+        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>11.2f}x")
     kept = [f"Layers of {stack} that stayed: {', '.join(map(str, kept))}" for stack, kept in report["layers"].items()]
     return "\n".join([*lines, "", *kept]).rstrip()
 

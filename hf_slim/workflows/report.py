@@ -65,7 +65,7 @@ def next_commands(recipe: Recipe, report: dict[str, Any], recipe_file: str) -> l
         return commands
     if report["base"]["quality"]:
         commands.append(f"hf-slim eval {recipe.output} --against {recipe.model} {_data_options(recipe.data)}")
-    if recipe.pruning:
+    if "pruning" in recipe.techniques:
         commands.append(f"hf-slim train {recipe_file} --set pruning.stop=0.3 --set output={recipe.output}-sooner")
     return commands
 

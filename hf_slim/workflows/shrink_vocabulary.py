@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import field_of
 from hf_slim.data import DataConfig, load_texts
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish
@@ -91,10 +92,10 @@ def shrink_vocabulary(
 def as_text(report: dict[str, Any]) -> str:
     """The report of `shrink_vocabulary` for people: a table and what was checked."""
     before, after = report["before"], report["after"]
-    lines = [f"{'':<18} {'before':>12} {'after':>12} {'better by':>10}"]
+    lines = [f"{'':<18} {'before':>12} {'after':>12} {'improvement':>12}"]
     for label, name, unit in (("rows", "rows", 1), ("parameters (M)", "parameters", 1e6), ("size (MB)", "bytes", 1e6)):
         numbers = [f"{side[name] / unit:>12,.{0 if unit == 1 else 1}f}" for side in (before, after)]
-        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>9.2f}x")
+        lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>11.2f}x")
     lines += [
         f"\n{report['tokens']:,} tokens of text, {report['covered']:.2%} covered. Of the held-out tokens, "
         f"{report['held_out_covered_by_training']:.2%} would be covered by those of the training text alone.",
@@ -147,7 +148,7 @@ def texts_of(*datas: DataConfig) -> tuple[list[str], list[str]]:
 
 def spec_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """The content of the tokenizer's `tokenizer.json`. Raises SlimError if it is of a kind that has none."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend = field_of(tokenizer, "backend_tokenizer")
     if backend is None:
         raise SlimError(
             f"{type(tokenizer).__name__} has no tokenizer.json, which is what is trimmed. Convert it first."

@@ -1,4 +1,4 @@
-"""What a run keeps beside its output until it is complete, so that `--resume` can go on where it was interrupted."""
+"""Folders that a run keeps until it is complete, so that `--resume` can continue an interrupted one."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ class RunFolders:
     """The checkpoints of every stage, and the models of those that are finished.
 
     Args:
-        scratch: Takes the place of folders that nobody asked to keep.
+        scratch: Used instead of folders that the recipe does not keep.
     """
 
     def __init__(self, recipe: Recipe, scratch: Path):
@@ -36,7 +36,7 @@ class RunFolders:
         return self._stage(number) if self.recipe.stages else self.root
 
     def model(self, number: int) -> Path:
-        """Where the model of a finished stage lies."""
+        """The folder of the model of a finished stage."""
         return self._stage(number) / "model"
 
     def finished(self) -> int:
@@ -60,12 +60,12 @@ class RunFolders:
         return json.loads((self._stage(number) / "log.json").read_text())
 
     def start_afresh(self, overwrite: bool) -> None:
-        """Clears what an interrupted run left of its stages. Raises SlimError if that was not asked for."""
+        """Clears the stages of an interrupted run. Raises SlimError unless `overwrite` allows it."""
         if self.recipe.stages and any(self.root.glob("stage-*/*")):
             if not overwrite:
                 raise SlimError(
                     f"'{self.root}' holds stages of a run that was interrupted. Pass --resume to go on with them, or "
-                    "--overwrite to start afresh."
+                    "--overwrite to start again from the first stage."
                 )
             for folder in self.root.glob("stage-*"):
                 shutil.rmtree(folder)

@@ -19,10 +19,9 @@ from hf_slim.data import load_texts, reading_once
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish, save
-from hf_slim.integration.techniques import callbacks_for
+from hf_slim.integration.techniques import callbacks_for, layers_of
 from hf_slim.integration.trainer import trainer_for
 from hf_slim.progress import progress_is_shown
-from hf_slim.quantization.plan import plan_quantization
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
 from hf_slim.workflows.evaluate import compare, training_step_ms
@@ -37,7 +36,7 @@ IMPORTANCE_EXAMPLES = 32  # of the training data, which say what of a teacher it
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves behind, beside the model.
+    """Results of training other than the model.
 
     Attributes:
         base: Folder of the model that the result is compared with.
@@ -56,12 +55,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What one stage starts from, beside its model.
+    """What one stage starts from, other than its model.
 
     Attributes:
         folder: For the Trainer's checkpoints.
         checkpoint: To go on from, if any.
-        whole: The model that the stage's student was made of, or the model itself.
+        whole: The model that the stage's student was cut from, or the model itself.
     """
 
     folder: Path
@@ -126,7 +125,7 @@ def train_stages(recipe: Recipe, folders: RunFolders, resume: bool = False) -> T
         whole = model
         if stage.student is not None:
             model = make_student(whole, stage.student, importance_batches(stage, whole, tokenizer))
-        layers = layer_fates(model, stage)
+        layers = layers_of(model, stage.techniques)
         techniques = ", ".join(stage.techniques) or "fine-tuning"
         logger.info("Training stage %d of %d: %s.", number, len(recipe.runs), techniques)
         checkpoint = None
@@ -260,13 +259,3 @@ def _examples_needed(args: transformers.TrainingArguments) -> int:
     if args.max_steps > 0:
         return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return 100_000
-
-
-def layer_fates(model: PreTrainedModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """What becomes of each layer: its grid, or why it stays in floating point."""
-    if recipe.quantization is None:
-        return []
-    return [
-        {"name": plan.name, "scheme": str(plan.scheme) if plan.scheme else None, "reason": plan.reason}
-        for plan in plan_quantization(model, recipe.quantization)
-    ]

@@ -1,15 +1,16 @@
 """Whether a distillation step is exact: its gradient when a batch is cut up, against the gradient of the whole batch.
 
-The same 8 ragged texts are cut into 4 micro-batches of 2, or shared out over 2 processes (gloo), for every trainer by
-one harness; tiny Llamas, float32, CPU. Columns: the relative error of the whole gradient in the Euclidean norm, and
+The same 8 ragged texts are cut into 4 micro-batches of 2, or divided over 2 processes (gloo), for every trainer by
+one harness; tiny Llamas, float32, CPU. Measures: the relative error of the whole gradient in the Euclidean norm, and
 the factor by which its length is off. TRL's GKD and GOLD run off-policy (`lmbda=0`) on the same tokens and labels.
-'-' is what cannot run: TRL's DistillationTrainer learns only from what its student writes itself, so there is no
-fixed batch to cut up. DistillKit, TextBrewer and ModelOpt are not installed by this project's extras.
+TRL's DistillationTrainer cannot run here: it learns only from what its student writes itself, so there is no fixed
+batch to cut up. A trainer that fails leaves its message instead of numbers.
 
     python recipes/benchmarks/distillation_gradients.py                 # needs trl; a minute on 2 cores
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from harness.command import Run, parser_of, run_script
+from harness.results import Values
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import (
@@ -32,13 +36,9 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
-from trl import SFTConfig, SFTTrainer
-from trl.experimental.gkd import GKDConfig, GKDTrainer
-from trl.experimental.gold import GOLDConfig, GOLDTrainer
 
 from hf_slim import DistillationCallback
 from hf_slim.distillation.teachers.live import freeze_
-from hf_slim.workflows.evaluate import quiet_libraries
 
 VOCABULARY, ROWS, LENGTH = 96, 8, 16
 TRAINING = {
@@ -46,7 +46,8 @@ TRAINING = {
     "use_cpu": True, "disable_tqdm": True, "train_sampling_strategy": "sequential", "remove_unused_columns": False,
 }  # fmt: skip
 # rows of a micro-batch, micro-batches, processes
-CUTS = {"1 x 8": (8, 1, 1), "4 x 2": (2, 4, 1), "2 processes": (4, 1, 2), "2 processes, 2 x 2": (2, 2, 2)}
+WHOLE = "1 x 8"
+CUTS = {WHOLE: (8, 1, 1), "4 x 2": (2, 4, 1), "2 processes": (4, 1, 2), "2 processes, 2 x 2": (2, 2, 2)}
 TRL = {"bf16": False, "max_length": None}
 OFF_POLICY = TRL | {"lmbda": 0.0, "beta": 0.0, "temperature": 1.0}  # beta 0: forward KL
 
@@ -92,6 +93,8 @@ def plain(args: dict[str, Any], **given: Any) -> Trainer:
 
 def sft(args: dict[str, Any], **given: Any) -> Trainer:
     """hf_slim: the callback attached to TRL's SFTTrainer."""
+    from trl import SFTConfig, SFTTrainer
+
     settings = SFTConfig(**args, **TRL, dataset_kwargs={"skip_prepare_dataset": True})
     trainer = SFTTrainer(args=settings, processing_class=tokenizer(), **given)
     DistillationCallback(teacher=freeze_(llama(7))).attach(trainer)
@@ -100,12 +103,16 @@ def sft(args: dict[str, Any], **given: Any) -> Trainer:
 
 def gkd(args: dict[str, Any], **given: Any) -> Trainer:
     """TRL."""
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
     settings = GKDConfig(**args, **OFF_POLICY)
     return GKDTrainer(teacher_model=freeze_(llama(7)), args=settings, processing_class=tokenizer(), **given)
 
 
 def gold(args: dict[str, Any], **given: Any) -> Trainer:
     """TRL."""
+    from trl.experimental.gold import GOLDConfig, GOLDTrainer
+
     settings = GOLDConfig(**args, **OFF_POLICY, use_uld_loss=False)
     return GOLDTrainer(teacher_model=freeze_(llama(7)), args=settings, processing_class=tokenizer(), **given)
 
@@ -131,58 +138,68 @@ def gradient(build: Callable[..., Trainer], rows: int, micro_batches: int, folde
     return watch.gradient
 
 
-def work(cut: str, folder: str) -> None:
-    """One process: the gradient of every side, in a file of the first."""
+def work(cut: str, folder: str, sides: list[str]) -> None:
+    """One process: the gradient of every side, in files of the first."""
     rows, micro_batches, _ = CUTS[cut]
-    found = {name: gradient(build, rows, micro_batches, folder) for name, build in SIDES.items()}
+    found = {name: gradient(SIDES[name], rows, micro_batches, folder) for name in sides}
     if int(os.environ.get("RANK", 0)) == 0:
-        torch.save(found, Path(folder) / "gradients.pt")
+        failed = {name: message for name, message in found.items() if isinstance(message, str)}
+        (Path(folder) / "failed.json").write_text(json.dumps(failed))
+        save_file({name: found[name] for name in found.keys() - failed}, Path(folder) / "gradients.safetensors")
 
 
-def gradients(cut: str) -> dict[str, Tensor | str]:
+def gradients(cut: str, sides: list[str]) -> dict[str, Tensor | str]:
     """By side, from fresh processes."""
     processes = CUTS[cut][2]
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--standalone"]
     with tempfile.TemporaryDirectory() as folder:
-        command = [*launcher, __file__, "--cut", cut, "--folder", folder]
+        command = [*launcher, __file__, "--cut", cut, "--scratch", folder, "--sides", *sides]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         if done.returncode:
             raise RuntimeError(done.stderr[-3000:])
-        return torch.load(Path(folder) / "gradients.pt")
+        failed = json.loads((Path(folder) / "failed.json").read_text())
+        return load_file(Path(folder) / "gradients.safetensors") | failed
 
 
-def cell(found: Tensor | str, whole: Tensor | str) -> str:
-    """Relative error, and length against that of the whole batch."""
-    if isinstance(found, str) or isinstance(whole, str):
-        return "-"
+def compared(found: Tensor | str, whole: Tensor | str) -> Values:
+    """Relative error, and length against that of the whole batch; the message of what failed."""
+    failed = next((message for message in (whole, found) if isinstance(message, str)), None)
+    if failed:
+        return {"failed": failed}
     error = (found.double() - whole.double()).norm() / whole.double().norm()
-    return f"{error:.1e} ({found.norm() / whole.norm():.2f}x)"
+    return {"relative_error": error.item(), "length": (found.norm() / whole.norm()).item()}
 
 
-def main() -> None:
-    """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cut", choices=CUTS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    quiet_libraries()
-    warnings.simplefilter("ignore")
-    if options.cut:
-        work(options.cut, options.folder)
+def measured(cuts: list[str], sides: list[str]) -> dict[str, Values]:
+    """The rows "TRL `GKDTrainer`, 4 x 2", ..., against the whole batch."""
+    whole = gradients(WHOLE, sides)
+    rows = {}
+    for cut in cuts:
+        found = gradients(cut, sides)
+        rows |= {f"{name}, {cut}": compared(found[name], whole[name]) for name in sides}
+    return rows
+
+
+def main(run: Run) -> None:
+    """Measures every cut."""
+    options = run.options
+    if options.cut:  # a process that this script started
+        work(options.cut, options.scratch, options.sides)
         return
-    found = {cut: gradients(cut) for cut in CUTS}
-    whole = found.pop("1 x 8")
-    print("| | " + " | ".join(f"{cut} against 1 x 8" for cut in found) + " |")
-    print("|---" * (1 + len(found)) + "|")
-    for name in SIDES:
-        print(f"| {name} | " + " | ".join(cell(part[name], whole[name]) for part in found.values()) + " |")
-    print("| TRL `DistillationTrainer` | " + " | ".join("-" for _ in found) + " |")
-    for name, answer in whole.items():
-        if isinstance(answer, str):
-            print(f"\n{name}: {answer}")
+    sides = options.sides if run.has_peer("trl") else ["hf_slim, `Trainer`"]
+    cuts = [cut for cut in options.cuts if cut != WHOLE]
+    settings = {"rows": ROWS, "length": LENGTH, "vocabulary": VOCABULARY, "beta": OFF_POLICY["beta"]}
+    results = run.results("distillation_gradients", settings, [0, 7], ["trl"])
+    results.together([f"{name}, {cut}" for cut in cuts for name in sides], lambda: measured(cuts, sides))
 
 
 if __name__ == "__main__":
-    main()
+    warnings.simplefilter("ignore")
+    parser = parser_of(__doc__)
+    parser.add_argument("--cuts", nargs="+", default=list(CUTS), choices=list(CUTS))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    parser.add_argument("--cut", choices=CUTS, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", help=argparse.SUPPRESS)
+    run_script(parser, main, smoke={"cuts": ["2 processes, 2 x 2"]})

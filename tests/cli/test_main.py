@@ -68,7 +68,7 @@ def test_a_dry_run_says_what_a_target_in_time_goes_by(recipe_file, capsys, monke
     code, out, _ = run(capsys, "train", recipe_file, "--dry-run", "--set", "pruning={target: {latency: 0.7}}")
     assert code == 0
     assert "measured    on cpu in float32, input_ids 1 x 62: layers" in out
-    assert "model.layers.0.mlp/ffn (and 2 alike), ms by what is kept: 64: 9216.00" in out
+    assert "model.layers.0.mlp/ffn (and 2 like it), ms by what is kept: 64: 9216.00" in out
 
 
 def test_inspect_shows_layers_and_groups(tmp_path, capsys):

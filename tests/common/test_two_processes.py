@@ -28,7 +28,7 @@ trainer = tiny.trainer(tiny.llama(), folder, callbacks, tiny.text_data(64, ragge
 trainer.train()
 if int(os.environ.get("RANK", 0)) == 0:
     trainer.save_model(folder + "/small")
-print(json.dumps(pruning.removed), file=open(f"{folder}/removed-{os.environ.get('RANK', 0)}.json", "w"))
+print(json.dumps(pruning.run.removed), file=open(f"{folder}/removed-{os.environ.get('RANK', 0)}.json", "w"))
 """
 
 
@@ -52,6 +52,7 @@ def test_two_processes_train_as_one(tmp_path):
     run(tmp_path / "one", 1)
     run(tmp_path / "two", 2)
     removed = [json.loads((tmp_path / "two" / f"removed-{rank}.json").read_text()) for rank in (0, 1)]
+    assert removed[0]
     assert removed[0] == removed[1]
     assert removed[0] == json.loads((tmp_path / "one" / "removed-0.json").read_text())
     one, two = (load_file(tmp_path / name / "small" / "model.safetensors") for name in ("one", "two"))

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimConfigError, SlimError
+from hf_slim.core.config import require_whole
 
 CONFIGS = [
     QuantizationConfig(scheme="w4a16", group_size=32, embeddings="w8a16", ignore=("*.lm_head",)),
@@ -31,7 +32,7 @@ def test_a_config_survives_json(config):
         (PruningConfig, {"uniform": {"ffn": "yes"}}, "true or false"),
         (QuantizationConfig, {"scheme": "w8a9"}, "'w8a8'"),
         (QuantizationConfig, {"embeddings": "int8"}, "Allowed"),
-        (QuantizationConfig, {"group_size": -1}, "positive whole number"),
+        (QuantizationConfig, {"group_size": -1}, "`group_size` must be a whole number of at least 1"),
         (QuantizationConfig, {"ignore": "lm_head"}, "list of patterns"),
         (QuantizationConfig, {"schem": "w8a8"}, "'scheme'"),
         (DistillationConfig, {"temperature": 0}, "positive"),
@@ -73,3 +74,12 @@ def test_equal_configs_have_equal_hashes(config):
 def test_numbers_that_are_equal_have_equal_hashes():
     assert hash(DistillationConfig(temperature=2)) == hash(DistillationConfig(temperature=2.0))
     assert hash(PruningConfig(sparsity=0.5)) != hash(PruningConfig(sparsity=0.25))
+
+
+@pytest.mark.parametrize("value", [0, -1, True, 2.0, "3", None])
+def test_what_is_no_whole_number_is_refused_with_the_least_that_is_allowed(value):
+    with pytest.raises(SlimConfigError, match=r"`a\.b` must be a whole number of at least 1, got .*\. Set 2\.$"):
+        require_whole("a.b", value, hint="Set 2.")
+    require_whole("a.b", 7, least=7)
+    with pytest.raises(SlimConfigError, match=r"at least 8, got 7\.$"):
+        require_whole("a.b", 7, least=8)

@@ -1,8 +1,13 @@
+import pytest
 import torch
+from torch import nn
 
 from hf_slim import QuantizationConfig, prepare
-from hf_slim.core.modules import plain_copy, resolve, tied_modules
+from hf_slim.core.modules import evaluating, plain_copy, resolve, temporary_hooks, temporary_module, tied_modules
+from hf_slim.distillation.capture.output_layer import head_tap
+from hf_slim.quantization.layers.scale_holders import quantizers, rounding_disabled
 from tests import tiny
+from tests.states import Broken, check_and_break, in_mixed_modes, raise_broken, rounded, state_of
 
 
 def test_tied_modules_are_found_under_their_later_name():
@@ -30,3 +35,32 @@ def test_a_path_resolves_with_and_without_the_base_prefix():
     assert resolve(model.model, "model.layers.0.mlp") == "layers.0.mlp"
     assert resolve(model, "layers.0.mlp") == "model.layers.0.mlp"
     assert resolve(model.model, "lm_head") is None
+
+
+def test_what_lasts_for_a_while_ends_with_an_error():
+    model = in_mixed_modes(rounded())
+    before = state_of(model)
+    layer = model.model.layers[0].mlp.up_proj
+    contexts = {
+        "evaluating": lambda: evaluating(model),
+        "temporary hooks": lambda: temporary_hooks([layer.register_forward_hook(raise_broken)]),
+        "temporary module": lambda: temporary_module(model, "model.layers.1.mlp", nn.Identity()),
+        "rounding disabled": lambda: rounding_disabled(quantizers(model)),
+        "head tap": lambda: head_tap(model),
+    }
+    for name, context in contexts.items():
+        with pytest.raises(Broken), context():
+            check_and_break(state_of(model) != before)
+        assert state_of(model) == before, name
+
+
+def test_hooks_before_one_that_cannot_be_registered_are_removed():
+    model = tiny.llama()
+
+    def handles():
+        yield model.lm_head.register_forward_hook(raise_broken)
+        raise Broken
+
+    with pytest.raises(Broken), temporary_hooks(handles()):
+        pass
+    assert not model.lm_head._forward_hooks

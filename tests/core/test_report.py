@@ -58,3 +58,10 @@ def test_a_note_says_what_a_throughput_is_of():
     speed = {"samples_per_s": {"median": 5, "low": 4, "high": 6}, "batch_size": 8, "tokens_per_sample": 64}
     assert notes(report(inference=speed)) == ["Throughput: batches of 8 x 64 tokens, unpadded."]
     assert notes(report()) == []
+
+
+def test_attention_has_a_row_of_its_own_whose_length_is_noted():
+    made = report(compute={"attention_multiply_adds_per_token": 2e6, "attention_length": 256})
+    assert "256 tokens" in notes(made)[0]
+    assert "2.0 M" in as_text(made)
+    assert "attention" not in as_text(report(compute={"multiply_adds_per_token": 3e6}))

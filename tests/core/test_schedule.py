@@ -23,3 +23,20 @@ def test_staged_jumps_by_the_same_amount_from_start_to_stop(rounds):
     assert [values[step] for step in jumps] == pytest.approx([(jump + 1) / rounds for jump in range(rounds)])
     expected = [200 + 500 * jump / (rounds - 1) for jump in range(rounds)]
     assert jumps == pytest.approx(expected, abs=1.001)  # the first one in the step that follows the start
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.999])
+def test_one_shot_does_nothing_before_the_stop(fraction):
+    assert SCHEDULES["one_shot"](fraction, 4) == 0
+    assert scheduled("one_shot", 0.2 + 0.5 * fraction, start=0.2, stop=0.7, rounds=4) == 0
+    assert SCHEDULES["one_shot"](1.0, 4) == 1
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_without_a_way_from_start_to_stop_everything_is_due_at_once(name):
+    assert scheduled(name, 0.5, start=0.5, stop=0.5, rounds=4) == 1
+    assert scheduled(name, 0.4, start=0.5, stop=0.5, rounds=4) == 0
+
+
+def test_linear_is_half_way_in_the_middle():
+    assert scheduled("linear", 0.4, start=0.2, stop=0.6, rounds=4) == pytest.approx(0.5)

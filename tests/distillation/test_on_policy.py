@@ -188,8 +188,8 @@ def test_what_cannot_be_carried_over_is_refused():
     [
         ({"share": 50}, "For 50% write 0.5"),
         ({"prompt_share": 0}, "nothing to go on from"),
-        ({"max_new_tokens": 0}, "whole number from 1"),
-        ({"max_new_tokens": 2.5}, "whole number from 1"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1"),
+        ({"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number of at least 1"),
         ({"temperature": -1}, "from 0"),
         ({"temperature": float("nan")}, "from 0"),
     ],

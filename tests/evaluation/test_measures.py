@@ -1,10 +1,14 @@
 import math
 import time
 
+import pytest
 import torch
 from datasets import Dataset
 
-from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
+from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
+from hf_slim.data import DataConfig
+from hf_slim.evaluation.compare import measure_models
+from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.footprint import (
     disk_bytes,
     multiply_adds_per_token,
@@ -12,8 +16,12 @@ from hf_slim.evaluation.footprint import (
     peak_rss_bytes,
     ram_bytes,
 )
-from hf_slim.evaluation.latency import inference_speed, interleaved_ms, spread
+from hf_slim.evaluation.latency import inference_speed, spread
 from hf_slim.evaluation.quality import perplexity
+from hf_slim.evaluation.tasks import causal_lm  # noqa: F401  registers the task
+from hf_slim.evaluation.tasks.task import TASKS, Side
+from hf_slim.integration.kv_cache import cache_argument
+from hf_slim.timing import interleaved_ms
 from tests import tiny
 
 
@@ -48,6 +56,36 @@ def test_pruning_lowers_every_count():
         assert measure(model) < measure(before)
 
 
+class Unrunnable(type(tiny.llama())):
+    def forward(self, *args, **kwargs):
+        raise RuntimeError("no kernel for this")
+
+
+def test_a_model_that_cannot_be_run_is_not_counted_and_says_so():
+    with pytest.raises(SlimError, match=r"Unrunnable were not counted.*input_ids.*RuntimeError: no kernel for this"):
+        multiply_adds_per_token(Unrunnable(tiny.llama().config))
+
+
+def test_a_report_states_attention_apart_and_survives_a_count_that_fails(monkeypatch, caplog):
+    settings = EvaluationConfig(blocks=1, prefill_tokens=8, decode_tokens=1, repeats=1, prompt="a")
+    text, data = Dataset.from_dict({"text": ["some text " * 20]}), DataConfig(source="none", block_size=16)
+
+    def compute():
+        sides = {"base": Side(tiny.llama(vocab_size=tiny.VOCAB_SIZE), tiny.tokenizer())}
+        return measure_models(TASKS["causal-lm"], sides, text, data, settings)["base"]["compute"]
+
+    found = compute()
+    assert found["multiply_adds_per_token"] == multiply_adds_per_token(tiny.llama())
+    assert (found["attention_length"], found["attention_multiply_adds_per_token"]) == (8, 3 * 6 * 2 * 8 * 8)
+
+    def fail(model):
+        raise SlimError("not counted: why")
+
+    monkeypatch.setattr("hf_slim.evaluation.compare.multiply_adds_per_token", fail)
+    assert compute().keys() == {"parameters", "vocabulary"}
+    assert "not counted: why" in caplog.text
+
+
 def test_reports_do_not_count_as_model_files(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"12345")
     (tmp_path / "report.png").write_bytes(b"1234567890")
@@ -71,14 +109,13 @@ def test_candidates_take_turns():
 
 
 def test_decoding_starts_from_the_prompt_in_every_round():
-    lengths = []
+    lengths, model = [], tiny.llama().eval()
 
-    class Watched(type(tiny.llama())):
-        def forward(self, *args, past_key_values=None, **kwargs):
-            lengths.append(past_key_values.get_seq_length() if past_key_values is not None else None)
-            return super().forward(*args, past_key_values=past_key_values, **kwargs)
+    def watch(module, args, kwargs):
+        cache = kwargs.get(cache_argument(model))
+        lengths.append(cache.get_seq_length() if cache is not None else None)
 
-    model = Watched(tiny.llama().config).eval()
+    model.register_forward_pre_hook(watch, with_kwargs=True)
     speed = inference_speed({"m": model}, {"m": tiny.tokens(1)}, decode_tokens=3, repeats=2)
     assert lengths == [None] * 3 + [12, 13, 14] * 3
     assert speed["m"]["decode_tokens_per_s"]["median"] > 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_slim import QuantizationConfig, SlimError, prepare
-from hf_slim.evaluation.sensitivity import Choice, LayerSensitivity, choose_schemes, measure_sensitivity
+from hf_slim.evaluation.sensitivity import LayerSensitivity, SchemeTrial, choose_schemes, measure_sensitivity
 from hf_slim.quantization.transform import quantized_layers
 from tests import tiny
 
@@ -18,7 +18,7 @@ def layers(seed, n=5):
     for index in range(n):
         harm = torch.rand(3, generator=generator).sort(descending=True).values.tolist()
         choices = [
-            Choice(scheme, bits, value, value)
+            SchemeTrial(scheme, bits, value, value)
             for scheme, bits, value in zip("abc", (2.0, 4.0, 8.0), harm, strict=True)
         ]
         found.append(LayerSensitivity(f"layer{index}", 100, tuple(choices)))

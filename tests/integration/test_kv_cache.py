@@ -1,10 +1,11 @@
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoModelForCausalLM, DynamicCache, MambaConfig, MambaForCausalLM
 
 from hf_slim import DistillationCallback, QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.modules import plain_copy
-from hf_slim.integration.kv_cache import QuantizedLayer
+from hf_slim.integration.kv_cache import QuantizedLayer, cache_argument, cache_of
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
 from tests import tiny
 
@@ -24,12 +25,38 @@ def test_decoding_with_the_cache_sees_what_training_saw(family, bits):
         trained = model(input_ids=ids, use_cache=False).logits  # rounding keys and values on the way
     with torch.no_grad():
         first = model(input_ids=ids, use_cache=True)
-        second = model(input_ids=ids[:, :1], past_key_values=first.past_key_values, use_cache=True)
+        second = model(input_ids=ids[:, :1], use_cache=True, **{cache_argument(model): cache_of(first)})
     assert torch.equal(first.logits, trained)
-    assert all(isinstance(layer, QuantizedLayer) for layer in second.past_key_values.layers)
-    assert second.past_key_values.get_seq_length() == ids.shape[1] + 1
+    assert all(isinstance(layer, QuantizedLayer) for layer in cache_of(second).layers)
+    assert cache_of(second).get_seq_length() == ids.shape[1] + 1
     without = tiny.logits(prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16")), ids)
     assert not torch.equal(trained, without)
+
+
+def test_the_cache_is_found_under_the_name_that_a_forward_gives_it():
+    class Since524(nn.Module):
+        def forward(self, input_ids, cache=None, **kwargs):
+            return {"logits": None, "cache": cache}
+
+    class Before(nn.Module):
+        def forward(self, input_ids, past_key_values=None):
+            return {"past_key_values": past_key_values}
+
+    for model, name in ((Since524(), "cache"), (Before(), "past_key_values"), (nn.Linear(1, 1), None)):
+        assert cache_argument(model) == name
+        if name is not None:
+            cache = DynamicCache()
+            assert cache_of(model(input_ids=None, **{name: cache})) is cache
+    assert cache_of({"logits": None}) is None
+
+
+def test_a_decoder_that_is_called_with_the_older_name_fills_codes_too():
+    model = decoder()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model.base_model(input_ids=tiny.tokens(), past_key_values=cache, use_cache=True)
+    assert all(isinstance(layer, QuantizedLayer) for layer in cache.layers)
+    assert cache.get_seq_length() == tiny.tokens().shape[1]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -46,7 +73,7 @@ def test_a_layer_gives_back_what_training_rounds_to(bits):
 def test_the_cache_really_is_smaller(bits, share):
     model = decoder(bits=bits)
     with torch.no_grad():
-        cache = model(input_ids=tiny.tokens(), use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=tiny.tokens(), use_cache=True))
     stored = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
     floats = 2 * 3 * 4 * 3 * 12 * 8 * 4  # keys and values, layers, batch, heads, tokens, head size, bytes
     assert stored == floats * share
@@ -86,6 +113,12 @@ def test_the_teacher_keeps_its_cache_in_float(order, tmp_path):
 def test_a_model_without_such_a_cache_is_refused(family, says):
     with pytest.raises(SlimError, match=says):
         prepare(tiny.ALL_FAMILIES[family](), QuantizationConfig("w8a16", kv_cache="int8"))
+
+
+def test_a_model_with_a_state_of_fixed_size_is_refused():
+    mamba = MambaForCausalLM(MambaConfig(vocab_size=96, hidden_size=48, num_hidden_layers=2, state_size=8))
+    with pytest.raises(SlimError, match="layers of linear_attention"):  # takes a `cache` since transformers 5.24
+        prepare(mamba, QuantizationConfig("w8a16", kv_cache="int8"))
 
 
 def test_another_kind_of_cache_is_refused():

@@ -5,7 +5,7 @@ import torch
 from transformers import pipeline
 
 from hf_slim.pruning.removal.cut import remove_groups_
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
 from hf_slim.pruning.structure.find import find_group_sets
 from hf_slim.pruning.transform import mask_groups_
 from tests import tiny
@@ -21,7 +21,7 @@ def pruned(name, seed=0, kinds=None):
     group_sets = [group_set for group_set in find_group_sets(model) if kinds is None or group_set.kind in kinds]
     removed = random_groups(group_sets, seed)
     mask_groups_(model, group_sets, removed)
-    narrow_modules_(model, group_sets, {})
+    mask_norms_(model, group_sets, {})
     remove_groups_(model, group_sets, removed)
     return model
 

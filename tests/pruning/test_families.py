@@ -7,7 +7,7 @@ import transformers
 from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
 from hf_slim.pruning.config import KINDS
 from hf_slim.pruning.removal.cut import remove_groups_
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
 from hf_slim.pruning.structure.find import find_group_sets, understand
 from hf_slim.pruning.transform import mask_groups_
 from tests.families import FAMILIES, output, random_groups, random_sizes
@@ -42,7 +42,7 @@ def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
     before = sum(parameter.numel() for parameter in model.parameters())
     mask_groups_(model, group_sets, removed)
     masked = output(model)
-    narrow_modules_(model, group_sets, {})
+    mask_norms_(model, group_sets, {})
     remove_groups_(model, group_sets, removed)
     torch.testing.assert_close(output(model), masked, rtol=1e-4, atol=2e-5)
     assert (sum(parameter.numel() for parameter in model.parameters()) < before) == bool(removed)

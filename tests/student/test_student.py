@@ -234,7 +234,7 @@ def test_gpt2_says_how_many_neurons_it_has_when_its_width_no_longer_does(tmp_pat
         ("llama", {"heads": 3}, "2 go together. Legal are 2, 4, 6"),
         ("llama", {"heads": 8}, "more than the 6 of the teacher"),
         ("llama", {"hidden": 64}, "more than the 48 of the teacher"),
-        ("llama", {"ffn": 0}, "positive whole number"),
+        ("llama", {"ffn": 0}, "`ffn` must be a whole number of at least 1"),
         ("llama", {"hidden": 32}, "hidden 32 with heads 4; hidden 32 with heads 2"),
         ("bert", {"heads": 2}, "hidden 16 with heads 2"),
         ("mixtral", {"ffn": 44}, "8 go together"),

@@ -94,9 +94,10 @@ def attention_states(model: nn.Module, layers: Sequence[int]) -> Iterator[list[A
             writes, pass the part that is meant (`model.language_model`).
         layers: Layers in the order in which their attentions are called, from 0; negative ones count from the end.
     Yields: A list that holds one state per entry of `layers`, in that order, once the context is closed.
-    Raises: SlimError: if the model does not take its attention from transformers' table (DeBERTa, GPT-J, Falcon,
-        Bloom and others with code of their own), has fewer layers, attends to something else than its input (cross
-        attention, a filled cache), or runs under reentrant checkpointing, where no gradient would flow.
+    Raises: SlimError: if the model does not take its attention from transformers' table (DeBERTa, Falcon, Bloom
+        and others with code of their own; GPT-J before transformers 5.24), has fewer layers, attends to something else
+        than its input (cross attention, a filled cache), or runs under reentrant checkpointing, where no gradient
+        would flow.
     """
     stack = _stack(unwrapped(model))
     interfaces = _interfaces(stack)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from hf_slim.core.modules import device_of, evaluating
+from hf_slim.core.modules import device_of, evaluating, temporary_hooks
 from hf_slim.core.record import unwrapped
 
 LARGE = 1024.0  # a cap on logits does not show where they are small
@@ -65,15 +65,12 @@ def split_of(model: nn.Module) -> Split | None:
 
 def _split(model: nn.Module, head: nn.Module, ids: Tensor) -> Split | None:
     made: list[Tensor] = []
-    handles = [
+    handles = (
         head.register_forward_pre_hook(lambda _, args: (args[0] * LARGE, *args[1:])),
         head.register_forward_hook(lambda _, __, out: made.append(out)),
-    ]
-    try:
+    )
+    with temporary_hooks(handles):
         large = model(input_ids=ids, labels=ids).logits
-    finally:
-        for handle in handles:
-            handle.remove()
     if len(made) != 1 or made[0].shape != large.shape or not torch.equal(made[0], large):
         return None
     outputs = model(input_ids=ids, labels=ids)

@@ -14,32 +14,29 @@ from hf_slim.distillation.capture.attention_states import AttentionState
 BLOCK = 2**20  # relations in float32 at a time: 4 MB per tensor, which stay in a CPU's cache
 ACCELERATOR_BLOCKS = 16  # as many at once where starting a kernel costs more than memory traffic
 STATES = ("query", "key", "value")
-KINDS = ("kl", "mse")
+MAP_LOSSES = ("kl", "mse")
 LOSSES = ("relations", "maps")
 
 
 @dataclass(frozen=True)
 class AttentionConfig(SlimConfig):
-    """How the student learns to attend, and how much that counts."""
+    """What of the attention of student and teacher is compared, in which layers, and how much that counts."""
 
-    loss: str = field(
-        default="relations",
-        metadata={
-            "help": "relations (of queries, keys and values: heads may differ in number, any attention) or maps (of "
-            "attention probabilities, averaged over heads where they differ in number)."
-        },
-    )
-    layers: str | dict[int, int] = field(
-        default="last",
-        metadata={"help": "'last', or student layer: teacher layer; from 0, negative ones from the end."},
-    )
-    relation_heads: int | None = field(
-        default=None,
-        metadata={
-            "help": "Parts that relations are computed in; None: the student's heads, if they divide all widths."
-        },
-    )
-    weight: float = field(default=1.0, metadata={"help": "Against the divergence of the answers."})
+    loss: str = field(default="relations", metadata={"choices": LOSSES})
+    """What is compared: `relations` (similarities among queries, among keys and among values; the numbers of heads may
+    differ) or `maps` (attention probabilities; averaged over heads if the numbers of heads differ)."""
+
+    layers: str | dict[int, int] = "last"
+    """Which layers are compared: `last`, or a mapping from layers of the student to layers of the teacher, counted
+    from 0; negative numbers count from the end."""
+
+    relation_heads: int | None = None
+    """Number of parts that the joined queries, keys and values are split into for `relations`; it must divide their
+    widths in both models. `null`: the largest number, up to the student's heads, that divides them all."""
+
+    weight: float = 1.0
+    """Weight of this loss, a positive number; the divergence of the outputs has the weight that `losses` gives it, 1
+    by default."""
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -88,15 +85,15 @@ def _common_parts(student: AttentionState, teacher: AttentionState) -> int:
 def relation_loss(
     student: AttentionState, teacher: AttentionState, valid: Tensor, relation_heads: int, causal: bool = False
 ) -> Tensor:
-    """How far the student's queries, keys and values relate to each other otherwise than the teacher's do, in nats.
+    """KL divergence between the relations that teacher and student have among queries, among keys and among values.
 
-    Each of the three is joined over its heads and split into `relation_heads` parts; per part, position `t` relates to
-    position `u` by softmax over `u` of their scaled dot product. The loss is `KL(teacher || student)` of these
-    distributions, averaged over parts, summed over valid positions and over query-query, key-key and value-value.
-    Student and teacher may have other numbers of heads and other widths. Keys and values that several query heads
-    share (grouped-query attention) are taken once, as they are: repeating them would add nothing.
+    Queries, keys and values are each joined over their heads and split into `relation_heads` parts. In each part the
+    relation of position `t` to all positions is the softmax of their scaled dot products. The loss is
+    `KL(teacher || student)` of these distributions in nats, averaged over parts, summed over valid positions and over
+    query-query, key-key and value-value. Student and teacher may have different numbers of heads and different widths.
+    Keys and values that several query heads share (grouped-query attention) count once.
 
-    Nothing of size `(length, length)` outlives the call: the gradient is computed along with the loss, block by block.
+    No tensor of size `(length, length)` is kept: the gradient is computed together with the loss, block by block.
 
     Args:
         student: Gets the gradient.
@@ -121,10 +118,10 @@ def relation_loss(
 
 
 def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str = "kl") -> Tensor:
-    """How far the student attends elsewhere than the teacher, averaged over heads and summed over valid positions.
+    """Distance between the attention probabilities of teacher and student, averaged over heads, summed over positions.
 
-    Where the numbers of heads differ, both maps are first averaged over their heads. What lies on positions that are
-    not valid is dropped, and the rest of a row brought back to sum 1.
+    Where the numbers of heads differ, both maps are first averaged over their heads. Probabilities of positions that
+    are not valid are dropped, and each row is normalised to sum 1 again.
 
     Args:
         student_map: Attention probabilities `(batch, heads, length, length)`; gets the gradient.
@@ -137,8 +134,8 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
     Source: "kl": Wang et al. 2020, MiniLM, arXiv:2002.10957, eq. 5. "mse": after Jiao et al. 2020, TinyBERT,
         arXiv:1909.10351, eq. 7, which compares scores before the softmax; here they are probabilities.
     """
-    if kind not in KINDS:
-        raise SlimError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}.")
+    if kind not in MAP_LOSSES:
+        raise SlimError(f"`kind` must be one of {', '.join(MAP_LOSSES)}, got {kind!r}.")
     if student_map.shape[1] != teacher_map.shape[1]:
         student_map, teacher_map = (maps.mean(1, keepdim=True) for maps in (student_map, teacher_map))
     _check_alike(student_map, teacher_map, valid)

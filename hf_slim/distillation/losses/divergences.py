@@ -52,14 +52,20 @@ DIVERGENCES: Registry[Divergence] = Registry("distillation loss")
 
 @DIVERGENCES.register("forward_kl")
 def forward_kl(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tensor]:
-    """KL(p || q): the student covers all that the teacher thinks possible. Hinton et al. 2015, arXiv:1503.02531."""
+    """KL(teacher || student): every class that is probable for the teacher must be probable for the student.
+
+    Source: Hinton et al. 2015, arXiv:1503.02531, sec. 2.
+    """
     value = torch.linalg.vecdot(p.probabilities, p.log - q.log)
     return value, q.probabilities - p.probabilities
 
 
 @DIVERGENCES.register("reverse_kl")
 def reverse_kl(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tensor]:
-    """KL(q || p): the student leaves out what it cannot do well. Gu et al. 2024, MiniLLM, arXiv:2306.08543, eq. 1."""
+    """KL(student || teacher): the student may concentrate on some of the teacher's probable classes.
+
+    Source: Gu et al. 2024, MiniLLM, arXiv:2306.08543, eq. 1.
+    """
     ratio = q.log - p.log
     value = torch.linalg.vecdot(q.probabilities, ratio)
     return value, ratio.sub_(value[:, None]).mul_(q.probabilities)
@@ -67,7 +73,10 @@ def reverse_kl(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tens
 
 @DIVERGENCES.register("jensen_shannon")
 def jensen_shannon(q: Distribution, p: Distribution, beta: float) -> tuple[Tensor, Tensor]:
-    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q. Agarwal et al. 2024, arXiv:2306.13649."""
+    """Beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, with teacher p and student q.
+
+    Source: Agarwal et al. 2024, GKD, arXiv:2306.13649.
+    """
     log_m = _log_mixture(p, q, beta)
     of_q = q.log - log_m
     distance = torch.linalg.vecdot(q.probabilities, of_q)
@@ -78,7 +87,10 @@ def jensen_shannon(q: Distribution, p: Distribution, beta: float) -> tuple[Tenso
 
 @DIVERGENCES.register("skewed_kl")
 def skewed_kl(q: Distribution, p: Distribution, skew: float) -> tuple[Tensor, Tensor]:
-    """KL(p || skew p + (1 - skew) q): never infinite. Ko et al. 2024, DistiLLM, arXiv:2402.03898, eq. 5."""
+    """KL(p || skew p + (1 - skew) q), with teacher p and student q; it is always finite.
+
+    Source: Ko et al. 2024, DistiLLM, arXiv:2402.03898, eq. 5.
+    """
     of_p = p.log - _log_mixture(p, q, skew)
     value = torch.linalg.vecdot(p.probabilities, of_p)
     return value, _by_logits(q.probabilities, of_p.exp_().mul_(skew - 1))
@@ -86,7 +98,10 @@ def skewed_kl(q: Distribution, p: Distribution, skew: float) -> tuple[Tensor, Te
 
 @DIVERGENCES.register("skewed_reverse_kl")
 def skewed_reverse_kl(q: Distribution, p: Distribution, skew: float) -> tuple[Tensor, Tensor]:
-    """KL(q || skew q + (1 - skew) p). Ko et al. 2024, DistiLLM, arXiv:2402.03898, sec. 3.1."""
+    """KL(q || skew q + (1 - skew) p), with teacher p and student q; it is always finite.
+
+    Source: Ko et al. 2024, DistiLLM, arXiv:2402.03898, sec. 3.1.
+    """
     ratio = q.log - _log_mixture(q, p, skew)
     value = torch.linalg.vecdot(q.probabilities, ratio)
     return value, _by_logits(q.probabilities, ratio - skew * ratio.exp())
@@ -94,16 +109,20 @@ def skewed_reverse_kl(q: Distribution, p: Distribution, skew: float) -> tuple[Te
 
 @DIVERGENCES.register("total_variation")
 def total_variation(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tensor]:
-    """Half the sum of |q - p|: the share of tokens on which both must differ. Wen et al. 2023, arXiv:2307.15190."""
+    """Half the sum of |student - teacher| over the classes.
+
+    Source: Wen et al. 2023, arXiv:2307.15190.
+    """
     difference = q.probabilities - p.probabilities
     return difference.abs().sum(-1) / 2, _by_logits(q.probabilities, difference.sign_().div_(2))
 
 
 @DIVERGENCES.register("universal")
 def universal(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tensor]:
-    """Sum of |q - p| after sorting both: needs no common vocabulary. Boizard et al. 2024, arXiv:2402.12030, eq. 5.
+    """Sum of |student - teacher| after sorting both by probability, so that no common vocabulary is needed.
 
-    The classes may differ in number; the shorter list is filled up with zeros.
+    The numbers of classes may differ; the shorter list is padded with zeros.
+    Source: Boizard et al. 2024, arXiv:2402.12030, eq. 5.
     """
     ours, order = q.probabilities.sort(dim=-1, descending=True)
     theirs = p.probabilities.sort(dim=-1, descending=True).values

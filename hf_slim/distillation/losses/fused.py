@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.modules import autocast_dtype
 from hf_slim.distillation.losses.answers import Answers
 from hf_slim.distillation.losses.divergences import Distribution, Divergence, TopK, over_buckets, top_k_of
 
@@ -203,7 +204,7 @@ class _PlainOutput:
 
     def __init__(self, head: nn.Linear):
         self._head = head
-        dtype = _autocast_dtype(head.weight)
+        dtype = autocast_dtype(head.weight.device) or head.weight.dtype
         self._weight = head.weight.detach().to(dtype)
         self._bias = None if head.bias is None else head.bias.detach().to(dtype)
         self._states: Tensor | None = None
@@ -263,8 +264,3 @@ class _AnyOutput:
 
     def gradients(self, parameters: list[nn.Parameter]) -> list[Tensor | None]:
         return self._sums
-
-
-def _autocast_dtype(tensor: Tensor) -> torch.dtype:
-    kind = tensor.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

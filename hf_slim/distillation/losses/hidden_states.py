@@ -18,20 +18,27 @@ PROJECTIONS = "distillation_projections"  # the submodule of the student while i
 
 @dataclass(frozen=True)
 class HiddenConfig(SlimConfig):
-    """Which hidden states the student follows, and how much they count."""
+    """Which hidden states of student and teacher are compared, how, and how much that counts.
 
-    loss: str = field(default="cosine", metadata={"help": "cosine or mse, a mean over the width."})
-    layers: str | dict[int, int] = field(
-        default="even",
-        metadata={
-            "help": "'even' (the student's layers spread over the teacher's), 'last', or student: teacher. "
-            "0 is the embedding, the last is what the model hands to its head."
-        },
-    )
-    weight: float = field(default=1.0, metadata={"help": "Against the divergence of the answers."})
-    pooled: bool = field(
-        default=False, metadata={"help": "Compares the mean over the tokens: sentence embeddings, one per text."}
-    )
+    Where the widths differ, a linear projection is trained with the student and dropped at the end.
+    """
+
+    loss: str = field(default="cosine", metadata={"choices": HIDDEN_LOSSES})
+    """Distance between the states of student and teacher, for each token: a registered hidden-state loss. `cosine`
+    compares directions only; `mse` is the squared difference averaged over the width."""
+
+    layers: str | dict[int, int] = "even"
+    """Which layers are compared: `even` (every layer of the student with a teacher's layer at the same relative
+    depth), `last`, or a mapping from layers of the student to layers of the teacher. 0 is the embedding; the highest
+    number is the input of the output head."""
+
+    weight: float = 1.0
+    """Weight of this loss, a positive number; the divergence of the outputs has the weight that `losses` gives it, 1
+    by default."""
+
+    pooled: bool = False
+    """Whether the mean over the tokens of a text is compared, as for sentence embeddings. `false` compares every
+    token."""
 
     def __post_init__(self) -> None:
         HIDDEN_LOSSES[self.loss]
@@ -54,13 +61,19 @@ class HiddenConfig(SlimConfig):
 
 @HIDDEN_LOSSES.register("mse")
 def _mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Jiao et al. 2020, TinyBERT, arXiv:1909.10351, eq. 8."""
+    """Squared difference of the states, averaged over the width.
+
+    Source: Jiao et al. 2020, TinyBERT, arXiv:1909.10351, eq. 8.
+    """
     return (student - teacher).square().mean(-1)
 
 
 @HIDDEN_LOSSES.register("cosine")
 def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """Sanh et al. 2019, DistilBERT, arXiv:1910.01108, sec. 3: directions, whatever the lengths."""
+    """1 - cosine similarity of the states: their directions are compared, not their lengths.
+
+    Source: Sanh et al. 2019, DistilBERT, arXiv:1910.01108, sec. 3.
+    """
     return 1 - F.cosine_similarity(student, teacher, dim=-1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
 from hf_slim.core.modules import evaluating, plain_copy
 from hf_slim.core.record import unwrapped
@@ -127,12 +128,8 @@ class LiveTeacher:
             return head
 
         def run(states: Tensor) -> Tensor:
-            head.enable_adapters(False)
-            try:
-                with evaluating(head):
-                    return head(states)
-            finally:
-                head.enable_adapters(True)
+            with evaluating(head), adapters_disabled(head):
+                return head(states)
 
         return run
 
@@ -152,7 +149,7 @@ class LiveTeacher:
             return
         self.is_busy = True
         try:
-            with evaluating(self.model), self.model.disable_adapter():
+            with evaluating(self.model), adapters_disabled(self.model):
                 yield
         finally:
             self.is_busy = False

@@ -30,7 +30,7 @@ class Task:
     Attributes:
         auto_class: Loads a model with the task's head.
         loss_counts_items: Whether the model divides its loss by the Trainer's count of predictions; where it does
-            not, the Trainer must be told, or gradients grow with accumulation.
+            not, the Trainer must not count either, or gradients grow with accumulation.
         columns: The columns of the data that the task reads. Raises SlimError for settings that do not fit it.
         label_names: Names of the classes in a split, in the order of their ids; None where the vocabulary is the
             label set. Raises SlimError for labels that are no classes.

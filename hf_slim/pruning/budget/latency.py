@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import made_by_first_rank
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import plain_copy
-from hf_slim.core.timing import interleaved_ms
+from hf_slim.core.modules import field_of, plain_copy, text_config_of
 from hf_slim.pruning.budget.plan import step_ends
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.config import PruningConfig
@@ -18,6 +18,7 @@ from hf_slim.pruning.groups import GroupSet, common_ancestor
 from hf_slim.pruning.removal.cut import cut_out_
 from hf_slim.pruning.structure.example_inputs import example_inputs
 from hf_slim.pruning.structure.probe import run_cut, weightless_twin
+from hf_slim.timing import interleaved_ms
 
 TOKENS = 256  # of one text: a prompt
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the groups that may go, still there when time is taken
@@ -38,14 +39,12 @@ def measure_latency(model: nn.Module, group_sets: list[GroupSet], config: Prunin
         measured: `device`, `dtype`, and the shapes of `inputs`.
     Raises: SlimError: if a part of the model cannot be run on its own.
     """
-    ranks = torch.distributed.is_available() and torch.distributed.is_initialized()
-    found = [None]
-    if not ranks or torch.distributed.get_rank() == 0:
+
+    def measure() -> dict[str, Any]:
         with torch.random.fork_rng(), torch.no_grad():
-            found = [_measured(model, group_sets, config)]
-    if ranks:
-        torch.distributed.broadcast_object_list(found)
-    return found[0]
+            return _measured(model, group_sets, config)
+
+    return made_by_first_rank(measure)
 
 
 def _measured(model: nn.Module, group_sets: list[GroupSet], config: PruningConfig) -> dict[str, Any]:
@@ -201,8 +200,8 @@ def _random_like(value: Any, like: Tensor) -> Any:
 
 def _long(inputs: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The example with texts as long as prompts are, or as the model takes them."""
-    text = model.config.get_text_config() if hasattr(model, "config") else None
-    limits = [getattr(text, name, None) for name in LENGTH_LIMITS]
+    text = text_config_of(model)
+    limits = [field_of(text, name) for name in LENGTH_LIMITS]
     tokens = min([TOKENS, *(limit - 2 for limit in limits if limit)])  # two positions: of padding, in RoBERTa
     texts = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.long}
     return inputs | {name: value.repeat(1, tokens)[:, :tokens] for name, value in texts.items()}

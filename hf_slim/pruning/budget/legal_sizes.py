@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.modules import config_of, field_of
 from hf_slim.pruning.groups import GroupSet
 
 CONSTRAINED = ("kv_heads", "heads", "hidden", "experts")  # config classes take any number of neurons
@@ -16,15 +17,15 @@ def legal_ends(model: nn.Module, group_set: GroupSet, ends: Tensor) -> Tensor:
 
     All of them where the config has no field for that: the result is a slim folder, whatever the number.
     """
-    config = getattr(model, "config", None)
-    speaks_of_heads = getattr(config, "head_dim", None) is not None  # otherwise fewer heads would be wider ones
+    config = config_of(model)
+    speaks_of_heads = field_of(config, "head_dim") is not None  # otherwise fewer heads would be wider ones
     if (
         group_set.kind not in CONSTRAINED
         or not group_set.config_fields
         or not (speaks_of_heads or group_set.kind == "experts")
     ):
         return ends
-    values = {name: getattr(config, name) for name in group_set.config_fields}
+    values = {name: field_of(config, name) for name in group_set.config_fields}
     legal = [_accepts(config, values, group_set.count - gone, group_set.count) for gone in ends.tolist()]
     return ends[torch.tensor(legal, dtype=torch.bool)] if any(legal) else ends
 

@@ -1,4 +1,4 @@
-"""What is to go in the end: from a config and a model to amounts, lanes and legal numbers."""
+"""What is to go in the end: from a config and a model to amounts, lockstep_sets and legal numbers."""
 
 import fnmatch
 import math
@@ -15,30 +15,31 @@ from hf_slim.pruning.budget.savings import Savings, number_of_groups, savings_in
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 
-Lane = list[GroupSet]  # sets that lose the same number at the same time
+LockstepSets = list[GroupSet]  # sets that lose the same number at the same time
 LENIENCE = 0.05  # of the groups of a layer: so much more or less may go, to be legal
-ROUNDING = 1e-9  # relative, of sums of savings
+SUM_TOLERANCE = 1e-9  # relative: sums of the same savings differ by this much with their order
 
 
 @dataclass(frozen=True)
-class Pot:
+class Budget:
     """Sets of which the least important groups go, wherever they are, until enough is gone.
 
     Attributes:
-        lanes: They compete with each other.
+        lockstep_sets: They compete with each other.
         amount: How much goes in the end, as the plan's savings count it.
         is_target: Whether at least so much goes, at most a step more; if not, at most so much.
         smallest: What the smallest step saves.
     """
 
-    lanes: list[Lane]
+    lockstep_sets: list[LockstepSets]
     amount: float
     is_target: bool
     smallest: float
 
     @property
     def group_sets(self) -> list[GroupSet]:
-        return [group_set for lane in self.lanes for group_set in lane]
+        """Every set that competes for this budget."""
+        return [group_set for sets in self.lockstep_sets for group_set in sets]
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class Plan:
     Attributes:
         group_sets: Those that may lose groups.
         ends: Group set name -> how many groups are gone after its first step, its second, ...; the rest stays.
-        pots: Every set is in one.
+        budgets: Every set is in one.
         savings: What counts.
         timings: What was measured for that, if anything.
     """
 
     group_sets: list[GroupSet]
     ends: dict[str, Tensor]
-    pots: list[Pot]
+    budgets: list[Budget]
     savings: Savings
     timings: dict[str, Any] | None = None
 
@@ -79,8 +80,8 @@ def plan_removal(
     ends = {group_set.name: step_ends(group_set, config) for group_set in chosen}
     if config.target is None:
         final = _in_the_end(model, chosen, ends, config)
-        pots = [pot for kind in config.kinds for pot in _quotas(kind, chosen, ends, final, config)]
-        return Plan(chosen, ends, pots, number_of_groups(chosen))
+        budgets = [budget for kind in config.kinds for budget in _quotas(kind, chosen, ends, final, config)]
+        return Plan(chosen, ends, budgets, number_of_groups(chosen))
     measure, share = next(iter(config.target.items()))
     savings = savings_in_time(timings, chosen) if timings else savings_of(model, chosen, measure)
     spent_on = [found for found in chosen if found.name in savings.first and savings.first[found.name].any()]
@@ -90,10 +91,10 @@ def plan_removal(
             "go. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
         )
     ends = _in_the_end(model, spent_on, ends, config)
-    pot = Pot(_lanes(spent_on, ends, config), (1 - share) * savings.total, True, 0.0)
-    plan = Plan(spent_on, ends, [pot], savings, timings)
+    budget = Budget(_lockstep_sets(spent_on, ends, config), (1 - share) * savings.total, True, 0.0)
+    plan = Plan(spent_on, ends, [budget], savings, timings)
     most = savings.of(plan.most)
-    if pot.amount > most * (1 + ROUNDING):
+    if budget.amount > most * (1 + SUM_TOLERANCE):
         raise SlimError(
             f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
             f"{most / savings.total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. "
@@ -105,9 +106,9 @@ def plan_removal(
 def expected_losses(plan: Plan) -> dict[str, float]:
     """Group set name -> how many of its groups go; an average over layers where training decides which."""
     losses = {}
-    for pot in plan.pots:
-        most = {group_set.name: plan.most[group_set.name] for group_set in pot.group_sets}
-        share = pot.amount / (plan.savings.of(most) or 1.0)
+    for budget in plan.budgets:
+        most = {group_set.name: plan.most[group_set.name] for group_set in budget.group_sets}
+        share = budget.amount / (plan.savings.of(most) or 1.0)
         losses |= {name: share * len(groups) for name, groups in most.items()}
     return losses
 
@@ -139,12 +140,14 @@ def step_ends(group_set: GroupSet, config: PruningConfig) -> Tensor:
     return ends[count - ends >= keep]
 
 
-def _lanes(group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig) -> list[Lane]:
-    lanes: dict[Any, Lane] = {}
+def _lockstep_sets(group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig) -> list[LockstepSets]:
+    lockstep_sets: dict[Any, LockstepSets] = {}
     for group_set in group_sets:
         alike = (group_set.kind, group_set.count, len(ends[group_set.name]))
-        lanes.setdefault(alike if config.uniform_by_kind[group_set.kind] else group_set.name, []).append(group_set)
-    return list(lanes.values())
+        lockstep_sets.setdefault(alike if config.uniform_by_kind[group_set.kind] else group_set.name, []).append(
+            group_set
+        )
+    return list(lockstep_sets.values())
 
 
 def _in_the_end(
@@ -162,7 +165,7 @@ def _in_the_end(
 
 def _quotas(
     kind: str, group_sets: list[GroupSet], ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
-) -> list[Pot]:
+) -> list[Budget]:
     share = config.sparsity_by_kind[kind]
     sets = [group_set for group_set in group_sets if group_set.kind == kind]
     if not sets:
@@ -171,11 +174,11 @@ def _quotas(
             "`hf-slim inspect` lists what can be pruned, and why other layers cannot."
         )
     if config.uniform_by_kind[kind]:
-        pots = [_quota([found], _nearest_legal(found, ends, final, config), ends) for found in sets]
+        budgets = [_quota([found], _nearest_legal(found, ends, final, config), ends) for found in sets]
     else:
         most = sum(int(ends[found.name][-1]) for found in sets if len(ends[found.name]))
-        pots = [_quota(sets, min(round(share * sum(found.count for found in sets)), most), ends)]
-    if not any(pot.amount for pot in pots):
+        budgets = [_quota(sets, min(round(share * sum(found.count for found in sets)), most), ends)]
+    if not any(budget.amount for budget in budgets):
         smallest = min(sets, key=lambda found: found.count)
         legal = (smallest.count - final[smallest.name]).tolist()[:4]
         raise SlimError(
@@ -183,13 +186,13 @@ def _quotas(
             f"{', '.join(map(str, sorted(legal))) or 'none but all'} may stay. Use at least "
             f"{1 / smallest.count:.2g}, or `uniform: {{{kind}: false}}` to choose across all layers."
         )
-    return pots
+    return budgets
 
 
-def _quota(sets: Iterable[GroupSet], amount: int, ends: dict[str, Tensor]) -> Pot:
-    lanes = [[group_set] for group_set in sets]
-    steps = [torch.cat([ends[found.name][:1], ends[found.name].diff()]) for (found,) in lanes]
-    return Pot(lanes, amount, False, float(torch.cat(steps).min()) if any(map(len, steps)) else math.inf)
+def _quota(sets: Iterable[GroupSet], amount: int, ends: dict[str, Tensor]) -> Budget:
+    lockstep_sets = [[group_set] for group_set in sets]
+    steps = [torch.cat([ends[found.name][:1], ends[found.name].diff()]) for (found,) in lockstep_sets]
+    return Budget(lockstep_sets, amount, False, float(torch.cat(steps).min()) if any(map(len, steps)) else math.inf)
 
 
 def _nearest_legal(

@@ -7,8 +7,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.counting import count_multiply_adds, reads_tokens
 from hf_slim.pruning.groups import GroupSet, tensor_of
-from hf_slim.pruning.matrices import is_experts, matrix_of
+from hf_slim.pruning.matrices import is_experts
+from hf_slim.pruning.structure.example_inputs import example_inputs
+from hf_slim.pruning.structure.probe import run_cut, weightless_twin
 
 Losses = dict[int, dict[str, float]]  # dimension of a tensor -> group set name -> what one of its groups takes
 
@@ -47,8 +50,12 @@ def number_of_groups(group_sets: Iterable[GroupSet]) -> Savings:
 
 
 def savings_of(model: nn.Module, group_sets: list[GroupSet], measure: str) -> Savings:
-    """Parameters, or multiply-adds per token, of the stacked layers; see `counted`."""
-    sizes, losses = counted(model, measure), {}
+    """Parameters, or multiply-adds, of the stacked layers; see `counted`."""
+    return _savings(model, group_sets, measure, counted(model, measure))
+
+
+def _savings(model: nn.Module, group_sets: list[GroupSet], measure: str, sizes: dict[str, float]) -> Savings:
+    losses: dict[str, Losses] = {}
     for group_set in group_sets:
         for part in () if group_set.is_depth else group_set.slices:
             module = model.get_submodule(part.module)
@@ -65,7 +72,7 @@ def savings_of(model: nn.Module, group_sets: list[GroupSet], measure: str) -> Sa
             whole = sum(size for path, size in sizes.items() if path.startswith(f"{group_set.stack}."))
             first[group_set.name] = numbers * (whole / group_set.count)
         for inner in group_set.parts:
-            whole = savings_of(model, [inner], measure).first[inner.name][-1]
+            whole = _savings(model, [inner], measure, sizes).first[inner.name][-1]
             first[group_set.name] += numbers * (whole / group_set.count)
         for path, cut in losses.items():
             first[group_set.name] += _saved(sizes[path], cut, {group_set.name: numbers})
@@ -89,34 +96,40 @@ def savings_in_time(timings: dict, group_sets: Iterable[GroupSet]) -> Savings:
 
 
 def layer_cost(model: nn.Module, measure: str) -> float:
-    """Parameters, or multiply-adds per token, of the stacked layers; embeddings and the output head do not count."""
+    """Parameters, or multiply-adds, of the stacked layers; embeddings and the output head do not count."""
     return sum(counted(model, measure).values())
 
 
 def counted(model: nn.Module, measure: str) -> dict[str, float]:
-    """Path of every weight that counts -> its parameters, or its multiply-adds per token.
+    """Path of every weight that counts -> its parameters, or its multiply-adds.
 
-    These are the stacked layers; in a model without stacks, all layers.
+    These are the stacked layers; in a model without stacks, all layers. Multiply-adds are those of one token where the
+    model reads text alone, else those of one made-up example; see `core.counting`. Their count runs a copy without
+    weights on the CPU, so shapes are enough.
+
+    Args:
+        measure: "parameters" or "macs".
+    Raises: SlimError: for macs, if what the model reads cannot be told from it.
     """
+    sizes = _parameters(model) if measure == "parameters" else _multiply_adds(model)
     has_stacks = any(isinstance(module, nn.ModuleList) and len(module) for module in model.modules())
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) or (has_stacks and not any(part.isdigit() for part in name.split("."))):
-            continue
-        for key, parameter in module.named_parameters(recurse=False):
-            if measure == "parameters":
-                found[f"{name}.{key}"] = float(parameter.numel())
-            elif parameter.dim() > 1 and (matrix_of(module) or is_experts(module)):
-                found[f"{name}.{key}"] = parameter.numel() * _share_used(module)
-    return found
+    return {
+        path: float(size)
+        for path, size in sizes.items()
+        if not has_stacks or any(part.isdigit() for part in path.split("."))
+    }
 
 
-def _share_used(module: nn.Module) -> float:
-    """Share of a layer's weights that one token meets: a few of many experts."""
-    if not is_experts(module):
-        return 1.0
-    config = getattr(module, "config", None)
-    return getattr(config, "num_experts_per_tok", 0) / len(module.down_proj) or 1.0
+def _parameters(model: nn.Module) -> dict[str, int]:
+    layers = [(name, module) for name, module in model.named_modules() if not isinstance(module, nn.Embedding)]
+    own = ((name, *found) for name, module in layers for found in module.named_parameters(recurse=False))
+    return {f"{name}.{key}": parameter.numel() for name, key, parameter in own}
+
+
+def _multiply_adds(model: nn.Module) -> dict[str, int]:
+    with torch.random.fork_rng(devices=[]):  # counting must not change what a run draws
+        inputs, twin = example_inputs(model, tokens=1), weightless_twin(model)
+        return count_multiply_adds(twin, lambda: run_cut(twin, inputs), reads_tokens(inputs)).weights
 
 
 def _saved(cost: float, losses: Losses, gone: Mapping[str, Tensor | int]) -> Tensor | float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.schedule import scheduled
-from hf_slim.pruning.budget.plan import ROUNDING, Lane, Plan, Pot
+from hf_slim.pruning.budget.plan import SUM_TOLERANCE, Budget, LockstepSets, Plan
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.removal.cut import Removed
@@ -26,35 +26,35 @@ def choose_removed(
     """
     fraction = scheduled(config.schedule, progress, config.start, config.stop, config.rounds)
     chosen = gone = {} if config.regrow and progress < 1 else removed
-    for pot in plan.pots:
-        amount = pot.amount * fraction if pot.is_target else int(pot.amount * fraction)
-        names = [group_set.name for group_set in pot.group_sets]
+    for budget in plan.budgets:
+        amount = budget.amount * fraction if budget.is_target else int(budget.amount * fraction)
+        names = [group_set.name for group_set in budget.group_sets]
         while True:  # more than once only where groups save less the more of the others are gone
             left = amount - plan.savings.of({name: chosen[name] for name in names if name in chosen})
-            if left <= amount * ROUNDING or left < pot.smallest:
+            if left <= amount * SUM_TOLERANCE or left < budget.smallest:
                 break
-            taken = _taken(plan, pot, scores, chosen, left)
+            taken = _taken(plan, budget, scores, chosen, left)
             if not taken:
                 break
             chosen = chosen | taken
     return removed if chosen is gone is removed or chosen == removed else chosen
 
 
-def _taken(plan: Plan, pot: Pot, scores: dict[str, Tensor], gone: Removed, left: float) -> Removed:
+def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], gone: Removed, left: float) -> Removed:
     """The sets that lose more, with all that they have lost then: next steps worth `left`, the cheapest first."""
-    queues = [_Queue.of(plan, lane, scores, gone) for lane in pot.lanes]
+    queues = [_Queue.of(plan, sets, scores, gone) for sets in budget.lockstep_sets]
     prices = torch.cat([queue.prices for queue in queues])
     order = prices.sort(stable=True).indices if len(queues) > 1 else torch.arange(len(prices))  # one is sorted
     saved = torch.cat([queue.savings for queue in queues])[order].cumsum(0)
-    if pot.is_target:
-        number = int(torch.searchsorted(saved, left * (1 - ROUNDING))) + 1
+    if budget.is_target:
+        number = int(torch.searchsorted(saved, left * (1 - SUM_TOLERANCE))) + 1
     else:
-        number = int(torch.searchsorted(saved, left + ROUNDING, right=True))
+        number = int(torch.searchsorted(saved, left + SUM_TOLERANCE, right=True))
     lane_of = torch.repeat_interleave(torch.tensor([len(queue.prices) for queue in queues]))
     steps = lane_of[order[:number]].bincount(minlength=len(queues)).tolist()
     taken: Removed = {}
-    for queue, lane, count in zip(queues, pot.lanes, steps, strict=True):
-        for group_set, groups in zip(lane, queue.orders, strict=True) if count else ():
+    for queue, sets, count in zip(queues, budget.lockstep_sets, steps, strict=True):
+        for group_set, groups in zip(sets, queue.orders, strict=True) if count else ():
             is_gone = torch.zeros(group_set.count, dtype=torch.bool)
             is_gone[torch.tensor(gone.get(group_set.name, []), dtype=torch.long)] = True
             is_gone[groups[queue.begin : int(queue.ends[count - 1])]] = True
@@ -64,7 +64,7 @@ def _taken(plan: Plan, pot: Pot, scores: dict[str, Tensor], gone: Removed, left:
 
 @dataclass(frozen=True)
 class _Queue:
-    """The steps of one lane that are still to come.
+    """The steps of one sets that are still to come.
 
     Attributes:
         orders: For each set its groups, the least important first; those that have gone come before.
@@ -81,16 +81,16 @@ class _Queue:
     savings: Tensor
 
     @classmethod
-    def of(cls, plan: Plan, lane: Lane, scores: dict[str, Tensor], gone: Removed) -> "_Queue":
-        ends = plan.ends[lane[0].name]
+    def of(cls, plan: Plan, sets: LockstepSets, scores: dict[str, Tensor], gone: Removed) -> "_Queue":
+        ends = plan.ends[sets[0].name]
         starts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
-        first = int(torch.searchsorted(starts, max(len(gone.get(group_set.name, ())) for group_set in lane)))
+        first = int(torch.searchsorted(starts, max(len(gone.get(group_set.name, ())) for group_set in sets)))
         starts, ends = starts[first:], ends[first:]
         if not len(ends):
-            return cls([torch.empty(0)] * len(lane), 0, ends, torch.empty(0).double(), torch.empty(0).double())
+            return cls([torch.empty(0)] * len(sets), 0, ends, torch.empty(0).double(), torch.empty(0).double())
         begin, last = int(starts[0]), int(ends[-1])
         orders, lost, priced, saved = [], 0, 0, 0
-        for group_set in lane:
+        for group_set in sets:
             score = scores[group_set.name].detach().double().cpu()
             order = least_first(group_set, score, gone.get(group_set.name, []))
             orders.append(order)

@@ -1,0 +1,1 @@
+"""How much every group matters."""

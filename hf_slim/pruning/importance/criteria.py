@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.pruning.importance.statistics import Moments, Turning
+from hf_slim.pruning.importance.statistics import AngularDistance, Moments
 
 TAIL = 4.0  # times the mean absolute weight of a tensor
 OF_THE_BULK = 1e-3  # orders groups that have no such weights
@@ -23,7 +23,7 @@ class Evidence:
         gradients: Likewise, where the criterion needs gradients.
         reads: For each of them whether it reads the groups.
         inputs: What flows into each that does, where the criterion needs it; channels as `(count, width)`.
-        turning: What a whole layer does to the stream, where the criterion needs that.
+        angular_distance: What a whole layer does to the stream, where the criterion needs that.
         seed: Of this set, the same in every process and run.
     """
 
@@ -31,11 +31,12 @@ class Evidence:
     gradients: list[Tensor] = field(default_factory=list)
     reads: list[bool] = field(default_factory=list)
     inputs: list[Moments] = field(default_factory=list)
-    turning: Turning | None = None
+    angular_distance: AngularDistance | None = None
     seed: int = 0
 
     @property
     def count(self) -> int:
+        """How many groups there are."""
         return len(self.weights[0])
 
     @property
@@ -58,7 +59,7 @@ class Criterion:
         score: Evidence -> `(count,)`, float32.
         needs_gradient: Whether it looks at gradients.
         sums: The sums of `statistics.SUMS` over what flows through groups that it looks at.
-        needs_turning: Whether it looks at what whole layers do to the stream; it scores nothing else.
+        needs_angular_distance: Whether it looks at what whole layers do to the stream; it scores nothing else.
         comparable: Whether scores of different layers are on one scale. If not, they are divided by the layer's mean
             before layers are ranked together.
     """
@@ -66,20 +67,20 @@ class Criterion:
     score: Callable[[Evidence], Tensor]
     needs_gradient: bool = False
     sums: tuple[str, ...] = ()
-    needs_turning: bool = False
+    needs_angular_distance: bool = False
     comparable: bool = False
 
     @property
     def looks_inside(self) -> bool:
         """Whether it needs forward passes to be observed."""
-        return bool(self.sums) or self.needs_turning
+        return bool(self.sums) or self.needs_angular_distance
 
 
 CRITERIA: Registry[Criterion] = Registry("pruning criterion")
 
 
 def taylor(evidence: Evidence) -> Tensor:
-    """First-order change of the loss if each weight of the group went: the sum of |weight * gradient|.
+    """First-order estimate of the loss change, weight by weight: the sum of |weight * gradient| over the group.
 
     Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8, per element and summed over the group.
     """
@@ -87,12 +88,15 @@ def taylor(evidence: Evidence) -> Tensor:
 
 
 def taylor_sum(evidence: Evidence) -> Tensor:
-    """First-order change of the loss if the whole group went: |the sum of weight * gradient|. Same source, eq. 8."""
+    """First-order loss change for the group as a whole: the absolute value of the sum of weight * gradient.
+
+    Source: Molchanov et al. 2019, arXiv:1906.10771, eq. 8.
+    """
     return _moved(evidence.pairs).abs()
 
 
 def fisher(evidence: Evidence) -> Tensor:
-    """Second-order change of the loss, with squared gradients as the Hessian's diagonal: half the sum of (w g)**2.
+    """Second-order estimate of the loss change, with squared gradients as the Hessian: half the sum of (w g)^2.
 
     Source: LeCun et al. 1990, Optimal Brain Damage, eq. 5; Theis et al. 2018, arXiv:1801.05787, eq. 8.
     """
@@ -100,10 +104,10 @@ def fisher(evidence: Evidence) -> Tensor:
 
 
 def fisher_mask(evidence: Evidence) -> Tensor:
-    """Second-order change of the loss in a mask over the groups, with its squared gradient as the diagonal.
+    """Second-order estimate of the loss change for a mask over the groups: half the squared gradient of the mask.
 
-    A mask of ones before the layers that read the groups has the gradient: sum of weight * gradient over the columns
-    that read the group. Whole layers are masked where they write. Half its square, to be averaged over batches.
+    The gradient of a mask entry is the sum of weight * gradient over the columns that read the group; whole layers are
+    masked at their outputs. The scores are averaged over batches.
     Source: Kwon et al. 2022, arXiv:2204.09656, eq. 6-8.
     """
     reading = [pair for pair, reads in zip(evidence.pairs, evidence.reads, strict=True) if reads]
@@ -111,9 +115,9 @@ def fisher_mask(evidence: Evidence) -> Tensor:
 
 
 def movement(evidence: Evidence) -> Tensor:
-    """How far training moves the group away from zero: minus the sum of weight * gradient, averaged over steps.
+    """How strongly training moves the group away from zero: minus the sum of weight * gradient, averaged over steps.
 
-    Source: Sanh et al. 2020, arXiv:2005.07683, eq. 3 (with the mean of steps in the place of the sum).
+    Source: Sanh et al. 2020, arXiv:2005.07683, eq. 3, with the mean over steps instead of the sum.
     """
     return -_moved(evidence.pairs)
 
@@ -121,22 +125,26 @@ def movement(evidence: Evidence) -> Tensor:
 def l1(evidence: Evidence) -> Tensor:
     """Sum of the absolute weights of the group.
 
-    Needs no gradient, and knows nothing of what flows through: on the feed-forward neurons of a language model it
-    removes a few that everything depends on. Fit for encoders, and for gradual pruning with steps to recover.
+    It ignores activations, so on the feed-forward neurons of a language model it removes a few neurons that the whole
+    model depends on. It is usable for encoders, and for gradual pruning with steps to recover.
     Source: Li et al. 2017, arXiv:1608.08710, sec. 3.1.
     """
     return sum(place_sums(Tensor.abs_, weight).sum(1) for weight in evidence.weights)
 
 
 def l2(evidence: Evidence) -> Tensor:
-    """Euclidean norm of the weights of the group; see `l1` for when not to use it."""
+    """Euclidean norm of the weights of the group; it has the weakness of `l1`.
+
+    Source: Li et al. 2017, arXiv:1608.08710, who compare it with the L1 norm.
+    """
     return sum(place_sums(Tensor.square_, weight).sum(1) for weight in evidence.weights).sqrt()
 
 
 def peak(evidence: Evidence) -> Tensor:
-    """The largest absolute weight of the group, relative to its tensor's mean: finds neurons that few weights drive.
+    """The largest absolute weight of the group, divided by the mean absolute weight of its tensor.
 
-    The magnitude that keeps a language model alive where `l1` and `l2` do not.
+    It keeps the neurons with few, very large weights, which `l1` and `l2` may remove.
+    Source: this project.
     """
     matrices = [(weight, range(1, weight.dim())) for weight in evidence.weights if weight[0, 0].numel() > 1]
     peaks = [torch.maximum(matrix.amax(list(dims)), -matrix.amin(list(dims))).float() for matrix, dims in matrices]
@@ -144,16 +152,20 @@ def peak(evidence: Evidence) -> Tensor:
 
 
 def l1_tail(evidence: Evidence) -> Tensor:
-    """L1 norm of what the weights of the group exceed `TAIL` times their tensor's mean by: the usable L1.
+    """L1 norm of the part of each weight that exceeds four times the mean absolute weight of its tensor.
 
-    The neurons that a language model cannot do without are those with few, very large weights; the bulk of a norm says
-    nothing about them. Found by measuring (recipes/benchmarks/pruning_criteria.py).
+    The neurons that a language model depends on most have few, very large weights, which do not show in a norm over
+    all weights. Groups without such weights are ordered by their mean absolute weight.
+    Source: this project, by measuring with recipes/benchmarks/pruning_criteria.py.
     """
     return sum(tail.sum(1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
 
 
 def l2_tail(evidence: Evidence) -> Tensor:
-    """The same with the Euclidean norm: the usable L2."""
+    """Euclidean norm of the part of each weight that exceeds four times the mean absolute weight of its tensor.
+
+    Source: this project, by measuring with recipes/benchmarks/pruning_criteria.py.
+    """
     return sum(tail.norm(dim=1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
 
 
@@ -167,19 +179,22 @@ def _tails(evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def activation(evidence: Evidence) -> Tensor:
-    """Mean absolute activation. Source: Muralidharan et al. 2024, Minitron, arXiv:2407.14679, sec. 2.2."""
+    """Mean absolute activation of the group.
+
+    Source: Muralidharan et al. 2024, Minitron, arXiv:2407.14679, sec. 2.2.
+    """
     return sum((moments.absolute / moments.tokens).sum(1) for moments in evidence.inputs)
 
 
 def wanda(evidence: Evidence) -> Tensor:
-    """Sum of |weight| times the norm of what flows through it. Source: Sun et al. 2024, arXiv:2306.11695, eq. 1."""
+    """Sum of |weight| times the norm of its input. Source: Sun et al. 2024, Wanda, arXiv:2306.11695, eq. 1."""
     return sum(
         (place_sums(Tensor.abs_, weight) * moments.square.sqrt()).sum(1) for weight, moments in evidence.reading
     )
 
 
 def flap(evidence: Evidence) -> Tensor:
-    """Variance of what flows through times the squared norm of its weights.
+    """Variance of the group's activation times the squared norm of the weights that read it.
 
     Source: An et al. 2024, FLAP, arXiv:2312.11983, eq. 5.
     """
@@ -187,15 +202,18 @@ def flap(evidence: Evidence) -> Tensor:
 
 
 def angular(evidence: Evidence) -> Tensor:
-    """Angle by which a whole layer turns the stream, as a share of a half turn, averaged over tokens.
+    """Angular distance between the input and the output of a whole layer, in [0, 1], averaged over tokens.
 
-    Source: Gromov et al. 2024, arXiv:2403.17887, eq. 5-7 with n = 1 (which take the last token of each text).
+    Source: Gromov et al. 2024, arXiv:2403.17887, eq. 5-7 with n = 1; they take the last token of each text.
     """
-    return (evidence.turning.angle / evidence.turning.tokens).reshape(1)
+    return (evidence.angular_distance.angle / evidence.angular_distance.tokens).reshape(1)
 
 
 def random(evidence: Evidence) -> Tensor:
-    """The same random order in every step, run and process: what other criteria have to beat."""
+    """A random order, the same in every step, run and process.
+
+    Source: none; it is the baseline for every other criterion.
+    """
     return torch.rand(evidence.count, generator=torch.Generator().manual_seed(evidence.seed))
 
 
@@ -240,5 +258,5 @@ CRITERIA.register("peak")(Criterion(peak))
 CRITERIA.register("activation")(Criterion(activation, sums=("absolute",)))
 CRITERIA.register("wanda")(Criterion(wanda, sums=("square",)))
 CRITERIA.register("flap")(Criterion(flap, sums=("total", "square")))
-CRITERIA.register("angular")(Criterion(angular, needs_turning=True, comparable=True))
+CRITERIA.register("angular")(Criterion(angular, needs_angular_distance=True, comparable=True))
 CRITERIA.register("random")(Criterion(random))

@@ -1,11 +1,9 @@
 """Least squares: what the removed inputs of a layer did is taken over, as far as possible, by those that stay."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.calibration import RunBatches, first_that_fit
 from hf_slim.core.errors import SlimError
 from hf_slim.core.record import unwrapped
 from hf_slim.pruning.groups import GroupSet
@@ -18,9 +16,7 @@ PRODUCT_BYTES = 2**28  # how much the products of one pass may take; more layers
 
 
 @torch.no_grad()
-def repair_readers_(
-    model: nn.Module, group_sets: list[GroupSet], removed: Removed, run_batches: Callable[[], Iterable[Any]]
-) -> None:
+def repair_readers_(model: nn.Module, group_sets: list[GroupSet], removed: Removed, run_batches: RunBatches) -> None:
     """Changes the columns that stay, in every layer that reads removed groups, in place.
 
     Layers are repaired in the order of the forward pass; each pass over the batches sees the earlier ones repaired.
@@ -34,7 +30,7 @@ def repair_readers_(
     inner = unwrapped(model)
     waiting = {path: gone for path, gone in _gone(inner, group_sets, removed).items() if len(gone)}
     while waiting:
-        paths = _affordable(inner, waiting)
+        paths = first_that_fit({path: _product_bytes(inner.get_submodule(path)) for path in waiting}, PRODUCT_BYTES)
         with watched(inner, paths, ("total", "products")) as moments:
             batches = sum(1 for _ in run_batches())
         if not batches:
@@ -75,7 +71,7 @@ def _gone(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dic
     """Linear layer -> the columns it loses, in the order of the sets."""
     gone: dict[str, list[Tensor]] = {}
     for group_set in group_sets:
-        if group_set.narrowed or group_set.is_depth:
+        if group_set.masked_norms or group_set.is_depth:
             continue  # norms rescale what stays, a tied head is the embedding too; and of a block nothing stays
         for part in group_set.slices:
             if part.reads and _is_linear(matrix_of(model.get_submodule(part.module))):
@@ -87,12 +83,6 @@ def _is_linear(matrix: Matrix | None) -> bool:
     return matrix is not None and matrix.channels == -1
 
 
-def _affordable(model: nn.Module, waiting: dict[str, Tensor]) -> list[str]:
-    chosen, total = [], 0
-    for path in waiting:
-        layer = model.get_submodule(path)
-        total += 4 * layer.weight.shape[matrix_of(layer).in_dim] ** 2
-        if chosen and total > PRODUCT_BYTES:
-            break
-        chosen.append(path)
-    return chosen
+def _product_bytes(layer: nn.Module) -> int:
+    """Of all products of two inputs of a layer, in float32."""
+    return 4 * layer.weight.shape[matrix_of(layer).in_dim] ** 2

@@ -11,10 +11,18 @@ from torch import Tensor, nn
 from hf_slim.core.errors import SlimError
 from hf_slim.pruning.groups import GroupSet, gradient_blocks, one_by_one, own_parameters, weight_blocks
 from hf_slim.pruning.importance.criteria import CRITERIA, Criterion, Evidence
-from hf_slim.pruning.importance.statistics import Moments, Turning, Whether, always, readers, watched, watched_layers
+from hf_slim.pruning.importance.statistics import (
+    AngularDistance,
+    Moments,
+    Predicate,
+    always,
+    readers,
+    watched,
+    watched_layers,
+)
 
 SCORE_MEMORY = 0.9  # weight of the past in the running mean of scores: about ten of them
-Seen = dict[str, Moments] | dict[str, Turning]  # path of a layer -> what was observed there
+Seen = dict[str, Moments] | dict[str, AngularDistance]  # path of a layer -> what was observed there
 
 
 def sets_by_criterion(group_sets: Iterable[GroupSet], criterion: Mapping[str, str]) -> dict[str, list[GroupSet]]:
@@ -27,7 +35,7 @@ def sets_by_criterion(group_sets: Iterable[GroupSet], criterion: Mapping[str, st
 
 @contextmanager
 def observed(
-    model: nn.Module, group_sets: Iterable[GroupSet], criterion: Mapping[str, str], when: Whether = always
+    model: nn.Module, group_sets: Iterable[GroupSet], criterion: Mapping[str, str], when: Predicate = always
 ) -> Iterator[dict[str, Seen]]:
     """Collects from forward passes, while this lasts, what each criterion looks at: criterion -> what it has seen."""
     with ExitStack() as watching:
@@ -66,7 +74,7 @@ def averaged(past: dict[str, Tensor], now: dict[str, Tensor], masked: Mapping[st
 
 
 def _observed_by(
-    criterion: str, model: nn.Module, group_sets: list[GroupSet], when: Whether
+    criterion: str, model: nn.Module, group_sets: list[GroupSet], when: Predicate
 ) -> AbstractContextManager[Seen]:
     """What one criterion looks at; nothing where it needs none.
 
@@ -75,7 +83,7 @@ def _observed_by(
     chosen = CRITERIA[criterion]
     for group_set in group_sets:
         _check_fits(criterion, group_set)
-    if chosen.needs_turning:
+    if chosen.needs_angular_distance:
         return watched_layers(model, [path for group_set in group_sets for path in _layers(group_set)], when)
     return watched(model, readers(model, group_sets) if chosen.sums else [], chosen.sums, when)
 
@@ -95,9 +103,9 @@ def score_groups(
     for group_set in group_sets:
         _check_fits(criterion, group_set)
         parts = [_evidence(model, part, chosen, seen) for part in one_by_one(group_set)]
-        if chosen.needs_turning:
+        if chosen.needs_angular_distance:
             layers = zip(parts, _layers(group_set), strict=True)
-            parts = [replace(part, turning=_seen_at(path, seen)) for part, path in layers]
+            parts = [replace(part, angular_distance=_seen_at(path, seen)) for part, path in layers]
         score = torch.cat([chosen.score(part) for part in parts])
         scores[group_set.name] = score if chosen.comparable else score / score.mean()
     return scores
@@ -110,7 +118,7 @@ def _check_fits(criterion: str, group_set: GroupSet) -> None:
             f"Criterion '{criterion}' looks at what flows through neurons and heads, not through whole layers "
             f"or blocks. Choose taylor, fisher or, for `layers`, angular."
         )
-    if chosen.needs_turning and not group_set.stack:
+    if chosen.needs_angular_distance and not group_set.stack:
         raise SlimError(
             f"Criterion '{criterion}' looks at what whole layers do, and cannot score {group_set.kind}. Choose "
             "another one, or prune only `layers` with it."
@@ -142,7 +150,7 @@ def _inputs(model: nn.Module, group_set: GroupSet, seen: Seen | None) -> list[Mo
     return found
 
 
-def _seen_at(path: str, seen: Seen | None) -> Moments | Turning:
+def _seen_at(path: str, seen: Seen | None) -> Moments | AngularDistance:
     if not seen or path not in seen:
         raise SlimError(
             f"No input of '{path}' has been seen, which this criterion needs. Use PruningCallback, or "

@@ -8,7 +8,9 @@ from math import pi
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import is_distributed, sum_over_ranks_
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import temporary_hooks
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.matrices import matrix_of
 
@@ -19,7 +21,7 @@ SUMS: dict[str, Callable[[Tensor], Tensor]] = {
     "square": lambda rows: rows.square().sum(0),
     "products": lambda rows: rows.t() @ rows,
 }
-Whether = Callable[[nn.Module], bool]
+Predicate = Callable[[nn.Module], bool]
 
 
 @dataclass
@@ -41,15 +43,17 @@ class Moments:
 
     @property
     def mean(self) -> Tensor:
+        """Mean of every channel over the tokens: `(channels,)`."""
         return self.total / self.tokens
 
     @property
     def variance(self) -> Tensor:
+        """Variance of every channel over the tokens: `(channels,)`."""
         return self.square / self.tokens - self.mean.square()
 
 
 @dataclass
-class Turning:
+class AngularDistance:
     """Angles between what goes into a layer and what comes out, as shares of a half turn: their sum over tokens."""
 
     tokens: float = 0.0
@@ -82,13 +86,13 @@ def always(layer: nn.Module) -> bool:
 
 @contextmanager
 def watched(
-    model: nn.Module, paths: list[str], sums: tuple[str, ...], when: Whether = always
+    model: nn.Module, paths: list[str], sums: tuple[str, ...], when: Predicate = always
 ) -> Iterator[dict[str, Moments]]:
     """Adds up, while this lasts, what the layers at `paths` read: path -> moments, empty until a forward pass.
 
     Args:
         sums: Which of `SUMS` are wanted.
-        when: Whether a forward pass of a layer counts.
+        when: Predicate a forward pass of a layer counts.
     """
     moments: dict[str, Moments] = {}
 
@@ -101,18 +105,16 @@ def watched(
 
         return add
 
-    hooks = [model.get_submodule(path).register_forward_pre_hook(adding(path)) for path in paths]
-    try:
+    with temporary_hooks(model.get_submodule(path).register_forward_pre_hook(adding(path)) for path in paths):
         yield moments
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
-def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -> Iterator[dict[str, Turning]]:
+def watched_layers(
+    model: nn.Module, paths: list[str], when: Predicate = always
+) -> Iterator[dict[str, AngularDistance]]:
     """Likewise how far the layers at `paths` turn what flows through them."""
-    found: dict[str, Turning] = {}
+    found: dict[str, AngularDistance] = {}
 
     def adding(path: str) -> Callable[[nn.Module, tuple, dict, object], None]:
         @torch.no_grad()
@@ -121,30 +123,27 @@ def watched_layers(model: nn.Module, paths: list[str], when: Whether = always) -
                 before = next(value for value in (*given, *named.values()) if isinstance(value, Tensor))
                 after = made if isinstance(made, Tensor) else made[0]
                 cosine = torch.cosine_similarity(before.float(), after.float(), dim=-1).clamp_(-1, 1)
-                turning = found.setdefault(path, Turning())
-                turning.tokens += cosine.numel()
-                turning.angle = (0 if turning.angle is None else turning.angle) + cosine.acos().sum() / pi
+                distance = found.setdefault(path, AngularDistance())
+                distance.tokens += cosine.numel()
+                so_far = 0 if distance.angle is None else distance.angle
+                distance.angle = so_far + cosine.acos().sum() / pi
 
         return add
 
-    hooks = [model.get_submodule(path).register_forward_hook(adding(path), with_kwargs=True) for path in paths]
-    try:
+    handles = (model.get_submodule(path).register_forward_hook(adding(path), with_kwargs=True) for path in paths)
+    with temporary_hooks(handles):
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def summed_over_ranks_(found: dict[str, Moments] | dict[str, Turning]) -> None:
+def summed_over_ranks_(found: dict[str, Moments] | dict[str, AngularDistance]) -> None:
     """Makes every process hold the sums over all of them, so that all choose alike."""
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+    if not is_distributed():
         return
     for seen in found.values():
-        sums = [getattr(seen, field.name) for field in fields(seen) if field.name != "tokens"]
+        sums = [vars(seen)[field.name] for field in fields(seen) if field.name != "tokens"]
         sums = [tensor for tensor in sums if tensor is not None]
         tokens = torch.tensor(seen.tokens, device=sums[0].device)
-        for tensor in (tokens, *sums):
-            torch.distributed.all_reduce(tensor)
+        sum_over_ranks_((tokens, *sums))
         seen.tokens = tokens.item()
 
 
@@ -152,6 +151,6 @@ def _add_(moments: Moments, rows: Tensor, sums: tuple[str, ...]) -> None:
     for piece in rows.split(max(1, PIECE // rows.shape[1])):
         piece = piece.float()
         for name in sums:
-            new, old = SUMS[name](piece), getattr(moments, name)
+            new, old = SUMS[name](piece), vars(moments)[name]
             setattr(moments, name, new if old is None else old.add_(new))
     moments.tokens += len(rows)

@@ -1,0 +1,1 @@
+"""Masking groups while training, and cutting them out of the matrices at the end."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from hf_slim.core.modules import config_of
 from hf_slim.pruning.groups import GroupSet
 
 LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # how configs call the length of a stack
@@ -20,7 +21,9 @@ def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) ->
                 module.layer_idx = new
     parent, _, name = group_set.stack.rpartition(".")
     owner = model.get_submodule(parent)
-    setattr(owner, name, nn.ModuleList(stack[index] for index in kept))
+    smaller = nn.ModuleList(stack[index] for index in kept)
+    smaller.training = stack.training
+    setattr(owner, name, smaller)
     for attribute, value in list(vars(owner).items()):
         if LAYER_COUNT.match(attribute) and value == group_set.count:
             setattr(owner, attribute, len(kept))
@@ -41,7 +44,7 @@ def renamed(path: str, group_set: GroupSet, removed: list[int]) -> str | None:
 
 def _configs(model: nn.Module) -> list[Any]:
     """Every config object in the model, once."""
-    found = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    found = {id(config): config for module in model.modules() if (config := config_of(module)) is not None}
     return list(found.values())
 
 

@@ -1,0 +1,1 @@
+"""What can be removed from a model, and the proof of it."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from hf_slim.core.modules import config_value, parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Slice
 from hf_slim.pruning.matrices import is_experts, matrix_of
 from hf_slim.pruning.structure.probe import Probe
@@ -52,9 +53,7 @@ def block_sets(model: nn.Module, found: Sequence[GroupSet]) -> Iterator[GroupSet
                 owner = role.rpartition("/")[0] if kinds.count(kind) > 1 else ""
                 slices = tuple(part for index, inner in enumerate(parts) for part in _all_of(model, inner, index))
                 # a cache takes its length from the keys of the first layer
-                pinned = (
-                    (0,) if kind == "attention_blocks" and hasattr(getattr(model, "config", None), "use_cache") else ()
-                )
+                pinned = (0,) if kind == "attention_blocks" and config_value(model, "use_cache") is not None else ()
                 name = f"{path}{owner}/{kind}"
                 yield GroupSet(name, kind, len(parts), slices, pinned=pinned, parts=tuple(parts))
 
@@ -74,17 +73,17 @@ def _all_of(model: nn.Module, group_set: GroupSet, index: int) -> Iterator[Slice
     for part in group_set.slices:
         yield replace(part, width=part.width * group_set.count, only=index)
         bias = f"{part.module}.bias"
-        if part.reads and getattr(model.get_submodule(part.module), "bias", None) is not None:
+        if part.reads and parameter_or_none(model.get_submodule(part.module), "bias") is not None:
             yield Slice(bias, 0, len(model.get_submodule(part.module).bias), only=index, stays=True)
 
 
 def _written_by(model: nn.Module, layer: str, index: int) -> Iterator[Slice]:
     module = model.get_submodule(layer)
     if is_experts(module):
-        weight = getattr(module, DOWN)
+        weight = module.get_parameter(DOWN)
         yield Slice(f"{layer}.{DOWN}", 1, weight.shape[1], only=index, stays=True)
         return
     dim = matrix_of(module).out_dim
     yield Slice(f"{layer}.weight", dim, module.weight.shape[dim], only=index, stays=True)
-    if getattr(module, "bias", None) is not None:
+    if parameter_or_none(module, "bias") is not None:
         yield Slice(f"{layer}.bias", 0, len(module.bias), only=index, stays=True)

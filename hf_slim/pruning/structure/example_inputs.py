@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import config_of, field_of
 
 TOKENS = 3  # attention needs more than one position to show its keys
 
@@ -16,17 +17,18 @@ WAVES = ("input_values",)
 SAMPLES = 3200  # of sound: a fifth of a second, some frames after the convolutions
 
 
-def example_inputs(model: nn.Module) -> dict[str, Tensor]:
-    """Keyword arguments for one forward pass: one example of three tokens, or one picture or sound, of random content.
+def example_inputs(model: nn.Module, tokens: int = TOKENS) -> dict[str, Tensor]:
+    """Keyword arguments for one forward pass: one example of a few tokens, or one picture or sound, of random content.
 
     A module that is no Transformers model gives its own as `dummy_inputs`.
 
+    Args:
+        tokens: Length of texts; from 1.
     Raises: SlimError: if what the model reads cannot be told from it.
     """
-    config = getattr(model, "config", None)
-    name = getattr(model, "main_input_name", None)
+    config, name = config_of(model), field_of(model, "main_input_name")
     if config is None or name is None:
-        own = getattr(model, "dummy_inputs", None)
+        own = field_of(model, "dummy_inputs")
         if not isinstance(own, dict):
             raise SlimError(
                 f"{type(model).__name__} does not say what it reads, so its structure cannot be found by running it. "
@@ -35,7 +37,7 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
         return {argument: value.detach().cpu() for argument, value in own.items()}
     wanted = set(inspect.signature(model.forward).parameters)
     if name in PIXELS:
-        size = getattr(config, "image_size", None) or ANY_SIZE
+        size = field_of(config, "image_size") or ANY_SIZE
         height, width = size if isinstance(size, tuple | list) else (size, size)
         return {name: torch.rand(1, _first(config, "num_channels"), height, width)}
     if name in WAVES:
@@ -43,24 +45,24 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor]:
     if name in SPECTROGRAMS:
         inputs = {name: torch.rand(1, _first(config, "num_mel_bins"), 2 * _first(config, "max_source_positions"))}
     else:
-        inputs = {"input_ids": _tokens(config)}
-    if getattr(config, "is_encoder_decoder", False):
-        inputs["decoder_input_ids"] = _tokens(config)
+        inputs = {"input_ids": _tokens(config, tokens)}
+    if field_of(config, "is_encoder_decoder", False):
+        inputs["decoder_input_ids"] = _tokens(config, tokens)
     if "use_cache" in wanted:
         inputs["use_cache"] = False
     return inputs
 
 
-def _tokens(config: object) -> Tensor:
+def _tokens(config: object, count: int) -> Tensor:
     """Token ids that are no padding, which some models look for."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    special = {getattr(text, name, None) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
+    text = field_of(config, "get_text_config", lambda: config)()
+    special = {field_of(text, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     ids = [token for token in range(min(text.vocab_size, 50)) if token not in special][:TOKENS]
-    return torch.tensor([(ids * TOKENS)[:TOKENS]])
+    return torch.tensor([(ids * count)[:count]])
 
 
 def _first(config: object, name: str) -> int:
-    value = getattr(config, name, None)
+    value = field_of(config, name)
     if value is None:
         raise SlimError(f"The config of this model has no `{name}`; pass `inputs` with an example.")
     return value

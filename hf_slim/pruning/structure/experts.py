@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from hf_slim.core.modules import parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Slice
 
 # gate and up projection of all experts above each other, `(experts, 2 * neurons, hidden)`, and the one that reads them
@@ -14,7 +15,7 @@ MULTIPLE = 8  # grouped matrix products want rows of 16 bytes: 8 numbers in bflo
 def expert_sets(model: nn.Module) -> Iterator[GroupSet]:
     """For each layer of fused experts: neuron `i` of all experts as one group; and each expert with its router row."""
     for name, module in model.named_modules():
-        gate_up, down = getattr(module, GATE_UP, None), getattr(module, DOWN, None)
+        gate_up, down = parameter_or_none(module, GATE_UP), parameter_or_none(module, DOWN)
         if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)) or gate_up.dim() != 3:
             continue
         neurons = down.shape[2]
@@ -30,9 +31,9 @@ def expert_sets(model: nn.Module) -> Iterator[GroupSet]:
 
 def _whole_experts(model: nn.Module, name: str) -> Iterator[GroupSet]:
     experts, (block, _, _) = model.get_submodule(name), name.rpartition(".")
-    count = len(getattr(experts, DOWN))
+    count = len(experts.get_parameter(DOWN))
     for path, router in model.get_submodule(block).named_children():
-        weight = getattr(router, "weight", None)
+        weight = parameter_or_none(router, "weight")
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or len(weight) != count:
             continue
         router_path = f"{block}.{path}"
@@ -42,5 +43,5 @@ def _whole_experts(model: nn.Module, name: str) -> Iterator[GroupSet]:
             for tensor, values in (*router.named_parameters(recurse=False), *router.named_buffers(recurse=False))
             if values.shape[:1] == (count,)
         ]
-        chosen = getattr(router, "top_k", 1)  # so many experts serve each token
-        yield GroupSet(f"{name}/experts", "experts", count, tuple(slices), keep=chosen, narrowed=(router_path,))
+        chosen = vars(router).get("top_k", 1)  # so many experts serve each token
+        yield GroupSet(f"{name}/experts", "experts", count, tuple(slices), keep=chosen, masked_norms=(router_path,))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import parameter_or_none
 from hf_slim.pruning.config import KINDS
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.matrices import is_channelwise, matrix_of
@@ -201,7 +202,7 @@ def _stride(pattern: Pattern, output: Output, start: int, whole: int) -> int:
 def _written(model: nn.Module, layer: str, width: int, offset: int, **beside: int) -> Iterator[Slice]:
     module = model.get_submodule(layer)
     yield Slice(f"{layer}.weight", matrix_of(module).out_dim, width, offset, **beside)
-    if getattr(module, "bias", None) is not None:
+    if parameter_or_none(module, "bias") is not None:
         yield Slice(f"{layer}.bias", 0, width, offset, **beside)
 
 
@@ -209,7 +210,7 @@ def _read(model: nn.Module, layer: str, width: int, seen: set[str]) -> Iterator[
     module = model.get_submodule(layer)
     if is_channelwise(module):
         for name in ("weight", "bias", "running_mean", "running_var"):
-            if getattr(module, name, None) is not None and f"{layer}.{name}" not in seen:
+            if parameter_or_none(module, name) is not None and f"{layer}.{name}" not in seen:
                 seen.add(f"{layer}.{name}")
                 yield Slice(f"{layer}.{name}", 0, width)
     elif layer not in {entry.removesuffix("/in") for entry in seen if entry.endswith("/in")}:

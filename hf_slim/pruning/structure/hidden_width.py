@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
+from hf_slim.core.modules import field_of, parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.matrices import is_experts, matrix_of
 from hf_slim.pruning.structure.experts import DOWN, GATE_UP, MULTIPLE
@@ -27,9 +28,9 @@ def hidden_sets(model: nn.Module, probe: Probe) -> tuple[list[GroupSet], list[Re
         slices = tuple(_slices(model, streams, readers, norms, width))
         place = common_ancestor([output.layer for output in streams] + [reading.layer for reading in readers])
         name = f"{place}/hidden" if len(widths) == 1 else f"{place}/hidden-{width}"
-        narrowed = tuple(dict.fromkeys(reading.layer for reading in norms))
+        masked_norms = tuple(dict.fromkeys(reading.layer for reading in norms))
         multiple = MULTIPLE if any(is_experts(model.get_submodule(output.layer)) for output in streams) else 1
-        found.append(GroupSet(name.strip("/"), "hidden", width, slices, multiple=multiple, narrowed=narrowed))
+        found.append(GroupSet(name.strip("/"), "hidden", width, slices, multiple=multiple, masked_norms=masked_norms))
     return found, refusals
 
 
@@ -52,7 +53,7 @@ class _Connected:
             if unknown:
                 waiting += unknown
                 continue
-            is_leaf = id(getattr(node, "variable", None)) in self._leaves
+            is_leaf = id(field_of(node, "variable")) in self._leaves
             self._known[node] = is_leaf or any(self._known[child] for child in before)
             waiting.pop()
         return self._known[root]
@@ -87,5 +88,5 @@ def _written(model: nn.Module, layer: str) -> Iterator[Slice]:
         yield Slice(f"{layer}.{GATE_UP}", 2, 1)
         return
     yield Slice(f"{layer}.weight", matrix_of(module).out_dim, 1)
-    if getattr(module, "bias", None) is not None:
+    if parameter_or_none(module, "bias") is not None:
         yield Slice(f"{layer}.bias", 0, 1)

@@ -33,10 +33,12 @@ class Pattern:
 
     @property
     def blocks(self) -> int:
+        """How many blocks of channels the layer reads."""
         return self.reading.channels // self.block
 
     @property
     def count(self) -> int:
+        """How many groups there are."""
         return self.blocks // self.per_group
 
 
@@ -69,16 +71,22 @@ def find_pattern(probe: Probe, reading: Reading) -> Pattern | None:
     if pattern.per_group > 1 or shared:
         others = blocks[1 if pattern.per_group > 1 else pattern.blocks - 1]
         pattern.own_rows = _runs(blocks[0] - shared - others)
-    if any(
-        start + pattern.count * length > output.channels
-        for output, runs in pattern.rows.items()
-        for start, length in runs
-    ):
+    if not _repeats(pattern, blocks, shared):
         return _refused(pattern, "the outputs it depends on do not repeat from group to group")
-    for index in _sample(pattern.count):
-        if _group(blocks, pattern.per_group, index) - shared != _shifted(pattern.rows, index):
-            return _refused(pattern, "the outputs it depends on do not repeat from group to group")
     return pattern
+
+
+def _repeats(pattern: Pattern, blocks: "_Blocks", shared: set) -> bool:
+    """Whether every group depends on its outputs as the first one does, shifted by its index."""
+    ends = (
+        (output, start + pattern.count * length) for output, runs in pattern.rows.items() for start, length in runs
+    )
+    if any(end > output.channels for output, end in ends):
+        return False
+    return all(
+        _group(blocks, pattern.per_group, index) - shared == _shifted(pattern.rows, index)
+        for index in _sample(pattern.count)
+    )
 
 
 class _Blocks:

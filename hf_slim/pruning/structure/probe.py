@@ -6,7 +6,7 @@ any knowledge of the model family, which channels belong together. No weight is 
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -36,6 +36,7 @@ class Output:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return self.value.shape[self.dim]
 
 
@@ -49,6 +50,7 @@ class Reading:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return self.value.shape[self.dim]
 
 
@@ -105,7 +107,9 @@ def run_cut(twin: nn.Module, inputs: dict[str, Tensor], answers: dict[str, list[
     probe = Probe(inputs, answers={name: list(values) for name, values in (answers or {}).items()})
     with torch.enable_grad(), _cut(twin, probe):
         made = twin(**inputs)
-    probe.result = made if isinstance(made, Tensor) else next(iter(made.values() if hasattr(made, "values") else made))
+    probe.result = (
+        made if isinstance(made, Tensor) else next(iter(made.values() if isinstance(made, Mapping) else made))
+    )
     return probe
 
 

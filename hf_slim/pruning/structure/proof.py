@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hf_slim.pruning.groups import GroupSet, without_blocks
 from hf_slim.pruning.removal.cut import Removed, cut_out_, kept_places
 from hf_slim.pruning.removal.layers import remove_layers_, renamed
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
 from hf_slim.pruning.structure.depth import DOWN
 from hf_slim.pruning.structure.probe import FAILURES, Probe, Reading, module_copy, run_cut
 
@@ -32,9 +32,9 @@ def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
 
 def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Removed) -> str:
     whole_twin = twin
-    if any(group_set.narrowed for group_set in sets):
+    if any(group_set.masked_norms for group_set in sets):
         whole_twin = module_copy(twin)
-        narrow_modules_(whole_twin, sets, removed)
+        mask_norms_(whole_twin, sets, removed)
     sets, removed = without_blocks(sets, removed)
     gone = _Gone(sets, removed)
     masked, smaller = _answers(probe, gone)
@@ -80,7 +80,7 @@ def removable_layers(twin: nn.Module, probe: Probe, stack: GroupSet) -> tuple[Gr
     In turn: any layer may go; any but the first, which T5's others depend on; masked layers are passed over.
     """
     harms = []
-    for form in (stack, replace(stack, pinned=(0,)), replace(stack, skipped=True)):
+    for form in (stack, replace(stack, pinned=(0,)), replace(stack, bypassed=True)):
         harms.append(_depth_harm(twin, probe, form))
         if not harms[-1]:
             return form, ""
@@ -109,7 +109,7 @@ def _depth_harm(twin: nn.Module, probe: Probe, stack: GroupSet) -> str:
             if name := renamed(output.layer, stack, removed):
                 smaller.setdefault(name, []).append(value)
         whole_twin, small_twin = module_copy(twin), module_copy(twin)
-        narrow_modules_(whole_twin, [stack], {stack.name: removed})
+        mask_norms_(whole_twin, [stack], {stack.name: removed})
         remove_layers_(small_twin, stack, removed)
         try:
             whole, rest = run_cut(whole_twin, probe.inputs, masked), run_cut(small_twin, probe.inputs, smaller)

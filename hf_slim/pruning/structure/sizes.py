@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from hf_slim.core.modules import config_of, config_value
 from hf_slim.pruning.groups import GroupSet, Refusal, common_ancestor
 from hf_slim.pruning.structure.probe import Probe
 from hf_slim.pruning.structure.proof import _harm
@@ -94,17 +95,17 @@ def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: 
     for path in dict.fromkeys(part.module.rpartition(".")[0] for part in group_set.slices):
         owner = twin.get_submodule(path)
         yield from ((path, name) for name in _shrinking(vars(owner), group_set, total, names))
-        if configs and hasattr(owner, "config"):
-            fields = {name: getattr(owner.config, name, None) for name in (*HEAD_COUNTS, *names)}
+        if configs and config_of(owner) is not None:
+            fields = {name: config_value(owner, name) for name in (*HEAD_COUNTS, *names)}
             yield from ((path, f"config.{name}") for name in _shrinking(fields, group_set, total, names))
 
 
 def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
     """Candidates; whoever writes a config builds a model from it and compares."""
-    if not hasattr(twin, "config"):
+    if config_of(twin) is None:
         return
     names = COUNTED.get(group_set.kind, (*HEAD_COUNTS, *CONFIG_WIDTHS))
-    fields = {name: getattr(twin.config, name, None) for name in names}
+    fields = {name: config_value(twin, name) for name in names}
     if group_set.kind in COUNTED:
         yield from (name for name, value in fields.items() if value == group_set.count)
         return

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.quantization.grids.grid import TINY, Grid, GridState, as_stored, in_grid_units, observed, snapped
+from hf_slim.quantization.grids.grid import TINY, Grid, GridState, as_stored, in_grid_units, observed_state, snapped
 
 CHUNK = 2**16  # weights that are worked on at a time
 # What a value adds to the gradient of its scale: (its place in units of the grid, where it went, not clipped) -> share
@@ -50,7 +50,7 @@ def slice_dims(grid: Grid) -> tuple[int, ...]:
 
 def observed_weight(weight: Tensor, grid: Grid) -> GridState:
     """The state that covers a `(rows, columns)` weight: scales of `(rows, n_groups, 1)`, or `(1, 1, 1)` per tensor."""
-    return observed(grouped(weight, grid), grid, slice_dims(grid))
+    return observed_state(grouped(weight, grid), grid, slice_dims(grid))
 
 
 def learned_state(scale: Tensor, offset: Tensor | None, codebook: Tensor | None, grid: Grid) -> GridState:
@@ -68,12 +68,13 @@ class _FollowScale(torch.autograd.Function):
     def forward(ctx, weight: Tensor, grid: Grid, dtype: torch.dtype) -> Tensor:
         if grid.kind_of.in_place:
             values = grouped(weight, grid)
-            return ungrouped(snapped(values, grid, observed(values, grid, slice_dims(grid))), weight.shape[1], dtype)
+            state = observed_state(values, grid, slice_dims(grid))
+            return ungrouped(snapped(values, grid, state), weight.shape[1], dtype)
         whole = observed_weight(weight, grid) if grid.granularity == "tensor" else None
         on_grid = torch.empty(weight.shape, dtype=dtype, device=weight.device)
         for rows in _row_chunks(weight, 1):
             values = grouped(weight[rows], grid)
-            state = whole or observed(values, grid, slice_dims(grid))
+            state = whole or observed_state(values, grid, slice_dims(grid))
             on_grid[rows] = ungrouped(snapped(values, grid, state), weight.shape[1], dtype)
         return on_grid
 
@@ -191,7 +192,7 @@ class _FakeQuantizeTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx, activations: Tensor, grid: Grid, dims: tuple[int, ...]) -> Tensor:
         values = activations.float()
-        return snapped(values, grid, observed(activations, grid, dims)).to(activations.dtype)
+        return snapped(values, grid, observed_state(activations, grid, dims)).to(activations.dtype)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -211,7 +212,7 @@ def quantize_tokens(activations: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 
     For symmetric, signed integer grids.
     """
-    scale = observed(activations, grid).scale
+    scale = observed_state(activations, grid).scale
     whole = grid.kind_of.snap_(activations.float() * scale.reciprocal(), grid, None)
     return whole.to(torch.int8), scale
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.errors import SlimError
 from hf_slim.core.registry import Registry
 
@@ -62,27 +62,48 @@ GRIDS: Registry[GridKind] = Registry("grid")
 
 @dataclass(frozen=True)
 class Grid(SlimConfig):
-    """A set of values; a tensor on it is stored as codes with a scale (and zero point, codebook) for each slice.
+    """The values that a tensor may take. It is stored as codes with scales, some grids also zero points or a codebook.
 
-    Integer grids are affine, `code = floor(x * Q + B)` with Q = 1 / scale and B the zero point, or rounded to nearest.
+    Integer grids are affine: `code = round(x * Q + B)`, with Q = 1 / scale, B the zero point, and rounding to nearest
+    or down.
     """
 
-    kind: str = field(default="int", metadata={"help": "Family of the grid: int, ternary, nf4, fp4, fp8, codebook."})
-    bits: int | None = field(default=None, metadata={"help": "Bits per value; None: what the kind has."})
-    granularity: str = field(
-        default="channel", metadata={"help": "What shares a scale: tensor, channel, group; token for activations."}
-    )
-    group_size: int | None = field(
-        default=None, metadata={"help": "Input features per group, with granularity group."}
-    )
-    symmetric: bool = field(default=True, metadata={"help": "Whether the zero point is 0; integer grids only."})
-    signed: bool = field(default=True, metadata={"help": "Codes from -2**(bits-1), or from 0; integer grids only."})
-    rounding: str = field(default="nearest", metadata={"help": "nearest (half to even) or floor; integer grids only."})
-    scale: float | None = field(default=None, metadata={"help": "A given step width, 1/Q; None: estimated."})
-    zero_point: float | None = field(default=None, metadata={"help": "A given zero point, B; None: estimated."})
-    codebook_channels: int | None = field(
-        default=None, metadata={"help": "Output channels that share a learned codebook; None: all."}
-    )
+    kind: str = field(default="int", metadata={"choices": GRIDS})
+    """Family of the grid: a registered grid kind. `int` are evenly spaced integers."""
+
+    bits: int | None = None
+    """Bits of one code; which numbers are allowed depends on the kind (`int`: 2 to 8). `null`: the kind's default, 8
+    for `int`."""
+
+    granularity: str = field(default="channel", metadata={"choices": GRANULARITIES})
+    """Which values share one scale: the whole `tensor`, one output `channel`, one `group` of inputs of a channel, or,
+    for activations, one `token`."""
+
+    group_size: int | None = None
+    """Input features in one group, a whole number of at least 1; required by granularity `group`, and not allowed with
+    another one."""
+
+    symmetric: bool = True
+    """Whether the zero point is 0. `false` stores a zero point beside each scale; integer grids only."""
+
+    signed: bool = True
+    """Whether codes are signed, from `-2**(bits - 1)` to `2**(bits - 1) - 1`. `false`: from 0 to `2**bits - 1`;
+    integer grids only."""
+
+    rounding: str = field(default="nearest", metadata={"choices": ROUNDINGS})
+    """How a value between two codes is rounded: `nearest` (half to even) or `floor`; `floor` is for integer grids
+    only."""
+
+    scale: float | None = None
+    """A fixed width of one step, 1 / Q, positive. `null`: scales are found by the observer."""
+
+    zero_point: float | None = None
+    """A fixed zero point, B, in units of the step. Needs a fixed `scale` and `symmetric: false`. `null`: it is found
+    by the observer where the grid has one."""
+
+    codebook_channels: int | None = None
+    """Output channels that share one learned codebook, a whole number of at least 1 that divides the output channels.
+    `null`: one codebook for the whole weight. Used by kind `codebook` only."""
 
     def __post_init__(self) -> None:
         allowed = GRIDS[self.kind].bits
@@ -166,7 +187,7 @@ class GridState:
     codebook: Tensor | None = None
 
 
-def observed(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
+def observed_state(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
     """The state that covers every value (the min-max observer), or the one that the grid itself gives.
 
     Args:
@@ -213,12 +234,6 @@ def in_grid_units(values: Tensor, state: GridState) -> Tensor:
     """`values` divided by their scale, and shifted by their zero point."""
     scaled = values * state.scale.reciprocal()  # x * Q rather than x / scale: as bitsandbytes and torchao round
     return scaled if state.zero_point is None else scaled.add_(state.zero_point)
-
-
-def require_whole(name: str, value: object) -> None:
-    """Raises SlimError unless `value` is a positive whole number."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SlimError(f"`{name}` must be a positive whole number, got {value!r}.")
 
 
 def _any_of(numbers: list[int]) -> str:

@@ -28,7 +28,7 @@ def absolute_maximum(values: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 
 class IntegerGrid(GridKind):
-    """Whole numbers. Symmetric scales are absmax / 127.5 for 8 bits, as compressed-tensors has them.
+    """Evenly spaced integers; a symmetric 8-bit scale is the largest magnitude / 127.5, as in compressed-tensors.
 
     Source: Jacob et al. 2018, arXiv:1712.05877, eq. 1 and sec. 3.
     """
@@ -66,7 +66,7 @@ class IntegerGrid(GridKind):
 
 
 class TernaryGrid(GridKind):
-    """-1, 0 and 1 times the mean magnitude; five values a byte. Zeros do not count: pruning leaves them for a while.
+    """The values -1, 0 and 1 times the mean magnitude of the non-zero weights; five values are stored in one byte.
 
     Source: Ma et al. 2024, BitNet b1.58, arXiv:2402.17764, eq. 1-3.
     """
@@ -97,7 +97,7 @@ class TernaryGrid(GridKind):
 
 
 class Float8Grid(GridKind):
-    """8-bit floats, e4m3 without infinities. Source: Micikevicius et al. 2022, arXiv:2209.05433, table 1."""
+    """8-bit floating point, e4m3 without infinities. Source: Micikevicius et al. 2022, arXiv:2209.05433, table 1."""
 
     bits = (8,)
 
@@ -132,7 +132,9 @@ class _CodebookGrid(GridKind):
 
 
 class TableGrid(_CodebookGrid):
-    """Sixteen given values in [-1, 1], rounded and stored as bitsandbytes does.
+    """Sixteen fixed values times the largest magnitude of a group, rounded and stored as bitsandbytes does.
+
+    Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, appendix E; FP4 as in bitsandbytes.
 
     Args:
         values: By code.
@@ -160,7 +162,7 @@ class TableGrid(_CodebookGrid):
 
 
 class LearnedCodebook(_CodebookGrid):
-    """Values that are trained with the weights, for the whole tensor or for blocks of output channels.
+    """4, 8 or 16 values that are trained with the weights, for the whole tensor or for blocks of output channels.
 
     Source: Han et al. 2016, Deep Compression, arXiv:1510.00149, sec. 3 (shared weights, and their gradient).
     """

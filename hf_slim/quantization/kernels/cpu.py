@@ -16,6 +16,7 @@ from hf_slim.quantization.grids.packing import unpack_codes
 from hf_slim.quantization.storage import StoredLinear
 
 INT4_GROUPS = (32, 64, 128, 256)  # what torch's int4 kernel takes
+INT8_BLOCK = 16  # codes that torch's int8 kernel reads at once, from addresses that are multiples of it, no remainder
 # without AVX-512 torch multiplies integers one by one
 HAS_FAST_INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 FEW_TOKENS = 8  # above this a float copy of the weights, made once per call, is faster than kernels made for decoding
@@ -88,7 +89,7 @@ def _int4_fits(layer: StoredLinear, input: Tensor) -> bool:
 
 
 def _int4_run(layer: StoredLinear, input: Tensor) -> Tensor:
-    """torch's int4 kernel: bfloat16 activations and scales (as scales of groups are stored), float32 sums."""
+    """Torch's int4 kernel: bfloat16 activations and scales (as scales of groups are stored), float32 sums."""
     if layer.kernel_cache is None:
         _arrange_for_int4_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
@@ -108,11 +109,13 @@ def _int8_weights_fits(layer: StoredLinear, input: Tensor) -> bool:
     grid = layer.scheme.weights
     if layer.scheme.activations or not _is_plain(grid) or grid.bits != 8 or grid.granularity != "channel":
         return False
+    if layer.in_features % INT8_BLOCK:
+        return False
     return _is_decoding_in_bfloat16(layer, input)
 
 
 def _int8_weights_run(layer: StoredLinear, input: Tensor) -> Tensor:
-    """torch's int8 weight-only kernel: bfloat16 activations and scales, float32 sums."""
+    """Torch's int8 weight-only kernel: bfloat16 activations and scales, float32 sums."""
     if layer.kernel_cache is None:
         _arrange_for_int8_weights_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
@@ -121,7 +124,10 @@ def _int8_weights_run(layer: StoredLinear, input: Tensor) -> Tensor:
 
 @torch.compiler.disable
 def _arrange_for_int8_weights_(layer: StoredLinear) -> None:
-    layer.kernel_cache = layer.weight.squeeze(1), layer.weight_scale.view(-1).bfloat16()  # the codes are shared
+    codes = layer.weight.squeeze(1)
+    if codes.data_ptr() % INT8_BLOCK:  # a mapped file may put them anywhere
+        codes = codes.clone()
+    layer.kernel_cache = codes, layer.weight_scale.view(-1).bfloat16()  # else the codes are shared
 
 
 def _dequantize_run(layer: StoredLinear, input: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """Quantizers: modules that hold what a grid must remember about one tensor, and put the tensor on the grid."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_slim.core.distributed import range_over_ranks_
 from hf_slim.core.errors import SlimError
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
@@ -17,7 +18,7 @@ from hf_slim.quantization.grids.fake_quant import (
     observed_weight,
     slice_dims,
 )
-from hf_slim.quantization.grids.grid import Grid, GridState, observed
+from hf_slim.quantization.grids.grid import Grid, GridState, observed_state
 from hf_slim.quantization.grids.observers import OBSERVERS
 
 
@@ -186,12 +187,12 @@ class InputQuantizer(_Quantizer):
                 "Static activation scales have seen no data. Train first, or run a few batches through the model in "
                 "training mode (`model.train()`), before converting."
             )
-        observed_state = observed(self.range.view(1, 1, 2), self.grid)
+        from_range = observed_state(self.range.view(1, 1, 2), self.grid)
         if not self.learn or not self._calibrated:
-            return observed_state
+            return from_range
         learned = learned_state(self.scale, self.offset, None, self.grid)
-        if self.offset is None and observed_state.zero_point is not None:
-            return GridState(learned.scale, observed_state.zero_point)
+        if self.offset is None and from_range.zero_point is not None:
+            return GridState(learned.scale, from_range.zero_point)
         return learned
 
     @torch.no_grad()
@@ -199,17 +200,27 @@ class InputQuantizer(_Quantizer):
         if self.training and self.batches_seen < self.calibration_batches and input.numel():
             self.range[0] = torch.minimum(self.range[0], input.min())
             self.range[1] = torch.maximum(self.range[1], input.max())
-            if dist.is_available() and dist.is_initialized():  # every rank must round alike
-                ends = torch.stack((-self.range[0], self.range[1]))
-                dist.all_reduce(ends, dist.ReduceOp.MAX)
-                self.range[0], self.range[1] = -ends[0], ends[1]
+            range_over_ranks_(self.range)  # every rank must round alike
             self.batches_seen += 1
             if self.batches_seen == self.calibration_batches and self.learn:
-                found = observed(self.range.view(1, 1, 2), self.grid)
+                found = observed_state(self.range.view(1, 1, 2), self.grid)
                 self.scale.copy_(found.scale)
                 if self.offset is not None and found.zero_point is not None:
                     self.offset.copy_(-found.zero_point * found.scale)
         self._calibrated = bool(self.batches_seen >= self.calibration_batches)
+
+
+@contextmanager
+def rounding_disabled(chosen: Iterable[_Quantizer]) -> Iterator[None]:
+    """Quantizers that change nothing; afterwards each is enabled or not as it was, also after an exception."""
+    states = [(quantizer, quantizer.enabled) for quantizer in chosen]
+    try:
+        for quantizer, _ in states:
+            quantizer.enabled = False
+        yield
+    finally:
+        for quantizer, enabled in states:
+            quantizer.enabled = enabled
 
 
 def quantizers(model: nn.Module) -> Iterator[_Quantizer]:

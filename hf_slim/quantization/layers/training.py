@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_slim.core.contracts import PreparedLayer, hand_on_kept_columns_, kept_columns
+from hf_slim.core.modules import autocast_dtype
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
 
@@ -63,7 +63,8 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
     def forward(self, input: Tensor) -> Tensor:
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), _autocast_dtype(input))
+        dtype = autocast_dtype(input.device)  # which autocast would turn the weight into, in one more pass over it
+        weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), dtype)
         return F.linear(input, weight, self.bias)
 
     def merged_weight(self) -> Tensor:
@@ -171,7 +172,7 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         if self.input_quantizer is not None:
             inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
-        dtype = _autocast_dtype(inputs[0])
+        dtype = autocast_dtype(inputs[0].device)
         on_grid = {}
         for name, matrix in self.matrices().items():
             values = self.get_submodule(f"{name}_quantizer")(matrix, kept_columns(self, name), dtype)
@@ -192,9 +193,3 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
 
     members = {"forward": forward, "matrices": matrices, "plain": plain}
     return type(f"FakeQuant{base.__name__}", (base, PreparedLayer), members)
-
-
-def _autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """The dtype that autocast would turn the weight into anyway, one pass over it later."""
-    device = input.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None

@@ -8,6 +8,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from hf_slim import SlimError
 from hf_slim.distillation.capture.attention_states import attention_states
 from hf_slim.distillation.losses.attention import relation_loss, states_map_loss
+from hf_slim.integration.kv_cache import cache_argument, cache_of
 from tests import families, tiny
 
 MASK = torch.tensor([[1] * 12, [1] * 7 + [0] * 5, [0] * 4 + [1] * 8, [1] + [0] * 11])  # whole, right, left, one token
@@ -170,14 +171,14 @@ def test_another_thread_is_left_alone():
 def test_what_cannot_be_recorded_is_named():
     with pytest.raises(SlimError, match=r"DebertaV2ForSequenceClassification.*hidden states"):
         recorded(families.FAMILIES["deberta"].build(), [0])
-    with pytest.raises(SlimError, match=r"GPTJForCausalLM.*hidden states"):
-        recorded(families.FAMILIES["gptj"].build(), [0])
+    with pytest.raises(SlimError, match=r"FalconForCausalLM.*hidden states"):
+        recorded(families.FAMILIES["falcon"].build(), [0])
     with pytest.raises(SlimError, match=r"layer 3 .*called 3.*-3 to 2"):
         recorded(tiny.llama(), [0, 3])
     model = tiny.llama()
-    cache = model(input_ids=tiny.tokens()).past_key_values
+    cache = cache_of(model(input_ids=tiny.tokens()))
     with pytest.raises(SlimError, match=r"12 positions to 24.*use_cache=False"):
-        recorded(model, [0], mask=None, past_key_values=cache)
+        recorded(model, [0], mask=None, **{cache_argument(model): cache})
 
 
 def student_gradients(checkpointing, loss, implementation="sdpa"):

@@ -126,7 +126,7 @@ def test_memory_that_ends_while_the_teacher_runs_is_explained():
         ({"losses": {"forward_kl": -1}}, "positive number"),
         ({"losses": "forward_lk"}, "forward_kl"),
         ({"losses": "jensen_shannon", "beta": 1}, "between 0 and 1"),
-        ({"top_k": 0}, "whole number from 1"),
+        ({"top_k": 0}, "`top_k` must be a whole number of at least 1, got 0. None compares all"),
         ({"hidden": {"layers": "evn"}}, "'even', 'last'"),
         ({"attention": {"loss": "map"}}, "relations, maps"),
         ({"on_policy": {"share": 2}}, "share"),

@@ -39,7 +39,7 @@ def test_removal_grows_to_the_target_and_never_goes_back(counts, sparsity, unifo
         assert all(set(removed[name]) <= set(grown[name]) for name in removed)
         assert all(len(grown.get(group_set.name, [])) < group_set.count for group_set in group_sets)
         removed = grown
-    assert sum(map(len, removed.values())) == sum(pot.amount for pot in plan.pots)
+    assert sum(map(len, removed.values())) == sum(budget.amount for budget in plan.budgets)
 
 
 def test_the_least_important_go_first_and_ties_go_to_the_lower_index():
@@ -194,11 +194,11 @@ def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
         ({"sparsity": {"neurons": 0.5}}, "has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["neurons"]}, "`spend_on` has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which are parts of each other"),
-        ({"round_to": {"ffn": 0}}, "positive whole number"),
-        ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number from 2"),
-        ({"every": 0}, "`every` must be a positive whole number"),
+        ({"round_to": {"ffn": 0}}, "`round_to.ffn` must be a whole number of at least 1"),
+        ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number of at least 2"),
+        ({"every": 0}, "`every` must be a whole number of at least 1"),
         ({"floor": 1.0}, "`floor` must be in"),
-        ({"calibration_batches": -1}, "must be a whole number from 0"),
+        ({"calibration_batches": -1}, "must be a whole number of at least 0"),
     ],
 )
 def test_settings_out_of_range_say_what_is_allowed(settings, message):

@@ -4,7 +4,7 @@ import torch
 from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.record import state_of
 from hf_slim.pruning.removal.cut import remove_groups_
-from hf_slim.pruning.removal.narrowing import narrow_modules_
+from hf_slim.pruning.removal.masked_norms import mask_norms_
 from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.structure.find import find_group_sets
 from tests import tiny
@@ -32,7 +32,7 @@ def test_groups_on_a_grid_form_among_the_columns_that_stay(family, kind):
     prepare(model, PruningConfig({kind: 0.4}, uniform=False, criterion="l1"), grid)
     masked = tiny.output(model)
     state = state_of(model, PruningState)
-    narrow_modules_(model, state.plan.group_sets, {})
+    mask_norms_(model, state.plan.group_sets, {})
     remove_groups_(model, state.plan.group_sets, state.removed)
     torch.testing.assert_close(tiny.output(model), masked, rtol=1e-5, atol=1e-6)
 

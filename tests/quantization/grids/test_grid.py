@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hf_slim import Grid, SlimError
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import grouped, slice_dims
-from hf_slim.quantization.grids.grid import GridState, decoded, encoded, observed, snapped
+from hf_slim.quantization.grids.grid import GridState, decoded, encoded, observed_state, snapped
 from hf_slim.quantization.grids.observers import OBSERVERS
 from hf_slim.quantization.grids.packing import pack_codes, unpack_codes
 
@@ -75,7 +75,7 @@ def test_no_value_of_the_grid_is_nearer(seed, grid, size):
 @pytest.mark.parametrize("grid", KINDS[:21], ids=lambda grid: f"{grid.bits}-{grid.granularity}")
 def test_rounding_moves_a_covered_value_by_at_most_half_a_step(grid):
     slices = grouped(values(), grid)
-    state = observed(slices, grid, slice_dims(grid))
+    state = observed_state(slices, grid, slice_dims(grid))
     # scales in bfloat16 may be 2**-9 too small, and the largest value as much of the range beyond the grid
     slack = 0.5001 + (2**-8 * 2 ** (grid.bits - 1) if grid.scale_dtype == torch.bfloat16 else 0)
     assert ((snapped(slices, grid, state) - slices).abs() <= state.scale * slack).all()
@@ -87,7 +87,7 @@ def test_the_mission_s_formula_to_the_letter():
     x = torch.rand(1000, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
     expected = torch.floor(x * 127.5 + 127).clamp(0, 255)
     boundary = (x * 127.5 - (x * 127.5).round()).abs() < 1e-3
-    state = observed(x.float().view(1, 1, -1), grid)
+    state = observed_state(x.float().view(1, 1, -1), grid)
     codes = encoded(x.float().view(1, 1, -1), grid, state).view(-1)
     assert torch.equal(codes[~boundary].double(), expected[~boundary])
     restored = decoded(codes.view(1, 1, -1), grid, state).view(-1)
@@ -101,7 +101,7 @@ def test_zero_stays_zero_and_a_slice_of_zeros_is_no_nan(grid):
     data[2] = 0
     data[:, 5] = 0
     slices = grouped(data, grid)
-    on_grid = snapped(slices, grid, observed(slices, grid, slice_dims(grid))).flatten(1)
+    on_grid = snapped(slices, grid, observed_state(slices, grid, slice_dims(grid))).flatten(1)
     assert torch.isfinite(on_grid).all()
     assert not on_grid[2].any()
     assert not on_grid[:, 5].any()
@@ -125,7 +125,7 @@ def test_a_percentile_ignores_the_outlier_of_a_long_slice():
     grid = Grid(bits=8)
     scale = OBSERVERS["percentile"](data, grid, (2,)).scale
     assert scale.item() < 10 / 127.5
-    assert observed(data, grid, (2,)).scale.item() > 999 / 127.5
+    assert observed_state(data, grid, (2,)).scale.item() > 999 / 127.5
 
 
 def test_a_fitted_codebook_beats_a_uniform_grid_of_as_many_values():
@@ -147,7 +147,7 @@ def test_a_fitted_codebook_beats_a_uniform_grid_of_as_many_values():
         ({"kind": "nf4", "bits": 3}, "'nf4' has 4 bits"),
         ({"kind": "nf3"}, "Did you mean 'nf4'"),
         ({"granularity": "row"}, "must be one of tensor, channel, group, token"),
-        ({"granularity": "group"}, "`group_size` must be a positive whole number, got None"),
+        ({"granularity": "group"}, "`group_size` must be a whole number of at least 1, got None"),
         ({"group_size": 32}, "needs granularity 'group'"),
         ({"scale": 0.0}, "must be positive"),
         ({"scale": -1.0}, "must be positive"),

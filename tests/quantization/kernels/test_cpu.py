@@ -28,9 +28,9 @@ CASES = [  # scheme, dtype, tokens, kernel, relative error that its rounding all
 ]
 
 
-def packed_layer(scheme, dtype, bias=True):
+def packed_layer(scheme, dtype, bias=True, out_features=48):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(128, 48, bias=bias)).to(dtype)
+    model = nn.Sequential(nn.Linear(128, out_features, bias=bias)).to(dtype)
     prepare(model, QuantizationConfig(scheme, calibration_batches=1))
     model.train()(torch.randn(16, 128, dtype=dtype))  # static scales need to see something
     return convert(model)[0].eval()
@@ -51,6 +51,31 @@ def test_a_kernel_agrees_with_the_float_copy_within_its_rounding(
     assert (fast.double() - reference.double()).norm() <= tolerance * reference.double().norm()
     monkeypatch.undo()
     assert torch.equal(layer(activations), fast)  # once more, with what the first call arranged
+
+
+@pytest.mark.parametrize("in_features", [40, 72, 184])
+@torch.no_grad()
+def test_int8_weights_with_a_width_that_the_kernel_does_not_take_are_dequantized(in_features):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(in_features, 48)).bfloat16()
+    layer = convert(prepare(model, QuantizationConfig("w8a16")))[0].eval()
+    activations = torch.randn(1, in_features).bfloat16()
+    assert layer.kernel(activations) == "dequantize"
+    assert layer(activations).isfinite().all()
+
+
+@torch.no_grad()
+def test_int8_weights_at_an_odd_address_compute_the_same():
+    """With a number of rows that is no multiple of 4, torch's kernel crashed on them."""
+    layer = packed_layer("w8a16", torch.bfloat16, out_features=45)
+    activations = torch.randn(1, 128).bfloat16()
+    assert layer.kernel(activations) == "int8 weights"
+    buffer = torch.empty(layer.weight.numel() + 32, dtype=torch.int8)
+    start = 4 + -buffer.data_ptr() % 16  # 4 bytes into a block of 16, as a mapped file may put them
+    codes = buffer[start : start + layer.weight.numel()].view(layer.weight.shape).copy_(layer.weight)
+    expected = layer(activations)
+    layer.weight, layer.kernel_cache = nn.Parameter(codes, requires_grad=False), None
+    assert torch.equal(layer(activations), expected)
 
 
 @pytest.mark.slow

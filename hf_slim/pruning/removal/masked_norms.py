@@ -16,7 +16,7 @@ from hf_slim.pruning.groups import GroupSet, tensor_of
 from hf_slim.pruning.removal.cut import Removed, kept_places
 
 
-class Narrowed(PreparedHook):
+class MaskedNorm(PreparedHook):
     """A pair of forward hooks around one module, which computes with the places that stay.
 
     Args:
@@ -74,27 +74,28 @@ class Narrowed(PreparedHook):
         return (logits, *(places[value] if _is_index(value) else value for value in rest))
 
 
-class Skipped(PreparedHook):
+class BypassedLayer(PreparedHook):
     """A forward hook that lets a layer hand on what it was given."""
 
     def __call__(self, module: nn.Module, given: tuple, named: dict[str, Any], made: Any) -> Any:
+        """The input of the layer in the form of its output."""
         stream = given[0] if given else named["hidden_states"]
         return stream if isinstance(made, Tensor) else (stream, *made[1:])
 
 
-def narrow_modules_(model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed) -> None:
-    """Makes every module in `narrowed` see only what stays, and every removed `skipped` layer pass on what it gets."""
-    remove_prepared_hooks_(model, (Narrowed, Skipped))
+def mask_norms_(model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed) -> None:
+    """Lets modules in `masked_norms` receive only kept groups, and removed layers of `bypassed` return their input."""
+    remove_prepared_hooks_(model, (MaskedNorm, BypassedLayer))
     for group_set in group_sets:
         indices = removed.get(group_set.name, [])
-        for path in group_set.narrowed if indices else ():
+        for path in group_set.masked_norms if indices else ():
             module = model.get_submodule(path)
-            hook = Narrowed(_kept(model, group_set, path, indices), is_router=group_set.kind == "experts")
+            hook = MaskedNorm(_kept(model, group_set, path, indices), is_router=group_set.kind == "experts")
             module.register_forward_pre_hook(hook.before)
             module.register_forward_hook(hook.after, always_call=True)
-        for index in indices if group_set.skipped else ():
+        for index in indices if group_set.bypassed else ():
             layer = model.get_submodule(f"{group_set.stack}.{index}")
-            layer.register_forward_hook(Skipped(), with_kwargs=True)
+            layer.register_forward_hook(BypassedLayer(), with_kwargs=True)
 
 
 def _kept(model: nn.Module, group_set: GroupSet, path: str, indices: list[int]) -> dict[str, tuple[int, Tensor]]:

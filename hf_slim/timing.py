@@ -1,27 +1,28 @@
-"""Time, taken side by side: every repetition runs all candidates in turn, so that noise hits them alike."""
+"""Timing of several candidates: every repetition runs all of them in turn, so that noise affects all equally."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+
+from hf_slim.progress import progress
 
 WARM_UPS = 1
 Name = TypeVar("Name")
 
 
 def interleaved_ms(
-    candidates: dict[Name, Callable[[], object]],
-    repeats: int,
-    shown: Callable[[Iterable[int]], Iterable[int]] = iter,
+    candidates: dict[Name, Callable[[], object]], repeats: int, title: str | None = None
 ) -> dict[Name, list[float]]:
     """Wall-clock milliseconds of each call, `repeats` per candidate, taken in turn after one warm-up each.
 
     Args:
-        shown: Wraps the rounds, to show how far they have come.
+        title: Of a progress bar over the rounds; None: no bar.
     """
     samples: dict[Name, list[float]] = {name: [] for name in candidates}
-    for repeat in shown(range(-WARM_UPS, repeats)):
+    rounds = range(-WARM_UPS, repeats)
+    for repeat in rounds if title is None else progress(rounds, title, "round"):
         for name, call in candidates.items():
             _synchronize()
             start = time.perf_counter()
