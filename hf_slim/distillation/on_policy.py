@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
 from hf_slim.core.modules import evaluating
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.targets import IGNORED
@@ -45,11 +45,13 @@ class OnPolicyConfig(SlimConfig):
         require_share("share", self.share)
         require_share("prompt_share", self.prompt_share)
         if self.prompt_share == 0:
-            raise SlimError("`prompt_share` is 0: the student would have nothing to go on from. Use for instance 0.5.")
+            raise SlimConfigError(
+                "`prompt_share` is 0: the student would have nothing to go on from. Use for instance 0.5."
+            )
         require_whole("max_new_tokens", self.max_new_tokens)
         is_number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
         if not is_number or not 0 <= self.temperature < math.inf:
-            raise SlimError(f"`temperature` must be a number from 0, got {self.temperature!r}. Use 1 for none.")
+            raise SlimConfigError(f"`temperature` must be a number from 0, got {self.temperature!r}. Use 1 for none.")
 
 
 def is_on_policy(share: float, seed: int, step: int, micro_step: int) -> bool:
@@ -108,11 +110,11 @@ def own_answers(model: nn.Module, inputs: dict[str, Any], settings: OnPolicyConf
 def _check(model: nn.Module, inputs: dict[str, Any]) -> None:
     given = {name for name, value in inputs.items() if value is not None}
     if missing := {"input_ids", "labels"} - given:
-        raise SlimError(
+        raise SlimDataError(
             f"On-policy distillation needs `input_ids` and `labels`; {', '.join(sorted(missing))} is missing."
         )
     if other := given - {*USED, *DROPPED}:
-        raise SlimError(
+        raise SlimDataError(
             f"On-policy distillation cannot carry {', '.join(sorted(other))} over to another text. It takes plain, "
             "unpacked text: use a collator that pads, and drop other columns, or set its `share` to 0."
         )
@@ -137,7 +139,7 @@ def _with_room(prompts: list[Tensor], positions: int | None, new_tokens: int) ->
     """Those prompts that leave at least one position, and how long an answer to all of them can be."""
     roomy = [prompt for prompt in prompts if len(prompt) and (positions is None or len(prompt) < positions)]
     if not roomy:
-        raise SlimError(
+        raise SlimDataError(
             f"No prompt in this batch leaves room for an answer: they have {[len(p) for p in prompts]} tokens, and "
             f"the model has {positions} positions. Shorten the prompts, or mark them with labels of -100."
         )

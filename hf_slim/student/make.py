@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_slim.core.calibration import calibrating
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
@@ -66,7 +66,9 @@ def become_student_(
     removed = choose(cuts, shape, importance_of(model, _scored(cuts, shape), batches))
     cut_(model, structure, cuts, removed)
     if not is_plain(model):
-        raise SlimError(f"{type(model.config).__name__} cannot say which layers are left. Choose others, by `layers`.")
+        raise SlimConfigError(
+            f"{type(model.config).__name__} cannot say which layers are left. Choose others, by `layers`."
+        )
     return removed
 
 
@@ -91,7 +93,7 @@ def student_skeleton(model: PreTrainedModel, shape: StudentShape) -> PreTrainedM
 def check_data(cuts: list[Cut], shape: StudentShape, is_given: bool) -> None:
     """Raises SlimError if there is data and nothing that is chosen by it."""
     if is_given and (shape.fresh or not _scored(cuts, shape)):
-        raise SlimError(
+        raise SlimConfigError(
             "Data was given, and nothing is chosen by it: widths are, and layers by `choose` importance, unless the "
             "student is `fresh`. Leave the data out."
         )

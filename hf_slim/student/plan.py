@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.structure.find import UNSTACKED
 from hf_slim.student.cut import Cut, accepts
@@ -17,15 +17,17 @@ NAMED = 6
 def plan_student(structure: Structure, shape: StudentShape) -> list[Cut]:
     """What goes from which group set; shapes are enough.
 
-    Raises: SlimError: if the teacher cannot take the shape, with shapes that it can.
+    Raises: SlimConfigError: if the teacher cannot take the shape, with shapes that it can.
     """
     cuts = _cuts(structure, shape)
     if not accepts(structure, cuts, shape):
         config, name = structure.config, type(structure.twin.config).__name__
         asked = ", ".join(f"{name} {getattr(shape, name)}" for name in WIDTHS if getattr(shape, name))
         if not asked:
-            raise SlimError(f"{name} cannot say which layers would be left: they differ in kind. Choose other layers.")
-        raise SlimError(
+            raise SlimConfigError(
+                f"{name} cannot say which layers would be left: they differ in kind. Choose other layers."
+            )
+        raise SlimConfigError(
             f"No {name} describes a student with {asked}, cut from a teacher of hidden {config.hidden_size} with "
             f"heads {config.num_attention_heads}: it would be no ordinary checkpoint. Legal with what else was asked: "
             f"{'; '.join(_legal_near(structure, shape)) or 'nothing near it'}."
@@ -82,7 +84,7 @@ def _layer_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     asked = shape.per_stack(shape.layers if shape.keep is None else shape.keep)
     for name in asked:
         if name and not any(_is_called(stack, name) for stack in stacks):
-            raise SlimError(
+            raise SlimConfigError(
                 f"There is no stack '{name}' of layers. {nearest(name, [found.stack for found in stacks])}"
             )
     cuts = []
@@ -102,10 +104,14 @@ def _is_called(stack: GroupSet, name: str) -> bool:
 def _check_layers(stack: GroupSet, kept: list[int]) -> None:
     outside = [index for index in kept if not 0 <= index < stack.count]
     if outside:
-        raise SlimError(f"'{stack.stack}' has no layer {outside[0]}: it has {stack.count}, 0 to {stack.count - 1}.")
+        raise SlimConfigError(
+            f"'{stack.stack}' has no layer {outside[0]}: it has {stack.count}, 0 to {stack.count - 1}."
+        )
     missing = [index for index in stack.pinned if index not in kept]
     if missing:
-        raise SlimError(f"Layer {missing[0]} of '{stack.stack}' must stay, because all others use what it computes.")
+        raise SlimConfigError(
+            f"Layer {missing[0]} of '{stack.stack}' must stay, because all others use what it computes."
+        )
 
 
 def _hidden_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
@@ -136,7 +142,7 @@ def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     sets = _required(structure, "ffn", "ffn")
     widths = sorted({found.count for found in sets})
     if len(widths) > 1:
-        raise SlimError(
+        raise SlimConfigError(
             f"The feed-forward layers of this teacher have {' and '.join(map(str, widths))} neurons, and `ffn` is one "
             "number for all. Leave it out, and prune them by `sparsity: {ffn: ...}` instead."
         )
@@ -146,10 +152,12 @@ def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
 def _cut(name: str, group_set: GroupSet, value: int, per_group: int = 1) -> Cut:
     have, step = group_set.count * per_group, group_set.multiple * per_group
     if value > have:
-        raise SlimError(f"`{name}` {value} is more than the {have} of the teacher. A student is not larger.")
+        raise SlimConfigError(f"`{name}` {value} is more than the {have} of the teacher. A student is not larger.")
     if value % step:
         legal = ", ".join(str(number) for number in range(max(step, value // step * step), have + 1, step)[:NAMED])
-        raise SlimError(f"`{name}` {value} does not fit: of this teacher {step} go together. Legal are {legal}, ...")
+        raise SlimConfigError(
+            f"`{name}` {value} does not fit: of this teacher {step} go together. Legal are {legal}, ..."
+        )
     return Cut(group_set, value // per_group)
 
 
@@ -157,5 +165,7 @@ def _required(structure: Structure, name: str, kind: str) -> list[GroupSet]:
     sets = structure.of(kind)
     if not sets:
         reasons = [refusal.reason for refusal in structure.refusals if refusal.kind == kind]
-        raise SlimError(f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'It has none to cut'}.")
+        raise SlimConfigError(
+            f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'It has none to cut'}."
+        )
     return sets

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_slim.core.config import SlimConfig, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
@@ -79,13 +79,13 @@ class StudentShape(SlimConfig):
     def __post_init__(self) -> None:
         CHOICES[self.choose]
         if self.layers is not None and self.keep is not None:
-            raise SlimError("`layers` and `keep` both say which layers stay. Give one of them.")
+            raise SlimConfigError("`layers` and `keep` both say which layers stay. Give one of them.")
         if self.choose != "even" and self.keep is None:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`choose` {self.choose} says which layers stay, and `keep` how many: set `keep`, such as 0.5."
             )
         if self.choose == "importance" and self.fresh:
-            raise SlimError(
+            raise SlimConfigError(
                 "`fresh` starts from random weights, so no layer matters more: leave out `choose` importance."
             )
         for stack, indices in self.per_stack(self.layers).items():
@@ -97,7 +97,7 @@ class StudentShape(SlimConfig):
             if value is not None:
                 require_whole(name, value)
         if not self.fresh and all(getattr(self, name) is None for name in ("layers", "keep", *WIDTHS)):
-            raise SlimError(
+            raise SlimConfigError(
                 "Nothing to change: the student would be the teacher. Set layers, keep, hidden, heads or ffn, or "
                 "fresh for random weights."
             )
@@ -116,26 +116,26 @@ class StudentShape(SlimConfig):
 def _check_indices(name: str, indices: Any) -> None:
     is_list = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
     if not is_list or not indices or indices != sorted(set(indices)):
-        raise SlimError(
+        raise SlimConfigError(
             f"`{name}` must list layers from the first to the last, each once, such as 0,3,6; got {indices!r}."
         )
 
 
 def _check_keep(name: str, share: Any) -> None:
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-        raise SlimError(
+        raise SlimConfigError(
             f"`{name}` must be in (0, 1], got {share!r}: it is the share of layers that stays, such as 0.5."
         )
 
 
 def parse_layers(texts: list[str] | None) -> list[int] | dict[str, list[int]] | None:
-    """`layers` from the command line: ["0,3"], or per stack ["encoder=0,3", "decoder=0"]. Raises SlimError."""
+    """`layers` from the command line: ["0,3"], or per stack ["encoder=0,3", "decoder=0"]. Raises SlimConfigError."""
     example = "--layers 0,3,6, or --layers encoder=0,3 decoder=0"
     return _per_stack(texts, lambda text: [int(number) for number in text.split(",")], example)
 
 
 def parse_shares(texts: list[str] | None) -> float | dict[str, float] | None:
-    """`keep` from the command line: ["0.5"], or per stack ["decoder=0.5"]. Raises SlimError."""
+    """`keep` from the command line: ["0.5"], or per stack ["decoder=0.5"]. Raises SlimConfigError."""
     return _per_stack(texts, float, "--keep 0.5, or --keep decoder=0.5")
 
 
@@ -148,4 +148,4 @@ def _per_stack(texts: list[str] | None, parse: Callable[[str], Any], example: st
         pairs = [text.split("=") for text in texts]
         return {stack: parse(value) for stack, value in pairs}
     except ValueError as error:
-        raise SlimError(f"'{' '.join(texts)}' was not understood. Write {example}.") from error
+        raise SlimConfigError(f"'{' '.join(texts)}' was not understood. Write {example}.") from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.losses.answers import StoredAnswers
 from hf_slim.distillation.losses.divergences import TopK
@@ -22,7 +22,7 @@ class DiskTeacher:
         folder: Of the store.
         student: Whose vocabulary or label set the store must have.
         tokenizer: Of the data; None, or something else that prepares data, is not compared.
-    Raises: SlimError: if the store is not complete, or does not fit.
+    Raises: SlimConfigError: if the store is not complete, or does not fit.
     """
 
     model: nn.Module | None = None
@@ -33,7 +33,7 @@ class DiskTeacher:
         config: DistillationConfig,
     ):  # fmt: skip
         if config.hidden or config.attention or config.on_policy:
-            raise SlimError(
+            raise SlimConfigError(
                 f"'{folder}' holds what a teacher answered, and nothing else. Leave out `hidden`, `attention` and "
                 "`on_policy`, or name a teacher in memory."
             )
@@ -43,10 +43,10 @@ class DiskTeacher:
         self.store.check(sizes, tokenizer_hash(tokenizer) if is_tokenizer else None, config.temperature)
 
     def check_data(self, dataset: Any) -> None:
-        """Raises SlimError at the first row of a tokenized dataset that is not stored."""
+        """Raises SlimConfigError at the first row of a tokenized dataset that is not stored."""
         if hasattr(dataset, "__len__") and len(dataset) and "input_ids" in dataset[0]:
             self.store.check_data(dataset)
 
     def ask(self, inputs: Mapping[str, Any], question: Question) -> Taught:
-        """Looks the examples up by their content. Raises SlimError: if one is not stored."""
+        """Looks the examples up by their content. Raises SlimConfigError: if one is not stored."""
         return Taught(StoredAnswers(TopK(*self.store.answers(inputs)), self.store.info.n_classes))
