@@ -1,4 +1,4 @@
-"""Distillation: the student also learns what a teacher model answers."""
+"""Distillation: a student model also learns from the outputs of a teacher model."""
 
 from hf_slim.distillation.config import DistillationConfig
 

@@ -1,4 +1,4 @@
-"""Which teachers, what of them is learned, and how much it counts."""
+"""Settings of distillation: teachers, losses and their weights."""
 
 import math
 from dataclasses import dataclass, field
@@ -83,8 +83,9 @@ class DistillationConfig(SlimConfig):
 
     def __post_init__(self) -> None:
         for name, part in PARTS.items():
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, part.from_dict(getattr(self, name)))
+            value = vars(self)[name]
+            if isinstance(value, dict):
+                object.__setattr__(self, name, part.from_dict(value))
         self._check_teachers()
         self._check_alpha()
         if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < math.inf:
@@ -95,20 +96,28 @@ class DistillationConfig(SlimConfig):
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Every teacher's name."""
+        """Names of all teachers."""
         return (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
 
     @property
     def divergences(self) -> dict[str, float]:
-        """Name of a divergence -> its weight."""
+        """Name of each divergence -> its weight."""
         return {self.losses: 1.0} if isinstance(self.losses, str) else dict(self.losses)
 
     def parameter_of(self, divergence: str) -> float:
-        """What a divergence takes beside the two distributions."""
+        """Third argument of a divergence: `beta` for jensen_shannon, `skew` for all others.
+
+        Args:
+            divergence: An entry of `DIVERGENCES`.
+        """
         return self.beta if divergence == "jensen_shannon" else self.skew
 
     def alpha_at(self, progress: float) -> float:
-        """The teacher's weight when this share of training is done."""
+        """Weight of the teacher's terms, in [0, 1].
+
+        Args:
+            progress: Share of the optimizer steps that are done, in [0, 1].
+        """
         if self.alpha_end is None:
             return self.alpha
         return self.alpha + (self.alpha_end - self.alpha) * scheduled(self.alpha_schedule, progress, 0.0, 1.0, 2)
@@ -138,7 +147,7 @@ class DistillationConfig(SlimConfig):
                 require_share(name, value)
         if self.alpha == 0 and not self.alpha_end:
             raise SlimConfigError(
-                "`alpha` is 0: the teacher would run and not count. Raise it, or drop the distillation."
+                "`alpha` is 0: the teacher would have no effect. Raise it, or remove `distillation`."
             )
         SCHEDULES[self.alpha_schedule]
 
@@ -148,13 +157,11 @@ class DistillationConfig(SlimConfig):
             if not _positive(weight):
                 raise SlimConfigError(f"The weight of the loss '{name}' must be a positive number, got {weight!r}.")
         if not self.divergences and self.hidden is None and self.attention is None:
-            raise SlimConfigError(
-                "`losses` is empty, and there is nothing else to learn from the teacher. Name a loss."
-            )
+            raise SlimConfigError("`losses` is empty, and neither `hidden` nor `attention` is set. Name a loss.")
         for name, value in (("beta", self.beta), ("skew", self.skew)):
             if not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise SlimConfigError(
-                    f"`{name}` must lie between 0 and 1, got {value!r}. At the ends it is forward_kl or reverse_kl."
+                    f"`{name}` must be between 0 and 1, got {value!r}. For 0 or 1, use forward_kl or reverse_kl."
                 )
         if self.top_k is not None:
             require_whole("top_k", self.top_k, hint="None compares all classes.")

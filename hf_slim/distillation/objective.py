@@ -1,4 +1,4 @@
-"""From answers and labels to one loss, normalised as the task loss is, so that accumulation stays exact."""
+"""The loss of one micro-batch, normalised like the task loss, so that gradient accumulation is exact."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.distillation.losses.answers import Answers
 from hf_slim.distillation.losses.divergences import DIVERGENCES
 from hf_slim.distillation.losses.fused import LogitLoss, Term, logit_sums
+from hf_slim.distillation.losses.predictions import Predictions
 from hf_slim.distillation.targets import Targets
 
 
@@ -19,9 +19,9 @@ class Objective:
     """The parts of one micro-batch's loss.
 
     Attributes:
-        total: What is optimised; without the task's share where the trainer computes the task loss itself.
-        parts: The values of "task" (if it is part of the total), of every term by name, and of "distillation": the
-            terms' weighted sum before `alpha`.
+        total: The loss that is optimised; without the task loss if the trainer computes that.
+        parts: Values without gradient: "task" (if it is part of the total), every term by name, and "distillation",
+            the weighted sum of the terms before it is multiplied by `alpha`.
     """
 
     total: Tensor
@@ -30,15 +30,16 @@ class Objective:
 
 @dataclass(frozen=True)
 class Student:
-    """What the student answered.
+    """Outputs of the student.
 
     Attributes:
-        states: `(batch, [length,] width)`, what enters the output layer; or the logits.
-        head: The output layer; None where `states` are the logits.
+        states: `(batch, [length,] width)`, the input of the output layer; or the logits.
+        head: The output layer; None if `states` are the logits.
         n_classes: Columns of the logits.
-        task: The model's own loss; None where it is computed here with the terms, or by the trainer.
-        task_mean: The mean that an encoder's own loss may be, of logits and labels; None: cross-entropy.
-        sums: Terms beside the divergences: name -> (its weight, its sum over predictions).
+        task: The model's own loss; None if it is computed together with the terms, or by the trainer.
+        task_mean: The mean loss as a function of logits and labels, for a model whose own loss may be a mean; None:
+            cross-entropy.
+        sums: Terms other than the divergences: name -> (its weight, its sum over predictions).
     """
 
     states: Tensor
@@ -50,36 +51,39 @@ class Student:
 
 
 def objective_of(
-    student: Student, teacher: Answers | None, targets: Targets, config: DistillationConfig, alpha: float,
+    student: Student, teacher: Predictions | None, targets: Targets, config: DistillationConfig, alpha: float,
     computes_task: bool,
 ) -> Objective:  # fmt: skip
-    """The task loss and the distillation terms of one micro-batch, mixed.
+    """Loss of one micro-batch: `(1 - alpha) * task + alpha * terms`.
 
-    Every term is a sum divided by what the Trainer counts over the whole accumulated batch, exactly like the causal
-    task loss; a mean per micro-batch would weigh short ones too much. Many encoders' own loss is such a mean whatever
-    the Trainer counts; it is brought to the same count here.
+    Like the causal task loss, a term is a sum divided by the Trainer's count of predictions in the accumulated batch;
+    a mean per micro-batch would give tokens of short ones too much weight. A model's own loss that is such a mean, as
+    in many encoders, is rescaled.
 
     Args:
-        teacher: None where nothing of its answers is compared.
-        alpha: The teacher's weight now.
+        student: Outputs of the student.
+        teacher: Predictions of the teacher; None if no divergence is computed.
+        targets: Labels and their count.
+        config: Divergences, temperature and top_k.
+        alpha: Current weight of the teacher's terms, in [0, 1].
         computes_task: Whether the task loss is computed here from the labels.
-    Raises: SlimError: if the answers do not fit each other.
+    Raises: SlimError: if student and teacher have different numbers of classes.
     """
     weights = config.divergences if teacher is not None else {}
     terms = [Term(DIVERGENCES[name], config.parameter_of(name), alpha * weight) for name, weight in weights.items()]
     loss = LogitLoss((1 - alpha) if computes_task else 0.0, terms, config.temperature, config.top_k)
-    divisor, total, parts = targets.divisor, 0, {}
+    divisor = targets.divisor
+    total: Tensor | float = 0
+    parts: dict[str, Tensor] = {}
     if loss.task_weight or terms:
         _check_classes(student, teacher, config)
-        found = logit_sums(
-            student.states.flatten(0, -2), student.head, targets.rows(), teacher, loss, student.n_classes
-        )
+        states = student.states.flatten(0, -2)
+        found = logit_sums(states, student.head, targets.rows(), teacher, loss, student.n_classes)
         total = found.total / divisor
         parts = dict(zip(weights, found.terms * config.temperature**2 / divisor, strict=True))
         parts |= {"task": found.task / divisor} if loss.task_weight else {}
     for name, (weight, value) in student.sums.items():
-        total = total + alpha * weight * value / divisor
-        parts[name] = value.detach() / divisor
+        total, parts[name] = total + alpha * weight * value / divisor, value.detach() / divisor
     weights = weights | {name: weight for name, (weight, _) in student.sums.items()}
     parts["distillation"] = sum(weight * parts[name] for name, weight in weights.items())
     if student.task is not None:
@@ -88,20 +92,20 @@ def objective_of(
     return Objective(total, parts)
 
 
-def _check_classes(student: Student, teacher: Answers | None, config: DistillationConfig) -> None:
+def _check_classes(student: Student, teacher: Predictions | None, config: DistillationConfig) -> None:
     theirs = teacher.n_classes if teacher is not None else None
     if theirs is not None and theirs != student.n_classes and set(config.divergences) != {"universal"}:
         raise SlimError(
-            f"The teacher answers with {theirs} classes, the student with {student.n_classes}. Both must share one "
+            f"The teacher has {theirs} classes and the student has {student.n_classes}. Both must have the same "
             "vocabulary or label set; for another vocabulary use `losses: universal`."
         )
 
 
 @torch.no_grad()
 def _task_share(student: Student, targets: Targets) -> Tensor | float:
-    """What to multiply a model's own loss by: 1 if it is a sum over the whole batch's count, a share if it is a mean.
+    """Factor of a model's own loss: 1 if it is a sum divided by the Trainer's count, a share if it is a mean.
 
-    Models do not say which they return, but its value does: the mean of their logits' losses is at hand.
+    A model does not say which of the two it returns. Its value does: it is compared with the mean and with the share.
     """
     if targets.items_in_batch is None or targets.shifted or student.head is not None:
         return 1.0
@@ -109,8 +113,8 @@ def _task_share(student: Student, targets: Targets) -> Tensor | float:
         mean, counted = student.task_mean(student.states.float(), targets.labels), targets.labels.numel()
     else:
         rows = targets.rows()
-        answers = student.states.flatten(0, -2)[rows.places].float()
-        mean, counted = torch.nn.functional.cross_entropy(answers, rows.labels), len(rows.places)
+        logits = student.states.flatten(0, -2)[rows.places].float()
+        mean, counted = torch.nn.functional.cross_entropy(logits, rows.labels), len(rows.places)
     share = counted / torch.as_tensor(targets.items_in_batch, device=student.task.device)
     is_sum = (student.task - mean * share).abs() < (student.task - mean).abs()
     return torch.where(is_sum, torch.ones_like(share), share)

@@ -1,4 +1,4 @@
-"""On-policy distillation: the student writes the answers on which the teacher judges it."""
+"""On-policy distillation: the student generates the text on which it is compared with the teacher."""
 
 import contextlib
 import math
@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
-from hf_slim.core.modules import evaluating
+from hf_slim.core.modules import evaluating, method_or_none, text_config_value
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.targets import IGNORED
 
 USED = ("input_ids", "attention_mask", "labels")
-DROPPED = ("num_items_in_batch", "return_dict", "use_cache")  # say nothing about the text
+DROPPED = ("num_items_in_batch", "return_dict", "use_cache")  # not about the text
 
 
 @dataclass(frozen=True)
@@ -46,81 +46,95 @@ class OnPolicyConfig(SlimConfig):
         require_share("prompt_share", self.prompt_share)
         if self.prompt_share == 0:
             raise SlimConfigError(
-                "`prompt_share` is 0: the student would have nothing to go on from. Use for instance 0.5."
+                "`prompt_share` is 0: the student would have no prompt to continue. Use for instance 0.5."
             )
         require_whole("max_new_tokens", self.max_new_tokens)
         is_number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
         if not is_number or not 0 <= self.temperature < math.inf:
-            raise SlimConfigError(f"`temperature` must be a number from 0, got {self.temperature!r}. Use 1 for none.")
+            raise SlimConfigError(
+                f"`temperature` must be a number of at least 0, got {self.temperature!r}. Use 1 for the student's own "
+                "distribution."
+            )
 
 
 def is_on_policy(share: float, seed: int, step: int, micro_step: int) -> bool:
-    """Whether this micro-batch takes the student's own answers: a coin that falls alike on every rank and on resuming.
+    """Whether the student generates this micro-batch: random, and the same on every rank and in a resumed run.
 
     Args:
         share: Probability of True, in [0, 1].
-        seed: Of the run.
+        seed: Seed of the run.
         step: Optimizer steps done.
         micro_step: Micro-batches done within the step.
     """
     return random.Random(f"on-policy {seed} {step} {micro_step}").random() < share
 
 
-def answer_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
-    """A seed for `own_answers` that no other micro-batch and no other rank of a run shares, in [0, 2**63)."""
+def generation_seed(seed: int, step: int, micro_step: int, rank: int) -> int:
+    """Seed for `generated_completions`, in [0, 2**63), different for every micro-batch and rank of a run.
+
+    Args:
+        seed: Seed of the run.
+        step: Optimizer steps done.
+        micro_step: Micro-batches done within the step.
+        rank: Index of the process.
+    """
     return random.Random(f"answers {seed} {step} {micro_step} {rank}").getrandbits(63)
 
 
-def own_answers(model: nn.Module, inputs: dict[str, Any], settings: OnPolicyConfig, seed: int) -> dict[str, Tensor]:
-    """The batch's prompts with answers that the model writes now, in place of those that the data has.
+def generated_completions(
+    model: nn.Module, inputs: dict[str, Any], settings: OnPolicyConfig, seed: int
+) -> dict[str, Tensor]:
+    """Prompts of the batch with completions that the model generates, instead of the completions in the data.
 
-    A prompt is what lies before the first label that counts; where that is nothing, the first `prompt_share` of the
-    text; where no label counts, all of it. Answers end with the end-of-text token, which counts, or at
-    `max_new_tokens`, earlier if the model's positions run out; a prompt that leaves it none is left out. Sampling is
-    from the model's own distribution at a temperature: its generation config (top-p, penalties) has no say.
+    The prompt is the text before the first label that is not -100. If that is empty, it is the first `prompt_share` of
+    the text; if all labels are -100, it is the whole text. A completion ends with the end-of-text token, which has a
+    label, or after `max_new_tokens`, or at the model's last position. Prompts that leave no position are dropped.
+    Tokens are sampled from the model's own distribution; its generation config (top-p, penalties) is not used.
 
-    The model writes in evaluation mode, without gradients, with a cache. Its modes and generation config and the
+    The model generates in evaluation mode, without gradients, with a cache. Its modes, its generation config and the
     global random state are as before afterwards, also after an exception.
 
     Args:
-        model: A causal language model, wrapped by adapters or not.
-        inputs: `input_ids` `(batch, length)`, `labels` alike with -100 where nothing is predicted, and maybe
-            `attention_mask`; padded on either side.
+        model: A causal language model, with or without adapters.
+        inputs: `input_ids` `(batch, length)`, `labels` of the same shape with -100 where nothing is predicted, and
+            optionally `attention_mask`; padded on either side.
         settings: Gives `max_new_tokens`, `temperature` and `prompt_share`.
-        seed: Fixes the answers to a batch; see `answer_seed`.
-    Returns: `input_ids`, `attention_mask` and `labels`, `(at most batch, new_length)`, padded on the right; at least
-        one label counts in every row. How many count differs from what the Trainer counted in the data.
-    Raises: SlimError: for inputs that cannot be carried over (packed sequences, images), a model that cannot generate,
-        or no prompt that leaves room for an answer.
+        seed: Seed of the sampling; see `generation_seed`.
+    Returns: `input_ids`, `attention_mask` and `labels`, `(at most batch, new_length)`, padded on the right. Every row
+        has at least one label that is not -100. Their number differs from the Trainer's count of the data.
+    Raises: SlimError: for inputs that belong to the original text only (packed sequences, images), a model that cannot
+        generate, or a batch in which no prompt leaves a position for a completion.
     """
     _check(model, inputs)
-    prompts = _prompts(inputs, settings.prompt_share)
-    prompts, new_tokens = _with_room(prompts, _positions(model), settings.max_new_tokens)
-    ends, padding = _special_tokens(model)
+    inner = unwrapped(model)
+    positions = text_config_value(inner, "max_position_embeddings")
+    prompts, new_tokens = _with_room(_prompts(inputs, settings.prompt_share), positions, settings.max_new_tokens)
+    ends, padding = _special_tokens(inner)
     generation = {"max_new_tokens": new_tokens, "eos_token_id": ends or None, "pad_token_id": padding}
     if settings.temperature:
         generation |= {"do_sample": True, "temperature": float(settings.temperature), "top_k": 0}
     ids = pad_sequence(prompts, batch_first=True, padding_value=padding, padding_side="left")
     kept = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
     with evaluating(model), _generating(model, generation), _seeded(model, seed), torch.no_grad():
-        written = model.generate(input_ids=ids, attention_mask=kept)[:, ids.shape[1] :]
-    return _packed(prompts, [_until_end(answer, ends) for answer in written], padding)
+        completions = model.generate(input_ids=ids, attention_mask=kept)[:, ids.shape[1] :]
+    return _batch_of(prompts, [_until_end(completion, ends) for completion in completions], padding)
 
 
 def _check(model: nn.Module, inputs: dict[str, Any]) -> None:
     given = {name for name, value in inputs.items() if value is not None}
     if missing := {"input_ids", "labels"} - given:
         raise SlimDataError(
-            f"On-policy distillation needs `input_ids` and `labels`; {', '.join(sorted(missing))} is missing."
+            f"On-policy distillation needs `input_ids` and `labels`; {', '.join(sorted(missing))} is missing. Add it "
+            "to the dataset, or remove `on_policy`."
         )
     if other := given - {*USED, *DROPPED}:
         raise SlimDataError(
-            f"On-policy distillation cannot carry {', '.join(sorted(other))} over to another text. It takes plain, "
-            "unpacked text: use a collator that pads, and drop other columns, or set its `share` to 0."
+            f"On-policy distillation cannot use {', '.join(sorted(other))} for a generated text. It takes plain, "
+            "unpacked text: use a collator that pads, and remove other columns, or set `on_policy.share` to 0."
         )
-    if not hasattr(model, "generate"):
+    if method_or_none(model, "generate") is None:
         raise SlimError(
-            f"{type(model).__name__} cannot generate, so it has no answers of its own. Use a causal language model."
+            f"{type(model).__name__} cannot generate text. Use a causal language model, or remove `on_policy`."
         )
 
 
@@ -136,24 +150,22 @@ def _prompts(inputs: dict[str, Tensor], share: float) -> list[Tensor]:
 
 
 def _with_room(prompts: list[Tensor], positions: int | None, new_tokens: int) -> tuple[list[Tensor], int]:
-    """Those prompts that leave at least one position, and how long an answer to all of them can be."""
+    """Prompts that leave at least one position, and the largest number of new tokens that fits after all of them."""
     roomy = [prompt for prompt in prompts if len(prompt) and (positions is None or len(prompt) < positions)]
     if not roomy:
         raise SlimDataError(
-            f"No prompt in this batch leaves room for an answer: they have {[len(p) for p in prompts]} tokens, and "
-            f"the model has {positions} positions. Shorten the prompts, or mark them with labels of -100."
+            f"No prompt in this batch leaves a position for a completion: they have {[len(p) for p in prompts]} "
+            f"tokens, and the model has {positions} positions. Shorten the prompts, or mark them with labels of -100."
         )
     if positions is not None:
         new_tokens = min(new_tokens, positions - max(len(prompt) for prompt in roomy))
     return roomy, new_tokens
 
 
-def _packed(prompts: list[Tensor], answers: list[Tensor], padding: int) -> dict[str, Tensor]:
-    texts = [torch.cat(pair) for pair in zip(prompts, answers, strict=True)]
-    labels = [
-        torch.cat([torch.full_like(prompt, IGNORED), answer])
-        for prompt, answer in zip(prompts, answers, strict=True)
-    ]  # fmt: skip
+def _batch_of(prompts: list[Tensor], completions: list[Tensor], padding: int) -> dict[str, Tensor]:
+    pairs = list(zip(prompts, completions, strict=True))
+    texts = [torch.cat(pair) for pair in pairs]
+    labels = [torch.cat([torch.full_like(prompt, IGNORED), completion]) for prompt, completion in pairs]
     return {
         "input_ids": pad_sequence(texts, batch_first=True, padding_value=padding),
         "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], batch_first=True),
@@ -161,37 +173,32 @@ def _packed(prompts: list[Tensor], answers: list[Tensor], padding: int) -> dict[
     }
 
 
-def _until_end(answer: Tensor, ends: list[int]) -> Tensor:
-    """The answer up to its first end-of-text token, which belongs to it: what follows is padding."""
-    found = torch.isin(answer, torch.tensor(ends, dtype=answer.dtype, device=answer.device)).nonzero().flatten()
-    return answer[: found[0] + 1] if len(found) else answer
-
-
-def _positions(model: nn.Module) -> int | None:
-    return getattr(_text_config(model), "max_position_embeddings", None)
+def _until_end(completion: Tensor, ends: list[int]) -> Tensor:
+    """Cut the completion after its first end-of-text token; the rest is padding."""
+    end_ids = torch.tensor(ends, dtype=completion.dtype, device=completion.device)
+    found = torch.isin(completion, end_ids).nonzero().flatten()
+    return completion[: found[0] + 1] if len(found) else completion
 
 
 def _special_tokens(model: nn.Module) -> tuple[list[int], int]:
-    """End-of-text tokens, and one that may fill a masked position."""
-    configs = (getattr(unwrapped(model), "generation_config", None), _text_config(model))
+    """End-of-text tokens, and a token for padding."""
+    generation = vars(model).get("generation_config")
 
     def ids(name: str) -> list[int]:
-        found = next((value for config in configs if (value := getattr(config, name, None)) is not None), [])
+        found = None if generation is None else vars(generation).get(name)
+        found = text_config_value(model, name, []) if found is None else found
+        if found is None:
+            return []
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
-    ends, vocabulary = ids("eos_token_id"), unwrapped(model).get_input_embeddings().weight.shape[0]
+    ends, vocabulary = ids("eos_token_id"), model.get_input_embeddings().weight.shape[0]
     return ends, next((token for token in (*ids("pad_token_id"), *ends) if 0 <= token < vocabulary), 0)
-
-
-def _text_config(model: nn.Module) -> Any:
-    config = getattr(unwrapped(model), "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 @contextlib.contextmanager
 def _generating(model: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
-    """The model with a generation config of nothing but `settings`: `generate` fills gaps from the model's own."""
-    # an adapter wrapper has one of its own, and hands it to the model inside
+    """Replace the model's generation config by `settings` alone, because `generate` takes missing values from it."""
+    # an adapter wrapper has its own generation config, which it copies to the model inside
     owners = {id(owner): owner for owner in (model, unwrapped(model))}.values()
     before = [(owner, vars(owner).get("generation_config")) for owner in owners]
     config_class = type(model.generation_config)
@@ -209,11 +216,11 @@ def _generating(model: nn.Module, settings: dict[str, Any]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
-    """The random state of the model's devices fixed by `seed`, and put back afterwards."""
+    """Seed the random generators of the model's devices, and restore their states afterwards."""
     devices = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((device.type for device in devices), "cuda")
     with torch.random.fork_rng(sorted(device.index or 0 for device in devices), device_type=kind):
-        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed devices that are not put back
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would also seed devices that are not restored
         for device in devices:
             with torch.get_device_module(device).device(device):
                 torch.get_device_module(device).manual_seed(seed)

@@ -1,8 +1,8 @@
 """Makes "hf_slim" known to transformers as a quantization method, without importing transformers.
 
 `transformers.quantizers.auto` holds the two tables that `from_pretrained` reads, and importing it takes more than a
-second (every quantizer of transformers, torch.distributed). So `import hf_slim` registers a callback for the moment
-when that module is imported, which loading any model does.
+second (every quantizer of transformers, torch.distributed). So `import hf_slim` registers a callback for when
+that module is imported, which loading any model does.
 """
 
 import importlib.abc

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from hf_slim.core.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, claim, finish_run
-from hf_slim.core.logs import add_to_logs
 from hf_slim.core.record import is_prepared, state_of, unwrapped
+from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
+from hf_slim.core.running.logs import add_to_logs
 from hf_slim.progress import progress
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig

@@ -45,9 +45,9 @@ class PruningConfig(SlimConfig):
 
     target: dict[str, float] | None = field(default=None, metadata={"keys": MEASURES})
     """How large the stacked layers may still be, as a share in (0, 1) of one measure, such as `{parameters: 0.6}`; set
-    it instead of `sparsity`. `macs` are multiply-adds per token, `latency` is time measured on the device of the run.
-    Embeddings and output head do not count. The groups of `spend_on` that cost least for what they save are removed.
-    `null`: `sparsity` says how much."""
+    it instead of `sparsity`. `macs` are multiply-adds per token, or per picture or sound where the model reads those;
+    `latency` is time measured on the device of the run. Embeddings and output head do not count. The groups of
+    `spend_on` that cost least for what they save are removed. `null`: `sparsity` says how much."""
 
     spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
     """Kinds of structure that a `target` may remove; kinds that the model does not have are left out. With more than
@@ -115,7 +115,7 @@ class PruningConfig(SlimConfig):
         require_share("floor", self.floor, upper_open=True)
         if not self.start <= self.stop or not self.stop:
             raise SlimConfigError(
-                f"`start` must not lie behind `stop`, and `stop` not at 0: got {self.start} and {self.stop}."
+                f"`start` must not be after `stop`, and `stop` not 0: got {self.start} and {self.stop}."
             )
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
             require_whole(name, value)
@@ -141,13 +141,13 @@ class PruningConfig(SlimConfig):
     def _check_amounts(self) -> None:
         if self.target is not None:
             if self.sparsity is not None:
-                raise SlimConfigError("`sparsity` and `target` both say how much goes. Set one of them.")
+                raise SlimConfigError("`sparsity` and `target` both say how much is removed. Set one of them.")
             if len(self.target) != 1 or not set(self.target) <= set(MEASURES):
                 raise SlimConfigError(f"`target` must name one of {', '.join(MEASURES)}, got {self.target!r}.")
             share = next(iter(self.target.values()))
             require_share("target", share, upper_open=True)
             if not share:
-                raise SlimConfigError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
+                raise SlimConfigError("`target` 0 would keep nothing. It is the share that is kept, such as 0.6.")
             self._check_spend_on()
             return
         for kind, share in self.sparsity_by_kind.items():

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.calibration import RunBatches, first_that_fit
-from hf_slim.core.distributed import sum_over_ranks_
 from hf_slim.core.errors import SlimDataError, SlimError
 from hf_slim.core.modules import evaluating, temporary_hooks
+from hf_slim.core.running.calibration import RunBatches, first_that_fit
+from hf_slim.core.running.distributed import sum_over_ranks_
 from hf_slim.progress import progress
 from hf_slim.quantization.grids.gptq import gptq
 from hf_slim.quantization.layers.scale_holders import rounding_disabled

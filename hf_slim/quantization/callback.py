@@ -8,11 +8,11 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_slim.core.adapters import adapter_layers
-from hf_slim.core.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run, prepare
-from hf_slim.core.logs import add_to_logs
 from hf_slim.core.record import is_prepared, unwrapped
+from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
+from hf_slim.core.running.logs import add_to_logs
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.scale_holders import quantizers
@@ -38,12 +38,14 @@ class QuantizationCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Prepares the model: layers round in the forward pass from now on."""
         prepare(model, self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Rounds the starting weights by GPTQ, if the config asks for it and the run is not resumed."""
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "
@@ -60,6 +62,7 @@ class QuantizationCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Switches rounding on once `start` is reached."""
         if self.config.start:
             enabled = _progress(state) >= self.config.start
             for quantizer in quantizers(model):
@@ -68,6 +71,7 @@ class QuantizationCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Drops the gradients of scales once they are frozen."""
         if self._is_frozen(state):
             for quantizer in quantizers(model):
                 for name, parameter in quantizer.named_parameters(recurse=False):
@@ -77,6 +81,7 @@ class QuantizationCallback(TrainerCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Lets stored scales follow the weights until they freeze."""
         config = self.config
         follows = config.learn is None and config.observer == "minmax" and config.initialize == "nearest"
         if follows and config.freeze < 1 and not self._is_frozen(state):
@@ -86,6 +91,7 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, model: nn.Module,
         **kwargs: Any,
     ) -> None:  # fmt: skip
+        """Adds `bits` and `share_on_grid` to the log."""
         if "loss" in logs and self._bits is not None:
             shown = {"bits": round(self._bits, 3), "share_on_grid": round(share_on_grid(unwrapped(model)), 3)}
             add_to_logs(state, logs, shown)
@@ -93,6 +99,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
+        """Has the model packed once all techniques of the run are done; with adapters says how to merge them."""
         self._bits = None
         if adapter_layers(unwrapped(model)):
             logger.warning(

@@ -96,7 +96,7 @@ class QuantizationConfig(SlimConfig):
 
     def _check_choices(self) -> None:
         for name, choices in (("learn", LEARN), ("learn_activations", LEARN_ACTIVATIONS), ("kv_cache", KV_CACHE)):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value not in choices:
                 raise SlimConfigError(f"Unknown `{name}` {value!r}. {nearest(str(value), filter(None, choices))}")
         if self.initialize not in INITIALIZE:

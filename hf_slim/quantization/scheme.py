@@ -32,8 +32,8 @@ class Scheme(SlimConfig):
 
     def __post_init__(self) -> None:
         for name in ("weights", "activations"):
-            if isinstance(getattr(self, name), dict):
-                object.__setattr__(self, name, Grid.from_dict(getattr(self, name)))
+            if isinstance(given := vars(self)[name], dict):
+                object.__setattr__(self, name, Grid.from_dict(given))
         if self.weights.granularity == "token":
             raise SlimConfigError("Weights have no tokens: their granularity is tensor, channel or group.")
         if self.activations is None:
@@ -144,5 +144,6 @@ def _default_group(name: str) -> int | None:
 def _describe(grid: Grid | None) -> str:
     if grid is None:
         return "float"
-    changed = {f.name: getattr(grid, f.name) for f in dataclasses.fields(grid) if getattr(grid, f.name) != f.default}
+    held = vars(grid)
+    changed = {f.name: held[f.name] for f in dataclasses.fields(grid) if held[f.name] != f.default}
     return ", ".join(f"{name} {value}" for name, value in changed.items())

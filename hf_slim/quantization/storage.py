@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.modules import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import grouped, ungrouped
 from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, restored
 from hf_slim.quantization.grids.packing import every_code, look_up_bytes, pack_codes, packed_bytes, unpack_codes
@@ -67,7 +68,7 @@ def fill_storage_(layer: nn.Module, name: str, matrix: Tensor, state: GridState)
     codes = pack_codes(encoded(grouped(matrix, grid), grid, state), grid.storage_bits)
     layer._parameters[name] = nn.Parameter(codes, requires_grad=False)
     for suffix, value in (("scale", state.scale), ("zero_point", state.zero_point)):
-        buffer = getattr(layer, f"{name}_{suffix}", None)
+        buffer = parameter_or_none(layer, f"{name}_{suffix}")
         if buffer is not None:
             setattr(layer, f"{name}_{suffix}", value.squeeze(-1).to(buffer.dtype))
     if state.codebook is not None:
@@ -79,9 +80,9 @@ def stored_state(layer: nn.Module, name: str, grid: Grid) -> GridState:
     if grid.scale is not None:
         scale = torch.tensor(grid.scale, dtype=torch.float32, device=layer._parameters[name].device)
         return GridState(scale, None if grid.zero_point is None else torch.full_like(scale, grid.zero_point))
-    scale = getattr(layer, f"{name}_scale").float().unsqueeze(-1)
-    zero_point = getattr(layer, f"{name}_zero_point", None)
-    codebook = getattr(layer, f"{name}_codebook", None)
+    scale = layer.get_buffer(f"{name}_scale").float().unsqueeze(-1)
+    zero_point = parameter_or_none(layer, f"{name}_zero_point")
+    codebook = parameter_or_none(layer, f"{name}_codebook")
     return GridState(scale, None if zero_point is None else zero_point.float().unsqueeze(-1), codebook)
 
 

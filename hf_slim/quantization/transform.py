@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from hf_slim.core.contracts import PackedLayer, PreparedLayer
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import Technique, claim
-from hf_slim.core.modules import require_finite, set_module_, tied_modules
+from hf_slim.core.modules import parameter_or_none, require_finite, set_module_, tied_modules
 from hf_slim.core.record import is_prepared
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of, packed_form
@@ -79,13 +79,13 @@ def pack_layers_(model: nn.Module) -> None:
         try:
             packed = packed_form(layer)
         except SlimError as error:
-            raise SlimError(f"'{name}': {error}") from error
+            raise type(error)(f"'{name}': {error}") from error
         if name in tied:
             owner = model.get_submodule(tied[name])
             packed.weight = owner.weight
             for buffer in ("weight_scale", "weight_zero_point"):
-                if hasattr(packed, buffer):
-                    setattr(packed, buffer, getattr(owner, buffer))
+                if parameter_or_none(packed, buffer) is not None:
+                    setattr(packed, buffer, owner.get_buffer(buffer))
         set_module_(model, name, packed)
 
 

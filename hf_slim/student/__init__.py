@@ -1,4 +1,4 @@
-"""Students: smaller models, made from a teacher, for distillation to start from."""
+"""Students: smaller models that are cut from a teacher, as a start for distillation."""
 
 from hf_slim.student.make import make_student, student_skeleton
 from hf_slim.student.shape import StudentShape

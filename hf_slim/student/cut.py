@@ -1,4 +1,4 @@
-"""Which groups of a teacher stay, and the teacher without the others."""
+"""Choosing which groups of a teacher are kept, and cutting the others out."""
 
 from dataclasses import dataclass
 
@@ -20,33 +20,52 @@ from hf_slim.student.structure import Structure
 
 @dataclass(frozen=True)
 class Cut:
-    """What one group set keeps: `left` groups, or exactly those of `kept`."""
+    """How many groups of one group set are kept.
+
+    Attributes:
+        group_set: The groups.
+        n_kept: Number of kept groups.
+        kept: Indices of the kept groups; None: they are chosen by importance, or layers by `StudentShape.choose`.
+    """
 
     group_set: GroupSet
-    left: int
+    n_kept: int
     kept: list[int] | None = None
 
 
-def choose(cuts: list[Cut], shape: StudentShape, scores: dict[str, Tensor] | None = None) -> Removed:
-    """The groups that go: group set name -> sorted indices; without scores, the first that may."""
+def choose_removed(cuts: list[Cut], shape: StudentShape, scores: dict[str, Tensor] | None = None) -> Removed:
+    """Choose the removed groups: group set name -> sorted indices.
+
+    Args:
+        cuts: How many groups of each set are kept.
+        shape: Says how layers are chosen.
+        scores: Group set name -> importance `(count,)`; without scores, the first removable groups are removed.
+    """
     removed = {}
     for cut in cuts:
         group_set = cut.group_set
         score = (scores or {}).get(group_set.name, torch.zeros(group_set.count)).detach().cpu()
         if group_set.stack:
-            kept = CHOICES[shape.choose](group_set, cut.left, score) if cut.kept is None else cut.kept
-            gone = [index for index in range(group_set.count) if index not in kept]
+            kept = CHOICES[shape.choose](group_set, cut.n_kept, score) if cut.kept is None else cut.kept
+            indices = [index for index in range(group_set.count) if index not in kept]
         else:
-            gone = sorted(least_first(group_set, score, [])[: group_set.count - cut.left].tolist())
-        if gone:
-            removed[group_set.name] = gone
+            indices = sorted(least_first(group_set, score, [])[: group_set.count - cut.n_kept].tolist())
+        if indices:
+            removed[group_set.name] = indices
     return removed
 
 
 def cut_(model: nn.Module, structure: Structure, cuts: list[Cut], removed: Removed) -> None:
-    """Cuts what is removed out of the model and writes what is left into its config."""
+    """Cut removed groups out of the model and write the new sizes into its config.
+
+    Args:
+        model: The teacher, which becomes the student, or a copy of it.
+        structure: Structure of the teacher.
+        cuts: The group sets that change.
+        removed: From `choose_removed`.
+    """
     changed = [cut.group_set for cut in cuts]
-    # neurons that stay count too: GPT-2's config only says how many there are once it has to
+    # unchanged ffn sets too: GPT-2's config states the number of neurons only if it is not 4 times the hidden width
     named = changed + [found for found in structure.of("ffn") if found not in changed]
     state = state_of(model, PruningState)
     state.sizes = common_sizes(model, named, removed)
@@ -56,12 +75,18 @@ def cut_(model: nn.Module, structure: Structure, cuts: list[Cut], removed: Remov
 
 
 def accepts(structure: Structure, cuts: list[Cut], shape: StudentShape) -> bool:
-    """Whether a plain config describes what the cuts leave, tried on a twin without weights."""
+    """Whether a plain config describes the student, tried on a copy without weights.
+
+    Args:
+        structure: Structure of the teacher.
+        cuts: How many groups of each set are kept.
+        shape: Says how layers are chosen.
+    """
     smaller = module_copy(structure.twin)
     try:
-        cut_(smaller, structure, cuts, choose(cuts, shape))
+        cut_(smaller, structure, cuts, choose_removed(cuts, shape))
         return is_plain(smaller)
-    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:  # of a config class
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:  # raised by a config class
         if is_own_mistake(error):
             raise
         return False

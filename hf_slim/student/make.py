@@ -1,14 +1,15 @@
-"""A smaller model for distillation to start from: chosen layers of a teacher, cut to the widths that matter most."""
+"""Making a student: chosen layers of a teacher, cut to the most important groups of their widths."""
 
 import copy
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_slim.core.calibration import calibrating
 from hf_slim.core.errors import SlimConfigError
+from hf_slim.core.running.calibration import calibrating
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
@@ -17,28 +18,31 @@ from hf_slim.pruning.one_shot import summed_scores
 from hf_slim.pruning.removal.cut import Removed
 from hf_slim.pruning.structure.find import UNSTACKED
 from hf_slim.pruning.structure.probe import module_copy
-from hf_slim.student.cut import Cut, choose, cut_
+from hf_slim.student.cut import Cut, choose_removed, cut_
 from hf_slim.student.plan import plan_student
 from hf_slim.student.shape import StudentShape
 from hf_slim.student.structure import Structure, structure_of
 
-BY_WEIGHTS = "l2_tail"  # the criterion that needs no data and leaves a language model alive
+BY_WEIGHTS = "l2_tail"  # a criterion without data after which a language model still works
 WITHOUT_LOSS = dict.fromkeys(("ffn", "kv_heads", "heads", "hidden"), "wanda") | {"layers": "angular"}
 
 
 def make_student(
-    model: PreTrainedModel, shape: StudentShape | dict, batches: Iterable[dict[str, Tensor]] | None = None
+    model: PreTrainedModel, shape: StudentShape | dict[str, Any], batches: Iterable[dict[str, Tensor]] | None = None
 ) -> PreTrainedModel:
-    """A smaller copy of a teacher, with its weights or, if `fresh`, random ones; the teacher stays as it is.
+    """Smaller copy of a teacher with its weights, or with random weights if `fresh`; the teacher is not changed.
 
-    Layers that stay are the teacher's, embeddings and head too. Where widths shrink, every layer keeps its most
-    important groups: by weights alone (l2_tail) without batches; by what measures best for each kind on batches with
-    `labels`; by what flows through (wanda; angular for layers) on batches without.
+    Kept layers, embeddings and head have the teacher's weights. Where a width becomes smaller, every layer keeps its
+    most important groups. Importance is computed from the weights (l2_tail) without batches; by the default criterion
+    of each kind from batches with `labels`; from activations (wanda; angular for layers) from batches without.
 
     Args:
-        batches: Keyword arguments of forward passes, to tell importance from.
-    Returns: a model that its config alone describes: what `save_pretrained` writes is an ordinary checkpoint.
-    Raises: SlimError: before anything is computed, if the model has no such shape or its config cannot say it.
+        model: The teacher.
+        shape: Layers and widths of the student, or its fields as a dictionary.
+        batches: Keyword arguments of forward passes, from which importance is computed.
+    Returns: a model that its config alone describes, so `save_pretrained` writes an ordinary checkpoint.
+    Raises: SlimError: before anything is computed, if the teacher cannot take the shape or its config cannot describe
+        it, or if batches are given that nothing needs.
     """
     shape = StudentShape.of(shape)
     structure = structure_of(model, shape)
@@ -46,7 +50,7 @@ def make_student(
     check_data(cuts, shape, batches is not None)
     if shape.fresh:
         return fresh_student(structure, cuts, shape).to(model.dtype).train(model.training)
-    student = copy.deepcopy(model).requires_grad_(True)  # a teacher is frozen, and a student is there to learn
+    student = copy.deepcopy(model).requires_grad_(True)  # a teacher may be frozen, but a student is trained
     become_student_(student, structure, cuts, shape, batches)
     return student
 
@@ -58,57 +62,87 @@ def become_student_(
     shape: StudentShape,
     batches: Iterable[dict[str, Tensor]] | None,
 ) -> Removed:
-    """Makes a teacher the student. Returns what went: group set name -> indices.
+    """Cut a teacher in place so that it becomes the student. Returns the removed groups: group set name -> indices.
 
     Args:
-        structure: That of this model, or of the same model without weights.
+        model: The teacher.
+        structure: Structure of this model, or of the same model without weights.
+        cuts: From `plan_student`.
+        shape: Layers and widths of the student.
+        batches: As for `make_student`.
+    Raises: SlimConfigError: if the config cannot describe the kept layers.
     """
-    removed = choose(cuts, shape, importance_of(model, _scored(cuts, shape), batches))
+    removed = choose_removed(cuts, shape, importance_of(model, _scored(cuts, shape), batches))
     cut_(model, structure, cuts, removed)
     if not is_plain(model):
         raise SlimConfigError(
-            f"{type(model.config).__name__} cannot say which layers are left. Choose others, by `layers`."
+            f"{type(model.config).__name__} cannot describe the kept layers. Name other layers in `layers`."
         )
     return removed
 
 
 def fresh_student(structure: Structure, cuts: list[Cut], shape: StudentShape) -> PreTrainedModel:
-    """A model of the shape that the cuts leave, with random weights in float32, as `from_config` builds it."""
+    """Student with random weights in float32, as `from_config` builds it.
+
+    Args:
+        structure: Structure of the teacher.
+        cuts: From `plan_student`.
+        shape: Layers and widths of the student.
+    """
     smaller = module_copy(structure.twin)
-    cut_(smaller, structure, cuts, choose(cuts, shape))
+    cut_(smaller, structure, cuts, choose_removed(cuts, shape))
     return type(smaller)(smaller.config)
 
 
 def student_skeleton(model: PreTrainedModel, shape: StudentShape) -> PreTrainedModel:
-    """The student without weights, of a teacher that needs none: what it would look like."""
+    """Student with weights on the meta device, to see its shape.
+
+    Args:
+        model: The teacher, with or without weights.
+        shape: Layers and widths of the student.
+    Raises: SlimConfigError: as `make_student`.
+    """
     structure = structure_of(model, shape)
     cuts = plan_student(structure, shape)
-    if shape.choose == "importance":  # which layers stay does not change the shape
+    if shape.choose == "importance":  # the shape does not depend on which layers are kept
         shape = replace(shape, choose="first")
     smaller = module_copy(structure.twin)
-    cut_(smaller, structure, cuts, choose(cuts, shape))
+    cut_(smaller, structure, cuts, choose_removed(cuts, shape))
     return smaller
 
 
 def check_data(cuts: list[Cut], shape: StudentShape, is_given: bool) -> None:
-    """Raises SlimError if there is data and nothing that is chosen by it."""
+    """Check that data is given only if importance is computed from it.
+
+    Args:
+        cuts: From `plan_student`.
+        shape: Layers and widths of the student.
+        is_given: Whether there is data.
+    Raises: SlimConfigError: if there is data and nothing is chosen by importance.
+    """
     if is_given and (shape.fresh or not _scored(cuts, shape)):
         raise SlimConfigError(
-            "Data was given, and nothing is chosen by it: widths are, and layers by `choose` importance, unless the "
-            "student is `fresh`. Leave the data out."
+            "Data was given, but nothing is chosen by it. Data is used for widths, and for layers with `choose` "
+            "importance, unless the student is `fresh`. Remove the data."
         )
 
 
 def _scored(cuts: list[Cut], shape: StudentShape) -> list[GroupSet]:
-    """The group sets of which the most important groups stay."""
-    losing = [cut for cut in cuts if cut.kept is None and cut.left < cut.group_set.count]
-    return [cut.group_set for cut in losing if not cut.group_set.stack or shape.choose == "importance"]
+    """Group sets of which the most important groups are kept."""
+    smaller = [cut for cut in cuts if cut.kept is None and cut.n_kept < cut.group_set.count]
+    return [cut.group_set for cut in smaller if not cut.group_set.stack or shape.choose == "importance"]
 
 
 def importance_of(
     model: PreTrainedModel, group_sets: list[GroupSet], batches: Iterable[dict[str, Tensor]] | None
 ) -> dict[str, Tensor]:
-    """Scores of the groups, by criteria that suit what there is to look at; see `make_student`."""
+    """Score groups by importance: group set name -> `(count,)`; `make_student` names the criteria.
+
+    Args:
+        model: The teacher.
+        group_sets: The groups to score.
+        batches: As for `make_student`.
+    """
     unstacked = [group_set for group_set in group_sets if group_set.kind == UNSTACKED or batches is None]
     scores = score_groups(model, unstacked, BY_WEIGHTS)
     others = [group_set for group_set in group_sets if group_set.name not in scores]

@@ -1,4 +1,4 @@
-"""From the shape of a student to what goes from every group set, and whether a plain config can say it."""
+"""From the shape of a student to the number of groups that every group set keeps."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -7,41 +7,44 @@ from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.structure.find import UNSTACKED
 from hf_slim.student.cut import Cut, accepts
-from hf_slim.student.shape import WIDTHS, StudentShape
+from hf_slim.student.shape import StudentShape
 from hf_slim.student.structure import Structure, structure_of
 
-NEAR = 8  # numbers of each sort that are tried to find shapes that a config accepts
-NAMED = 6
+NEAR = 8  # values of each width that are tried to find shapes that a config accepts
+NAMED = 6  # alternatives that an error message names
 
 
 def plan_student(structure: Structure, shape: StudentShape) -> list[Cut]:
-    """What goes from which group set; shapes are enough.
+    """Plan how many groups of every group set are kept; weights are not needed.
 
-    Raises: SlimConfigError: if the teacher cannot take the shape, with shapes that it can.
+    Args:
+        structure: Structure of the teacher.
+        shape: Layers and widths of the student.
+    Raises: SlimConfigError: if the teacher cannot take the shape; the message names shapes that it can take.
     """
     cuts = _cuts(structure, shape)
     if not accepts(structure, cuts, shape):
         config, name = structure.config, type(structure.twin.config).__name__
-        asked = ", ".join(f"{name} {getattr(shape, name)}" for name in WIDTHS if getattr(shape, name))
-        if not asked:
+        widths = ", ".join(f"{width} {value}" for width, value in shape.widths.items() if value)
+        if not widths:
             raise SlimConfigError(
-                f"{name} cannot say which layers would be left: they differ in kind. Choose other layers."
+                f"{name} cannot describe the kept layers, because they are of different kinds. Choose other layers."
             )
         raise SlimConfigError(
-            f"No {name} describes a student with {asked}, cut from a teacher of hidden {config.hidden_size} with "
-            f"heads {config.num_attention_heads}: it would be no ordinary checkpoint. Legal with what else was asked: "
+            f"No {name} describes a student with {widths}, cut from a teacher with hidden {config.hidden_size} and "
+            f"heads {config.num_attention_heads}. Possible with the other settings: "
             f"{'; '.join(_legal_near(structure, shape)) or 'nothing near it'}."
         )
     return cuts
 
 
 def _legal_near(structure: Structure, shape: StudentShape) -> list[str]:
-    """Some hidden widths and numbers of heads near those asked for that the config accepts, as text."""
+    """Hidden widths and numbers of heads near the requested ones that the config accepts, as text."""
     legal, own = [], (structure.config.hidden_size, structure.config.num_attention_heads)
     try:
         whole = structure_of(structure.twin, replace(shape, hidden=own[0], heads=own[1]))
         candidates = [pair for pair in dict.fromkeys(_candidates(whole, shape)) if pair != own]
-    except SlimError:  # a teacher whose heads or hidden width cannot change
+    except SlimError:  # heads or hidden width of this teacher cannot change
         return []
     for hidden, heads in candidates:
         changed = replace(shape, hidden=hidden, heads=heads)
@@ -81,15 +84,15 @@ def _cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
 
 def _layer_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     stacks = _required(structure, "layers", "layers")
-    asked = shape.per_stack(shape.layers if shape.keep is None else shape.keep)
-    for name in asked:
+    settings = shape.per_stack(shape.layers if shape.keep is None else shape.keep)
+    for name in settings:
         if name and not any(_is_called(stack, name) for stack in stacks):
             raise SlimConfigError(
-                f"There is no stack '{name}' of layers. {nearest(name, [found.stack for found in stacks])}"
+                f"The teacher has no stack '{name}' of layers. {nearest(name, [found.stack for found in stacks])}"
             )
     cuts = []
     for stack in stacks:
-        for value in (value for name, value in asked.items() if _is_called(stack, name)):
+        for value in (value for name, value in settings.items() if _is_called(stack, name)):
             number = max(1, round(value * stack.count)) if shape.keep is not None else len(value)
             kept = value if shape.keep is None else None
             _check_layers(stack, kept or [*stack.pinned])
@@ -110,7 +113,7 @@ def _check_layers(stack: GroupSet, kept: list[int]) -> None:
     missing = [index for index in stack.pinned if index not in kept]
     if missing:
         raise SlimConfigError(
-            f"Layer {missing[0]} of '{stack.stack}' must stay, because all others use what it computes."
+            f"Layer {missing[0]} of '{stack.stack}' must be kept, because the others use its output."
         )
 
 
@@ -125,15 +128,15 @@ def _hidden_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
 def _head_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     if shape.heads is None:
         return []
-    kind = "kv_heads" if structure.of("kv_heads") else "heads"  # with one key-value head for all, that one stays
+    kind = "kv_heads" if structure.of("kv_heads") else "heads"  # a single key-value head for all queries is kept
     sets = _required(structure, "heads", kind)
     return [_cut("heads", found, shape.heads, per_group=_queries(structure, found)) for found in sets]
 
 
 def _queries(structure: Structure, group_set: GroupSet) -> int:
-    """Query heads that go with one group."""
-    said = "num_attention_heads" in group_set.config_fields
-    return structure.config.num_attention_heads // group_set.count if said else 1
+    """Query heads per group."""
+    counts_queries = "num_attention_heads" in group_set.config_fields
+    return structure.config.num_attention_heads // group_set.count if counts_queries else 1
 
 
 def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
@@ -143,8 +146,8 @@ def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     widths = sorted({found.count for found in sets})
     if len(widths) > 1:
         raise SlimConfigError(
-            f"The feed-forward layers of this teacher have {' and '.join(map(str, widths))} neurons, and `ffn` is one "
-            "number for all. Leave it out, and prune them by `sparsity: {ffn: ...}` instead."
+            f"The feed-forward layers of this teacher have {' and '.join(map(str, widths))} neurons, but `ffn` is one "
+            "number for all. Remove it, and prune them by `sparsity: {ffn: ...}` instead."
         )
     return [_cut("ffn", found, shape.ffn) for found in sets]
 
@@ -152,11 +155,11 @@ def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
 def _cut(name: str, group_set: GroupSet, value: int, per_group: int = 1) -> Cut:
     have, step = group_set.count * per_group, group_set.multiple * per_group
     if value > have:
-        raise SlimConfigError(f"`{name}` {value} is more than the {have} of the teacher. A student is not larger.")
+        raise SlimConfigError(f"`{name}` {value} is more than the {have} of the teacher. Use at most {have}.")
     if value % step:
         legal = ", ".join(str(number) for number in range(max(step, value // step * step), have + 1, step)[:NAMED])
         raise SlimConfigError(
-            f"`{name}` {value} does not fit: of this teacher {step} go together. Legal are {legal}, ..."
+            f"`{name}` must be a multiple of {step} for this teacher, got {value}. Possible: {legal}, ..."
         )
     return Cut(group_set, value // per_group)
 
@@ -166,6 +169,6 @@ def _required(structure: Structure, name: str, kind: str) -> list[GroupSet]:
     if not sets:
         reasons = [refusal.reason for refusal in structure.refusals if refusal.kind == kind]
         raise SlimConfigError(
-            f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'It has none to cut'}."
+            f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'It has none that can be cut'}."
         )
     return sets

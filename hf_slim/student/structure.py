@@ -1,4 +1,4 @@
-"""What of a teacher can be cut; its weights are not looked at."""
+"""What can be cut in a teacher, found without its weights."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +16,7 @@ from hf_slim.pruning.structure.find import UNSTACKED, understand
 from hf_slim.pruning.structure.probe import weightless_twin
 from hf_slim.student.shape import StudentShape
 
-# setting -> kinds of groups; with the hidden width go poolers, and GPT-2's config must then say how wide its ffn is
+# setting -> kinds of groups; `hidden` also changes poolers, and GPT-2's config must then state the width of its ffn
 KINDS_OF = {
     "layers": ["layers"], "hidden": ["hidden", "ffn", UNSTACKED], "heads": ["kv_heads", "heads"], "ffn": ["ffn"],
 }  # fmt: skip
@@ -28,9 +28,9 @@ class Structure:
     """What can be cut in a teacher.
 
     Attributes:
-        twin: The teacher without its weights.
-        group_sets: Of the kinds that a shape changes.
-        refusals: Why other parts cannot be cut.
+        twin: The teacher with weights on the meta device.
+        group_sets: Group sets of the kinds that the shape changes.
+        refusals: Reasons why other parts cannot be cut.
     """
 
     twin: nn.Module
@@ -39,34 +39,41 @@ class Structure:
 
     @property
     def config(self) -> Any:
+        """The config of the teacher, or of its text part."""
         return self.twin.config.get_text_config()
 
     def of(self, kind: str) -> list[GroupSet]:
+        """Group sets of one kind, such as "ffn"."""
         return [group_set for group_set in self.group_sets if group_set.kind == kind]
 
 
 def structure_of(model: PreTrainedModel, shape: StudentShape) -> Structure:
-    """What of a teacher the shape can change; weights are not looked at.
+    """Group sets of a teacher that the shape changes, found without its weights.
 
-    Raises: SlimError: if the teacher is quantized, prepared for something, wrapped in adapters, or not plain.
+    Args:
+        model: The teacher.
+        shape: Says which kinds of groups are needed.
+    Raises: SlimError: if the teacher is quantized, prepared for a technique, wrapped in adapters, or has layers of
+        different sizes.
     """
     name = type(model).__name__
     if any(not parameter.is_floating_point() for parameter in model.parameters()):
-        raise SlimError(f"This {name} holds packed integers, which cannot be cut. Start from the model in float.")
+        raise SlimError(f"This {name} has packed integer weights, which cannot be cut. Use the model in float.")
     if is_prepared(model) or adapter_layers(model):
-        raise SlimError(f"This {name} is prepared for training or holds adapters. `convert` or merge it first.")
+        raise SlimError(f"This {name} is prepared for training or has adapters. `convert` it or merge them first.")
     if not is_plain(model):
         raise SlimError(f"The layers of this {name} differ in size, so no student of it has a plain config.")
-    asked = [kind for kind in KINDS_OF if getattr(shape, kind) is not None or (kind == "layers" and shape.keep)]
-    kinds = [inner for kind in asked for inner in KINDS_OF[kind]]
+    changes = ["layers"] if shape.layers is not None or shape.keep else []
+    changes += [name for name, value in shape.widths.items() if value is not None]
+    kinds = [kind for name in changes for kind in KINDS_OF[name]]
     found, refusals = understand(model, kinds=kinds) if kinds else ([], [])
     if "hidden" in kinds and not any(group_set.kind == "hidden" for group_set in found):
         found, refusals = _with_outputs_read(model, kinds)
     return Structure(weightless_twin(model), found, refusals)
 
 
-class _Answering(nn.Module):
-    """A model without a head, with one: layers that read what it gives back, so that this may get narrower too."""
+class _WithReaders(nn.Module):
+    """A model without a head plus linear layers on its outputs, so that the outputs can become narrower too."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -80,13 +87,13 @@ class _Answering(nn.Module):
 
 
 def _with_outputs_read(model: nn.Module, kinds: list[str]) -> tuple[list[GroupSet], list[Refusal]]:
-    """`understand` of a model whose outputs would lose channels, as if a head read them."""
-    found, refusals = understand(_Answering(model), example_inputs(model), kinds)
+    """`understand` for a model without a head, whose outputs lose channels."""
+    found, refusals = understand(_WithReaders(model), example_inputs(model), kinds)
     return [_without_readers(group_set) for group_set in found], refusals
 
 
 def _without_readers(group_set: GroupSet) -> GroupSet:
-    """The same set in the model itself."""
+    """Translate a group set of `_WithReaders` to the model inside."""
 
     def own(path: str) -> str:
         return path.removeprefix(INNER).removeprefix(".")

@@ -20,7 +20,7 @@ from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
 from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
-from hf_slim.distillation.teachers.live import LiveTeacher, Question, check_teacher, freeze_
+from hf_slim.distillation.teachers.live import LiveTeacher, TeacherRequest, check_teacher, freeze_
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import load_config, load_model
 from hf_slim.progress import progress
@@ -240,8 +240,8 @@ def _answers(
     """Inputs of a batch, and the teacher's logits."""
     collate = TASKS[stage.task].collator(work.tokenizer)
     inputs = {name: values.to(args.device) for name, values in collate([work.rows[index] for index in batch]).items()}
-    answers = LiveTeacher(work.teacher).ask(inputs, Question(_autocast_dtype(args))).answers
-    logits = answers.at(torch.arange(len(answers.states), device=args.device)).states
+    predictions = LiveTeacher(work.teacher).forward(inputs, TeacherRequest(_autocast_dtype(args))).predictions
+    logits = predictions.at(torch.arange(len(predictions.states), device=args.device)).states
     ids = inputs["input_ids"]
     return inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
 

@@ -18,7 +18,7 @@ from hf_slim.integration.loading import class_of, classes_for, load_model, load_
 from hf_slim.integration.saving import check_output, publish
 from hf_slim.pruning.structure.example_inputs import example_inputs
 from hf_slim.pruning.structure.sizes import CONFIG_WIDTHS
-from hf_slim.student.cut import choose
+from hf_slim.student.cut import choose_removed
 from hf_slim.student.make import become_student_, check_data, fresh_student
 from hf_slim.student.plan import plan_student
 from hf_slim.student.shape import StudentShape
@@ -59,14 +59,14 @@ def save_student(
     before = sizes_of(skeleton, dtype)
     structure = structure_of(skeleton, shape)
     cuts = plan_student(structure, shape)
-    if not shape.fresh and all(cut.left == cut.group_set.count for cut in cuts):
+    if not shape.fresh and all(cut.n_kept == cut.group_set.count for cut in cuts):
         raise SlimConfigError(
             "Nothing to change: this shape is the teacher's. Ask for fewer layers, or for less width."
         )
     check_data(cuts, shape, data is not None)
     torch.manual_seed(0)  # a fresh student is the same in every run
     if shape.fresh:
-        student, removed = fresh_student(structure, cuts, shape).to(dtype), choose(cuts, shape)
+        student, removed = fresh_student(structure, cuts, shape).to(dtype), choose_removed(cuts, shape)
     else:
         student = load_model(spec, dtype, model_class)
         batches = None if data is None else list(batches_of(student, tokenizer, data))

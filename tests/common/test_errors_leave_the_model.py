@@ -13,10 +13,10 @@ from hf_slim import DistillationCallback, PruningCallback, PruningConfig, prune
 from hf_slim.core.modules import temporary_hooks
 from hf_slim.distillation import distiller
 from hf_slim.distillation.capture.output_layer import split_of
-from hf_slim.distillation.followed_layers import follow_
+from hf_slim.distillation.followed_layers import map_layers_
 from hf_slim.distillation.losses.hidden_states import HiddenConfig
-from hf_slim.distillation.on_policy import OnPolicyConfig, own_answers
-from hf_slim.distillation.teachers.live import LiveTeacher, Question, freeze_
+from hf_slim.distillation.on_policy import OnPolicyConfig, generated_completions
+from hf_slim.distillation.teachers.live import LiveTeacher, TeacherRequest, freeze_
 from hf_slim.evaluation.quality import accuracy_and_loss, perplexity
 from hf_slim.evaluation.sensitivity import measure_sensitivity
 from hf_slim.pruning.budget.latency import measure_latency
@@ -79,12 +79,16 @@ def importance(model: nn.Module, folder: Path) -> None:
 
 
 def teach_itself(model: nn.Module, folder: Path) -> None:
-    LiveTeacher(model, is_student=True).ask(BATCHES[0], Question())
+    LiveTeacher(model, is_student=True).forward(BATCHES[0], TeacherRequest())
 
 
 def run_head_without_adapters(model: nn.Module, folder: Path) -> None:
-    answers = LiveTeacher(model, is_student=True).ask(BATCHES[0], Question()).answers
-    answers.head(torch.zeros(2, 3))  # of another width than the layer
+    predictions = LiveTeacher(model, is_student=True).forward(BATCHES[0], TeacherRequest()).predictions
+    predictions.head(torch.zeros(2, 3))  # of another width than the layer
+
+
+def generate(model: nn.Module, folder: Path) -> None:
+    generated_completions(model, BATCHES[0], OnPolicyConfig(max_new_tokens=4), 0)
 
 
 def accuracy(model: nn.Module, folder: Path) -> None:
@@ -106,16 +110,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, Callable[[nn.Module, Path],
     "sensitivity": (
         tiny.llama, 3, lambda model, folder: measure_sensitivity(model, [tiny.tokens(1)] * 2, ["w4a16", "w8a16"]),
     ),
-    "answers of its own": (
-        tiny.llama, 2, lambda model, folder: own_answers(model, BATCHES[0], OnPolicyConfig(max_new_tokens=4), 0),
-    ),
-    "answers of its own, adapters": (
-        lora, 2, lambda model, folder: own_answers(model, BATCHES[0], OnPolicyConfig(max_new_tokens=4), 0),
-    ),
+    "generated completions": (tiny.llama, 2, generate),
+    "generated completions, adapters": (lora, 2, generate),
     "a look at the output layer": (tiny.llama, 1, lambda model, folder: split_of(model)),
     "a look at the layers": (
         that_has_shown_states, 1,
-        lambda model, folder: follow_(model, [LiveTeacher(freeze_(tiny.llama(seed=7)))], HiddenConfig()),
+        lambda model, folder: map_layers_(model, [LiveTeacher(freeze_(tiny.llama(seed=7)))], HiddenConfig()),
     ),
     "teaching itself": (lora, 3, teach_itself),
 }  # fmt: skip
@@ -224,7 +224,7 @@ def test_a_student_that_fails_in_its_forward_pass_is_no_longer_tapped(where, tmp
         monkeypatch.setattr(distiller, "attention_states", refuse)
     else:
         monkeypatch.setattr(type(student.model.layers[2].mlp), "forward", refuse)
-        monkeypatch.setattr(callback.distiller.teachers[0], "ask", lambda *given: None)
+        monkeypatch.setattr(callback.distiller.teachers[0], "forward", lambda *given: None)
     with pytest.raises(Broken) as error:
         trainer.train()
     assert taps == [1]  # it was

@@ -4,7 +4,7 @@ from torch import nn
 
 from hf_slim import QuantizationConfig, prepare
 from hf_slim.core.modules import evaluating, plain_copy, resolve, temporary_hooks, temporary_module, tied_modules
-from hf_slim.distillation.capture.output_layer import head_tap
+from hf_slim.distillation.capture.output_layer import capture_head
 from hf_slim.quantization.layers.scale_holders import quantizers, rounding_disabled
 from tests import tiny
 from tests.states import Broken, check_and_break, in_mixed_modes, raise_broken, rounded, state_of
@@ -46,7 +46,7 @@ def test_what_lasts_for_a_while_ends_with_an_error():
         "temporary hooks": lambda: temporary_hooks([layer.register_forward_hook(raise_broken)]),
         "temporary module": lambda: temporary_module(model, "model.layers.1.mlp", nn.Identity()),
         "rounding disabled": lambda: rounding_disabled(quantizers(model)),
-        "head tap": lambda: head_tap(model),
+        "head capture": lambda: capture_head(model),
     }
     for name, context in contexts.items():
         with pytest.raises(Broken), context():

@@ -83,7 +83,7 @@ def test_the_teacher_is_not_in_the_checkpoint(tmp_path):
     assert set(model.state_dict()) == names
 
 
-def test_both_losses_are_logged_and_make_up_the_whole(tmp_path):
+def test_both_losses_are_logged_and_their_weighted_sum_is_the_loss(tmp_path):
     trainer = tiny.trainer(
         tiny.llama(), tmp_path, [DistillationCallback(DistillationConfig(alpha=0.25))],
         gradient_accumulation_steps=2, logging_steps=4,
@@ -123,21 +123,21 @@ def test_two_teachers_in_one_trainer_are_refused(tmp_path):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback(), DistillationCallback()])
 
 
-def test_training_goes_on_in_a_second_call(tmp_path):
+def test_training_continues_in_a_second_call(tmp_path):
     trainer = tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback()])
     for _ in range(2):
         trainer.train()
         assert "loss_distill" in trainer.state.log_history[0]
 
 
-def test_a_callback_that_came_too_late_is_an_error(tmp_path):
+def test_a_callback_that_was_added_too_late_is_an_error(tmp_path):
     trainer = tiny.trainer(tiny.llama(), tmp_path, [])
     trainer.add_callback(DistillationCallback())
     with pytest.raises(SlimError, match="never reached the optimizer"):
         trainer.train()
 
 
-def test_label_smoothing_asks_to_be_attached(tmp_path):
+def test_with_label_smoothing_the_error_says_to_attach(tmp_path):
     trainer = tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback()], label_smoothing_factor=0.1)
     with pytest.raises(SlimError, match="attach"):
         trainer.train()
@@ -156,8 +156,8 @@ def test_a_term_that_never_reaches_the_optimizer_is_an_error(tmp_path):
         trainer.train()
 
 
-def test_a_teacher_that_answers_nan_is_an_error(tmp_path):
+def test_a_teacher_with_nan_logits_is_an_error(tmp_path):
     teacher = frozen(tiny.llama())
     teacher.lm_head.weight.data[0, 0] = float("nan")
-    with pytest.raises(SlimError, match="answers NaN"):
+    with pytest.raises(SlimError, match="contain NaN"):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback(teacher=teacher)]).train()

@@ -2,13 +2,13 @@ import pytest
 import torch
 
 from hf_slim import DistillationConfig, SlimError
-from hf_slim.distillation.losses.answers import LogitAnswers
+from hf_slim.distillation.losses.predictions import LogitPredictions
 from hf_slim.distillation.objective import Student, objective_of
 from hf_slim.distillation.targets import Targets
 
 
-def answers(logits):
-    return LogitAnswers(logits.flatten(0, -2), None, logits.shape[-1])
+def predictions(logits):
+    return LogitPredictions(logits.flatten(0, -2), None, logits.shape[-1])
 
 
 def test_a_shifted_position_predicts_the_next_label():
@@ -35,7 +35,7 @@ def test_micro_batches_add_up_to_the_whole_batch(shape, computes_task):
         made = Student(student[rows], None, 3, task, sums={"hidden": (0.5, student[rows].square().sum())})
         config = DistillationConfig(temperature=2.0, losses={"forward_kl": 1.0, "reverse_kl": 0.5})
         targets = Targets(labels[rows], shifted=False, items_in_batch=items)
-        return objective_of(made, answers(teacher[rows]), targets, config, 0.4, computes_task)
+        return objective_of(made, predictions(teacher[rows]), targets, config, 0.4, computes_task)
 
     parts = [objective(rows) for rows in torch.arange(6).split([1, 3, 2])]
     whole = objective(torch.arange(6))
@@ -46,16 +46,21 @@ def test_micro_batches_add_up_to_the_whole_batch(shape, computes_task):
     torch.testing.assert_close(mixed, whole.total)
 
 
-def test_an_examples_tokens_share_what_it_counts_for():
+def test_the_weights_of_an_examples_tokens_sum_to_its_predictions():
     labels, mask = torch.tensor([[4, 4, -100, -100], [4, 4, 4, 4]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
-    weights = Targets(labels, shifted=True).shared_out(mask)
+    weights = Targets(labels, shifted=True).weights_over(mask)
     torch.testing.assert_close(weights.sum(1), torch.tensor([1.0, 3.0]))
     assert weights[0, 3] == 0
 
 
 def test_a_teacher_with_another_vocabulary_is_refused():
     targets = Targets(torch.zeros(2, dtype=torch.long), shifted=False)
-    with pytest.raises(SlimError, match="share one vocabulary"):
+    with pytest.raises(SlimError, match="must have the same vocabulary"):
         objective_of(
-            Student(torch.zeros(2, 3), None, 3), answers(torch.zeros(2, 4)), targets, DistillationConfig(), 0.5, False
+            Student(torch.zeros(2, 3), None, 3),
+            predictions(torch.zeros(2, 4)),
+            targets,
+            DistillationConfig(),
+            0.5,
+            False,
         )

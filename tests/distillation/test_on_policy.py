@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from hf_slim import SlimError
-from hf_slim.distillation.on_policy import OnPolicyConfig, answer_seed, is_on_policy, own_answers
+from hf_slim.distillation.on_policy import OnPolicyConfig, generated_completions, generation_seed, is_on_policy
 from tests import tiny
 
 SAMPLED = OnPolicyConfig(max_new_tokens=6, temperature=1.0)
@@ -12,10 +12,10 @@ FAMILIES = {"llama": tiny.llama, "gpt2": tiny.gpt2}
 
 
 def batch(side="right"):
-    """Prompts of 3, 5 and 2 tokens, answers of 4, 3 and 1, padded."""
+    """Prompts of 3, 5 and 2 tokens with completions of 4, 3 and 1, padded."""
     rows = []
-    for row, (prompt, answer) in enumerate([(3, 4), (5, 3), (2, 1)]):
-        ids = tiny.tokens(1, prompt + answer, seed=row + 1)[0] % 90 + 3  # no special tokens
+    for row, (prompt, completion) in enumerate([(3, 4), (5, 3), (2, 1)]):
+        ids = tiny.tokens(1, prompt + completion, seed=row + 1)[0] % 90 + 3  # no special tokens
         labels = torch.cat([torch.full((prompt,), -100), ids[prompt:]])
         rows.append({"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids)})
 
@@ -29,8 +29,8 @@ def batch(side="right"):
 PROMPTS = [batch()["input_ids"][row, :length] for row, length in enumerate([3, 5, 2])]
 
 
-def answers(found):
-    """Each row's prompt and answer, after checking that labels and mask say the same of them."""
+def completions(found):
+    """Prompt and completion of each row, after a check that labels and mask fit them."""
     pairs = []
     for ids, labels, mask in zip(found["input_ids"], found["labels"], found["attention_mask"], strict=True):
         length = int(mask.sum())
@@ -45,43 +45,46 @@ def answers(found):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_prompts_stay_and_greedy_answers_are_those_without_padding(family, side):
+def test_prompts_are_kept_and_greedy_completions_are_those_without_padding(family, side):
     model = FAMILIES[family]().train()
-    found = answers(own_answers(model, batch(side), GREEDY, seed=0))
+    found = completions(generated_completions(model, batch(side), GREEDY, seed=0))
     model.eval()
-    for (prompt, answer), given in zip(found, PROMPTS, strict=True):
+    for (prompt, completion), given in zip(found, PROMPTS, strict=True):
         assert torch.equal(prompt, given)
         alone = model.generate(given[None], max_new_tokens=6, do_sample=False)[0, len(given) :]
-        assert torch.equal(answer, alone)
+        assert torch.equal(completion, alone)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_same_seed_gives_the_same_answers_and_the_global_state_is_untouched(family):
+def test_the_same_seed_gives_the_same_completions_and_the_global_state_is_unchanged(family):
     model = FAMILIES[family]()
-    first = own_answers(model, batch(), SAMPLED, seed=3)
+    first = generated_completions(model, batch(), SAMPLED, seed=3)
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    again, other = own_answers(model, batch(), SAMPLED, seed=3), own_answers(model, batch(), SAMPLED, seed=4)
+    again, other = (
+        generated_completions(model, batch(), SAMPLED, seed=3),
+        generated_completions(model, batch(), SAMPLED, seed=4),
+    )
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["input_ids"], other["input_ids"])
 
 
-def test_an_answer_ends_with_the_end_of_text_which_counts():
+def test_a_completion_ends_with_the_end_of_text_which_has_a_label():
     model = tiny.llama()
-    (_, answer), *_ = answers(own_answers(model, batch(), GREEDY, seed=0))
-    model.generation_config.eos_token_id = [95, int(answer[2])]
-    found = answers(own_answers(model, batch(), GREEDY, seed=0))
-    end = (answer == answer[2]).nonzero()[0] + 1
-    assert torch.equal(found[0][1], answer[:end])
+    (_, completion), *_ = completions(generated_completions(model, batch(), GREEDY, seed=0))
+    model.generation_config.eos_token_id = [95, int(completion[2])]
+    found = completions(generated_completions(model, batch(), GREEDY, seed=0))
+    end = (completion == completion[2]).nonzero()[0] + 1
+    assert torch.equal(found[0][1], completion[:end])
     assert len(found[1][1]) <= 6
 
 
-def test_an_empty_answer_still_counts_its_end():
+def test_an_empty_completion_still_has_the_end_of_text():
     model = tiny.llama()
-    (_, answer), *_ = answers(own_answers(model, batch(), GREEDY, seed=0))
-    model.generation_config.eos_token_id = model.generation_config.pad_token_id = int(answer[0])
-    assert answers(own_answers(model, batch(), GREEDY, seed=0))[0][1].tolist() == [int(answer[0])]
+    (_, completion), *_ = completions(generated_completions(model, batch(), GREEDY, seed=0))
+    model.generation_config.eos_token_id = model.generation_config.pad_token_id = int(completion[0])
+    assert completions(generated_completions(model, batch(), GREEDY, seed=0))[0][1].tolist() == [int(completion[0])]
 
 
 def test_a_text_without_a_prompt_is_cut_and_one_without_labels_is_a_prompt():
@@ -89,7 +92,9 @@ def test_a_text_without_a_prompt_is_cut_and_one_without_labels_is_a_prompt():
     inputs["labels"] = inputs["input_ids"].clone()
     inputs["labels"][0, 8:] = -100  # padding of a batch without a mask
     inputs["labels"][1] = -100
-    found = answers(own_answers(tiny.llama(), inputs, OnPolicyConfig(max_new_tokens=2, prompt_share=0.5), seed=0))
+    found = completions(
+        generated_completions(tiny.llama(), inputs, OnPolicyConfig(max_new_tokens=2, prompt_share=0.5), seed=0)
+    )
     assert torch.equal(found[0][0], inputs["input_ids"][0, :4])
     assert torch.equal(found[1][0], inputs["input_ids"][1])
 
@@ -113,22 +118,22 @@ def test_the_model_is_as_before_also_after_an_exception(monkeypatch):
         assert model.config.use_cache is False
         assert model.is_gradient_checkpointing
 
-    own_answers(model, batch(), GREEDY, seed=0)
+    generated_completions(model, batch(), GREEDY, seed=0)
     assert lengths == [5, 1, 1, 1, 1, 1]  # a cache was used
     check()
     monkeypatch.setattr(model, "generate", lambda **kwargs: 1 / 0)
     state = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError):
-        own_answers(model, batch(), SAMPLED, seed=0)
+        generated_completions(model, batch(), SAMPLED, seed=0)
     check()
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_models_generation_config_has_no_say():
+def test_the_models_generation_config_is_not_used():
     model = tiny.llama()
-    plain = own_answers(model, batch(), SAMPLED, seed=0)
+    plain = generated_completions(model, batch(), SAMPLED, seed=0)
     vars(model.generation_config).update(top_p=0.01, top_k=1, repetition_penalty=50.0, max_length=3)
-    assert torch.equal(own_answers(model, batch(), SAMPLED, seed=0)["input_ids"], plain["input_ids"])
+    assert torch.equal(generated_completions(model, batch(), SAMPLED, seed=0)["input_ids"], plain["input_ids"])
 
 
 def test_samples_follow_the_models_own_distribution():
@@ -136,7 +141,9 @@ def test_samples_follow_the_models_own_distribution():
     model.lm_head.weight.data.mul_(20)
     prompt = {"input_ids": torch.tensor([[5, 6, 7]]), "labels": torch.full((1, 3), -100)}
     many = {name: value.repeat(5000, 1) for name, value in prompt.items()}
-    found = own_answers(model, many, OnPolicyConfig(max_new_tokens=1, temperature=2.0), seed=0)["input_ids"][:, 3]
+    found = generated_completions(model, many, OnPolicyConfig(max_new_tokens=1, temperature=2.0), seed=0)["input_ids"][
+        :, 3
+    ]
     with torch.no_grad():
         wanted = (model.eval()(input_ids=prompt["input_ids"]).logits[0, -1] / 2).softmax(-1)
     share = torch.bincount(found, minlength=tiny.VOCAB_SIZE) / len(found)
@@ -144,18 +151,18 @@ def test_samples_follow_the_models_own_distribution():
     assert wanted.max() > 0.06  # far from uniform
 
 
-def test_answers_end_where_positions_do_and_a_prompt_that_fills_them_is_left_out():
+def test_completions_end_at_the_last_position_and_a_prompt_that_fills_all_is_dropped():
     model = tiny.gpt2(n_positions=7)
     inputs = {"input_ids": tiny.tokens(2, 7), "labels": tiny.tokens(2, 7)}
     inputs["labels"][0] = -100  # fills all positions
     inputs["labels"][1, :4] = -100
-    found = own_answers(model, inputs, GREEDY, seed=0)
+    found = generated_completions(model, inputs, GREEDY, seed=0)
     assert found["input_ids"].shape == (1, 7)
-    with pytest.raises(SlimError, match=r"leaves room.*\[7\].*7 positions"):
-        own_answers(model, {name: value[:1] for name, value in inputs.items()}, GREEDY, seed=0)
+    with pytest.raises(SlimError, match=r"leaves a position.*\[7\].*7 positions"):
+        generated_completions(model, {name: value[:1] for name, value in inputs.items()}, GREEDY, seed=0)
 
 
-def test_a_model_with_adapters_answers_with_them():
+def test_a_model_with_adapters_generates_with_them():
     torch.manual_seed(0)
     lora = peft.LoraConfig(
         r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False
@@ -164,34 +171,36 @@ def test_a_model_with_adapters_answers_with_them():
     model.train()
     owners = (model, model.get_base_model())
     configs = [vars(owner).get("generation_config") for owner in owners]
-    found = own_answers(model, batch(), GREEDY, seed=0)
+    found = generated_completions(model, batch(), GREEDY, seed=0)
     assert [vars(owner).get("generation_config") for owner in owners] == configs
     assert model.training
     merged = model.merge_and_unload()
-    assert torch.equal(own_answers(merged, batch(), GREEDY, seed=0)["input_ids"], found["input_ids"])
-    assert not torch.equal(own_answers(tiny.llama(), batch(), GREEDY, seed=0)["input_ids"], found["input_ids"])
+    assert torch.equal(generated_completions(merged, batch(), GREEDY, seed=0)["input_ids"], found["input_ids"])
+    assert not torch.equal(
+        generated_completions(tiny.llama(), batch(), GREEDY, seed=0)["input_ids"], found["input_ids"]
+    )
 
 
-def test_what_cannot_be_carried_over_is_refused():
+def test_inputs_of_the_original_text_only_are_refused():
     model = tiny.llama()
-    with pytest.raises(SlimError, match="cannot carry position_ids"):
-        own_answers(model, batch() | {"position_ids": torch.arange(8)[None]}, GREEDY, seed=0)
+    with pytest.raises(SlimError, match="cannot use position_ids"):
+        generated_completions(model, batch() | {"position_ids": torch.arange(8)[None]}, GREEDY, seed=0)
     with pytest.raises(SlimError, match="labels is missing"):
-        own_answers(model, {"input_ids": tiny.tokens()}, GREEDY, seed=0)
-    with pytest.raises(SlimError, match="Sequential cannot generate"):
-        own_answers(tiny.cnn(), batch(), GREEDY, seed=0)
-    own_answers(model, batch() | {"num_items_in_batch": 8}, GREEDY, seed=0)
+        generated_completions(model, {"input_ids": tiny.tokens()}, GREEDY, seed=0)
+    with pytest.raises(SlimError, match="Sequential cannot generate text"):
+        generated_completions(tiny.cnn(), batch(), GREEDY, seed=0)
+    generated_completions(model, batch() | {"num_items_in_batch": 8}, GREEDY, seed=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"share": 50}, "For 50% write 0.5"),
-        ({"prompt_share": 0}, "nothing to go on from"),
+        ({"prompt_share": 0}, "no prompt to continue"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1"),
         ({"max_new_tokens": 2.5}, "`max_new_tokens` must be a whole number of at least 1"),
-        ({"temperature": -1}, "from 0"),
-        ({"temperature": float("nan")}, "from 0"),
+        ({"temperature": -1}, "number of at least 0"),
+        ({"temperature": float("nan")}, "number of at least 0"),
     ],
 )
 def test_settings_check_their_ranges(settings, says):
@@ -199,13 +208,14 @@ def test_settings_check_their_ranges(settings, says):
         OnPolicyConfig(**settings)
 
 
-def test_the_coin_falls_alike_every_time_and_as_often_as_asked():
-    falls = [is_on_policy(0.3, 1, step, micro) for step in range(2000) for micro in range(2)]
-    assert falls == [is_on_policy(0.3, 1, step, micro) for step in range(2000) for micro in range(2)]
-    assert abs(sum(falls) / len(falls) - 0.3) < 0.03
+def test_the_choice_of_micro_batches_is_reproducible_and_has_the_requested_share():
+    chosen = [is_on_policy(0.3, 1, step, micro) for step in range(2000) for micro in range(2)]
+    assert chosen == [is_on_policy(0.3, 1, step, micro) for step in range(2000) for micro in range(2)]
+    assert abs(sum(chosen) / len(chosen) - 0.3) < 0.03
     assert not any(is_on_policy(0, 1, step, 0) for step in range(100))
     assert all(is_on_policy(1, 1, step, 0) for step in range(100))
-    assert falls[:100] != [is_on_policy(0.3, 2, step, micro) for step in range(50) for micro in range(2)]
+    assert chosen[:100] != [is_on_policy(0.3, 2, step, micro) for step in range(50) for micro in range(2)]
     assert (
-        len({answer_seed(0, step, micro, rank) for step in range(5) for micro in range(5) for rank in range(5)}) == 125
+        len({generation_seed(0, step, micro, rank) for step in range(5) for micro in range(5) for rank in range(5)})
+        == 125
     )

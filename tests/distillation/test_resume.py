@@ -1,4 +1,4 @@
-"""A resumed run ends as an uninterrupted one, bit for bit; what teaches stays out of what is saved."""
+"""A resumed run equals an uninterrupted one, bit for bit; teachers and projections are not in the saved model."""
 
 import peft
 import pytest
@@ -38,7 +38,7 @@ def test_resumed_is_as_uninterrupted(config, tmp_path):
     assert whole.state.log_history[1]["loss_distill"] == resumed.state.log_history[1]["loss_distill"]
 
 
-def test_projections_learn_and_stay_out_of_the_saved_model(tmp_path):
+def test_projections_are_trained_and_not_in_the_saved_model(tmp_path):
     trainer = trained(tmp_path, CONFIGS["projections"], save_strategy="steps", save_steps=2)
     kept = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
     assert any(PROJECTIONS in name for name in kept)  # for resuming
@@ -55,38 +55,38 @@ def adapted():
     return peft.get_peft_model(tiny.llama(tie_word_embeddings=False), settings)
 
 
-def test_a_student_with_adapters_is_taught_by_the_model_inside(tmp_path, monkeypatch):
-    student, said = adapted(), []
+def test_the_teacher_of_a_student_with_adapters_is_the_model_without_them(tmp_path, monkeypatch):
+    student, calls = adapted(), []
     callback = DistillationCallback({"hidden": {}})
     trainer = tiny.trainer(student, tmp_path, [callback], max_steps=2)
     (teacher,) = callback.distiller.teachers
     assert teacher.model is student  # no second copy
-    ask = teacher.ask
+    forward = teacher.forward
 
-    def listening(inputs, question):
-        said.append((inputs["input_ids"], ask(inputs, question)))
-        return said[-1][1]
+    def recording(inputs, request):
+        calls.append((inputs["input_ids"], forward(inputs, request)))
+        return calls[-1][1]
 
-    monkeypatch.setattr(teacher, "ask", listening)
+    monkeypatch.setattr(teacher, "forward", recording)
     trainer.train()
     base = tiny.llama(tie_word_embeddings=False)
-    for ids, taught in said:
+    for ids, output in calls:
         rows = torch.arange(ids.numel())
         with torch.no_grad():
             expected = base.eval()(input_ids=ids).logits
-        torch.testing.assert_close(taught.answers.at(rows).states, expected.flatten(0, 1))
-    assert len(said) == 2
+        torch.testing.assert_close(output.predictions.at(rows).states, expected.flatten(0, 1))
+    assert len(calls) == 2
 
 
-def test_evaluation_between_the_steps_asks_no_teacher(tmp_path):
+def test_evaluation_between_the_steps_does_not_run_the_teacher(tmp_path):
     callback = DistillationCallback(CONFIGS["projections"], teacher=freeze_(tiny.llama(seed=7, **WIDE)))
     settings = {"max_steps": 4, "eval_strategy": "steps", "eval_steps": 2}
     trainer = tiny.trainer(tiny.llama(), tmp_path, [callback], padded_text(), **settings)
-    (teacher,), asked = callback.distiller.teachers, []
-    ask = teacher.ask
-    teacher.ask = lambda *given: asked.append(None) or ask(*given)
+    (teacher,), calls = callback.distiller.teachers, []
+    forward = teacher.forward
+    teacher.forward = lambda *given: calls.append(None) or forward(*given)
     trainer.train()
-    assert len(asked) == 4
+    assert len(calls) == 4
     assert sum("eval_loss" in entry for entry in trainer.state.log_history) == 2
     alone = tiny.trainer(trainer.model, tmp_path, [], padded_text()).evaluate()["eval_loss"]
     assert trainer.evaluate()["eval_loss"] == alone  # the task's alone

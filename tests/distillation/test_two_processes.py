@@ -1,4 +1,4 @@
-"""Two processes teach what one teaches: under DDP through the Trainer, and under FSDP2, the teacher sharded too."""
+"""Two processes compute the gradient of one: under DDP through the Trainer, and under FSDP2 with a sharded teacher."""
 
 import os
 from pathlib import Path
@@ -59,7 +59,7 @@ def save_gradients(folder: str) -> None:
     for name, (student, has_teacher, config) in SHARDED.items():
         found[f"FSDP2, {name}"] = sharded_gradient(folder, student().train(), has_teacher, config)
     if size > 1:
-        with pytest.raises(SlimError, match="`on_policy` writes texts"):
+        with pytest.raises(SlimError, match="`on_policy` generates text"):
             sharded_gradient(folder, tiny.llama().train(), True, {"on_policy": {}})
     if rank == 0:
         torch.save(found, Path(folder) / "found.pt")
@@ -80,7 +80,7 @@ def sharded_gradient(folder: str, model: nn.Module, has_teacher: bool, config: d
     data = {name: torch.tensor(column) for name, column in padded_text().to_dict().items()}
     items = (data["labels"][:, 1:] != -100).sum()
     mine = {name: value.chunk(size)[rank] for name, value in data.items()}
-    for _ in range(2):  # the second finds everything as the first has left it
+    for _ in range(2):  # twice, because the first pass must restore the state of the models
         model.zero_grad()
         (model(**mine, num_items_in_batch=items).loss * size).backward()  # gradients are averaged over the processes
         if size > 1:
@@ -90,7 +90,7 @@ def sharded_gradient(folder: str, model: nn.Module, has_teacher: bool, config: d
 
 
 def accelerator_of_fsdp(rank: int) -> SimpleNamespace:
-    """What `fsdp2_prepare_model` asks of an accelerator."""
+    """The part of an accelerator that `fsdp2_prepare_model` reads."""
     os.environ["FSDP_VERSION"] = "2"
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
@@ -103,7 +103,7 @@ def accelerator_of_fsdp(rank: int) -> SimpleNamespace:
 
 
 @pytest.mark.slow
-def test_two_processes_teach_what_one_teaches(tmp_path):
+def test_two_processes_compute_the_gradient_of_one(tmp_path):
     one, two = (in_processes(save_gradients, tmp_path / str(count), count) for count in (1, 2))
     assert one.keys() == two.keys()
     errors = {name: error(two[name], gradient) for name, gradient in one.items()}

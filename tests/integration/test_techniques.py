@@ -22,7 +22,7 @@ NOISE = """
 from dataclasses import dataclass
 from transformers import TrainerCallback
 from hf_slim.core.config import SlimConfig
-from hf_slim.core.logs import add_to_logs
+from hf_slim.core.running.logs import add_to_logs
 from hf_slim.integration import techniques
 from hf_slim.integration.previews import Preview
 

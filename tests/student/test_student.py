@@ -57,7 +57,7 @@ def test_a_student_of_all_layers_is_the_teacher(name):
 
 
 @pytest.mark.parametrize("name", AUTO)
-def test_the_teacher_stays_as_it_is(name):
+def test_the_teacher_is_not_changed(name):
     whole, untouched = teacher(name), teacher(name)
     make_student(whole, SHAPES[name])
     assert_same(whole.state_dict(), untouched.state_dict())
@@ -97,7 +97,7 @@ def test_kept_layers_and_embeddings_are_the_teachers(name, stack, kept):
         ("last", 0.5, [3, 4, 5]),
     ],
 )
-def test_layers_are_chosen_as_asked(choose, keep, kept):
+def test_layers_are_chosen_by_the_named_choice(choose, keep, kept):
     whole = teacher("llama", num_hidden_layers=6)
     student = make_student(whole, {"keep": keep, "choose": choose})
     assert student.config.num_hidden_layers == len(kept)
@@ -105,7 +105,7 @@ def test_layers_are_chosen_as_asked(choose, keep, kept):
         assert_same(layer_weights(student, "model.layers", new), layer_weights(whole, "model.layers", old))
 
 
-def test_the_last_layers_of_t5_come_with_the_first_whose_position_bias_they_use():
+def test_the_last_layers_of_t5_include_the_first_whose_position_bias_they_use():
     whole = teacher("t5", num_layers=4)
     student = make_student(whole, {"keep": 0.5, "choose": "last"})
     for stack in ("encoder.block", "decoder.block"):
@@ -114,7 +114,7 @@ def test_the_last_layers_of_t5_come_with_the_first_whose_position_bias_they_use(
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_config_says_what_was_asked_and_a_plain_auto_class_loads_it(name, tmp_path):
+def test_the_config_has_the_requested_shape_and_a_plain_auto_class_loads_it(name, tmp_path):
     student = make_student(teacher(name), SHAPES[name])
     shape, config = SHAPES[name], student.config
     assert [config.hidden_size, config.num_attention_heads] == [shape["hidden"], shape.get("heads", 4)]
@@ -142,7 +142,7 @@ def test_a_student_generates_as_the_loaded_one(name, tmp_path):
     assert torch.equal(*made)
 
 
-def test_a_wider_group_of_heads_goes_with_its_key_value_head():
+def test_query_heads_are_removed_with_their_key_value_head():
     whole = teacher("qwen3", num_attention_heads=12, num_key_value_heads=3)
     student = make_student(whole, {"heads": 8})
     assert [student.config.num_attention_heads, student.config.num_key_value_heads] == [8, 2]
@@ -151,7 +151,7 @@ def test_a_wider_group_of_heads_goes_with_its_key_value_head():
 
 
 @pytest.mark.parametrize("labels", [None, True, False])
-def test_widths_keep_what_matters(labels):
+def test_the_most_important_groups_of_a_width_are_kept(labels):
     whole = teacher("llama")
     with torch.no_grad():
         for layer in whole.model.layers:
@@ -163,7 +163,7 @@ def test_widths_keep_what_matters(labels):
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_a_layer_that_does_nothing_is_the_first_to_go(labels):
+def test_a_layer_without_effect_is_removed_first(labels):
     whole = teacher("llama", num_hidden_layers=4)
     with torch.no_grad():
         whole.model.layers[2].self_attn.o_proj.weight.zero_()
@@ -191,28 +191,28 @@ def test_a_fresh_student_may_be_as_large_as_the_teacher():
     assert fresh.dtype == torch.bfloat16
 
 
-def test_an_encoder_without_a_head_gets_narrower_with_its_pooler():
+def test_the_pooler_of_an_encoder_without_a_head_becomes_narrower_too():
     torch.manual_seed(0)
     student = make_student(BertModel(tiny.bert().config), {"hidden": 16, "heads": 2}, batches(labels=False))
     made = student(input_ids=tiny.tokens())
     assert [made.last_hidden_state.shape[-1], made.pooler_output.shape[-1]] == [16, 16]
 
 
-def test_heads_of_t5_go_alike_in_all_layers_of_a_stack():
+def test_the_same_heads_of_t5_are_removed_in_all_layers_of_a_stack():
     student = make_student(teacher("t5"), {"heads": 3})
     assert student.config.num_heads == 3
     assert student.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight.shape[1] == 3
     assert tiny.output(student).isfinite().all()
 
 
-def test_layers_of_one_kind_that_are_gone_leave_a_plain_config():
+def test_without_any_layer_of_one_kind_the_config_is_plain():
     whole = FAMILIES["modernbert"].build()
     assert len(set(whole.config.layer_types)) == 2
     student = make_student(whole, {"layers": [0], "ffn": 32})
     assert student.config.layer_types == whole.config.layer_types[:1]
 
 
-def test_gpt2_says_how_many_neurons_it_has_when_its_width_no_longer_does(tmp_path):
+def test_the_config_of_gpt2_states_the_number_of_neurons_if_it_is_not_four_times_the_width(tmp_path):
     student = make_student(teacher("gpt2"), {"hidden": 16, "heads": 2})
     student.save_pretrained(tmp_path)
     assert student.config.n_inner == 4 * 32
@@ -224,31 +224,31 @@ def test_gpt2_says_how_many_neurons_it_has_when_its_width_no_longer_does(tmp_pat
     [
         ("llama", {"layers": [0, 3]}, "no layer 3: it has 3, 0 to 2"),
         ("llama", {"layers": [0, 1], "keep": 0.5}, "Give one of them"),
-        ("llama", {"layers": [1, 0]}, "from the first to the last"),
+        ("llama", {"layers": [1, 0]}, "in increasing order"),
         ("llama", {"layers": {"decoder": [0]}}, "no stack 'decoder'"),
-        ("llama", {"keep": 50}, "share of layers that stays"),
+        ("llama", {"keep": 50}, "share of layers that is kept"),
         ("llama", {"keep": 0.5, "choose": "evn"}, "Did you mean 'even'"),
         ("llama", {"ffn": 32, "choose": "last"}, "set `keep`"),
         ("llama", {"keep": 0.5, "choose": "importance", "fresh": True}, "random weights"),
         ("llama", {}, "Nothing to change"),
-        ("llama", {"heads": 3}, "2 go together. Legal are 2, 4, 6"),
+        ("llama", {"heads": 3}, "must be a multiple of 2 for this teacher, got 3. Possible: 2, 4, 6"),
         ("llama", {"heads": 8}, "more than the 6 of the teacher"),
         ("llama", {"hidden": 64}, "more than the 48 of the teacher"),
         ("llama", {"ffn": 0}, "`ffn` must be a whole number of at least 1"),
         ("llama", {"hidden": 32}, "hidden 32 with heads 4; hidden 32 with heads 2"),
         ("bert", {"heads": 2}, "hidden 16 with heads 2"),
-        ("mixtral", {"ffn": 44}, "8 go together"),
-        ("t5", {"layers": [1]}, "Layer 0 of 'encoder.block' must stay"),
+        ("mixtral", {"ffn": 44}, "must be a multiple of 8 for this teacher, got 44"),
+        ("t5", {"layers": [1]}, "Layer 0 of 'encoder.block' must be kept"),
     ],
 )
-def test_a_shape_that_cannot_be_is_refused_before_anything_is_computed(name, shape, says, monkeypatch):
+def test_an_impossible_shape_is_refused_before_anything_is_computed(name, shape, says, monkeypatch):
     monkeypatch.setattr("hf_slim.student.make.become_student_", None)
     with pytest.raises(SlimError) as error:
         make_student(teacher(name), shape)
     assert says in str(error.value)
 
 
-def test_data_that_decides_nothing_is_refused():
+def test_data_that_nothing_is_chosen_by_is_refused():
     with pytest.raises(SlimError, match="nothing is chosen by it"):
         make_student(teacher("llama"), {"keep": 0.5}, batches())
 
@@ -273,6 +273,6 @@ def test_real_teachers(spec, auto, shapes, tmp_path):
         assert torch.equal(*made)
 
 
-def test_a_student_of_a_frozen_teacher_learns():
+def test_a_student_of_a_frozen_teacher_is_trainable():
     student = make_student(tiny.llama().requires_grad_(False), StudentShape(layers=[0, 2]))
     assert all(parameter.requires_grad for parameter in student.parameters())

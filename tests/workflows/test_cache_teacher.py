@@ -50,7 +50,7 @@ def test_a_recipe_becomes_a_store_of_what_its_teacher_answers(recipe_file, tmp_p
     inputs, data = training_data(recipe)
     assert store.check_data(data) == 8
     store.check(96, tokenizer_hash(AutoTokenizer.from_pretrained(tmp_path / "base")), 1.0)
-    _, found = store.answers(inputs)
+    _, found = store.top_k(inputs)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     best = torch.log_softmax(tiny.logits(model, inputs["input_ids"]).double(), -1).topk(8).values.flatten(0, 1)
     assert (found - best).abs().max() < 3e-3
@@ -70,7 +70,7 @@ def test_a_classifier_has_one_answer_per_example(classifier_recipe, tmp_path, ca
     assert (store.info.per, store.info.k, store.info.teacher) == ("example", 2, str(teacher))
     inputs, data = training_data(load_recipe(classifier_recipe, settings))
     assert store.check_data(data) == 32
-    ids, found = store.answers(inputs)
+    ids, found = store.top_k(inputs)
     labels = inputs.pop("labels")
     assert ids.shape == (len(labels), 2)
     with torch.no_grad():
@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on_to_the_same_store(recipe_file, tmp_path, mon
     assert len(calls) == 3  # the probe and two of four batches
     assert not (tmp_path / "store.partial").exists()
     inputs, _ = training_data(load_recipe(recipe_file))
-    for one, other in zip(whole.answers(inputs), resumed.answers(inputs), strict=True):
+    for one, other in zip(whole.top_k(inputs), resumed.top_k(inputs), strict=True):
         assert torch.equal(one, other)
     with pytest.raises(SlimError, match=r"already holds.*--overwrite"):
         stored(recipe_file, resume=True)
@@ -202,5 +202,5 @@ def test_two_processes_store_what_one_does(recipe_file, tmp_path):  # noqa: F811
     }
     assert one.manifest["data_fingerprint"] == two.manifest["data_fingerprint"]
     inputs, _ = training_data(recipe)
-    for mine, theirs in zip(one.answers(inputs), two.answers(inputs), strict=True):
+    for mine, theirs in zip(one.top_k(inputs), two.top_k(inputs), strict=True):
         assert torch.equal(mine, theirs)

@@ -1,0 +1,1 @@
+"""Losses as functions of tensors: divergences of the outputs, hidden states, attention and regression."""

@@ -1,7 +1,8 @@
-"""Distances between how student and teacher attend, summed over positions."""
+"""Losses on attention: relations among queries, keys and values, and attention maps; summed over positions."""
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,8 @@ from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimConfigError, SlimError
 from hf_slim.distillation.capture.attention_states import AttentionState
 
-BLOCK = 2**20  # relations in float32 at a time: 4 MB per tensor, which stay in a CPU's cache
-ACCELERATOR_BLOCKS = 16  # as many at once where starting a kernel costs more than memory traffic
-STATES = ("query", "key", "value")
+BLOCK = 2**20  # float32 relations computed at a time: 4 MB per tensor, which fits in a CPU's cache
+ACCELERATOR_BLOCKS = 16  # blocks at a time on an accelerator, where starting a kernel takes longer than memory access
 MAP_LOSSES = ("kl", "mse")
 LOSSES = ("relations", "maps")
 
@@ -44,10 +44,10 @@ class AttentionConfig(SlimConfig):
         if not isinstance(self.weight, (int, float)) or not 0 < self.weight < math.inf:
             raise SlimConfigError(f"`attention.weight` must be a positive number, got {self.weight!r}.")
         if self.layers != "last":
-            try:  # JSON and YAML may have made texts of the numbers
+            try:  # JSON and YAML may have turned the numbers into strings
                 mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
             except (AttributeError, TypeError, ValueError) as error:
-                hint = "It must be 'last', or map layer numbers to layer numbers."
+                hint = "It must be 'last', or map layers of the student to layers of the teacher."
                 raise SlimConfigError(f"`attention.layers` is {self.layers!r}. {hint}") from error
             object.__setattr__(self, "layers", mapping)
 
@@ -64,7 +64,17 @@ def attention_sum(
     config: AttentionConfig,
     causal: bool,
 ) -> Tensor:
-    """The configured loss, a sum over positions as `weights` weighs them, a mean over layers."""
+    """Loss that `config` names: a weighted sum over positions, a mean over layers.
+
+    Args:
+        student: States of the compared layers.
+        teacher: States of the teacher's layers, in the same order.
+        weights: `(batch, length)`, weights of the positions; 0 for padding.
+        config: Which loss, and the number of relation heads.
+        causal: Whether a position attends only to itself and earlier ones.
+    Returns: a scalar.
+    Raises: SlimError: see `relation_loss` and `map_loss`.
+    """
     total = 0
     for ours, theirs in zip(student, teacher, strict=True):
         if config.loss == "maps":
@@ -76,8 +86,8 @@ def attention_sum(
 
 
 def _common_parts(student: AttentionState, teacher: AttentionState) -> int:
-    """The largest number up to the student's heads that divides the joined widths of all states."""
-    states = [getattr(state, name) for state in (student, teacher) for name in STATES]
+    """Largest number, up to the student's heads, that divides the joined widths of all states."""
+    states = [*student.tensors.values(), *teacher.tensors.values()]
     common = math.gcd(*(state.shape[1] * state.shape[-1] for state in states))
     return max(parts for parts in range(1, student.query.shape[1] + 1) if common % parts == 0)
 
@@ -98,21 +108,20 @@ def relation_loss(
     Args:
         student: Gets the gradient.
         teacher: Gets none; of the same batch and length.
-        valid: `(batch, length)`, what a position weighs as `t`; where it is 0 there is no token, for `u` neither.
-        relation_heads: Parts; must divide the joined widths of all states of both.
-        causal: Whether `t` relates to positions up to its own alone, as in models that write from left to right.
+        valid: `(batch, length)`, weight of each position `t`. Where it is 0 there is no token, and no position is
+            related to it.
+        relation_heads: Number of parts; must divide the joined widths of all states of both models.
+        causal: Whether `t` is only related to positions up to its own, as in causal language models.
     Returns: a scalar, float32 (float64 for float64 states). Divide by the number of valid positions for the mean.
     Raises: SlimError: for shapes that do not fit.
     Source: Wang et al. 2021, MiniLMv2, arXiv:2012.15828, sec. 3.1, with equal weights and a sum over positions; the
         causal mask is not in the paper, which distils encoders.
     """
     total = torch.zeros((), device=valid.device)
-    for name in STATES:
-        ours, theirs = (
-            _split(getattr(state, name), relation_heads, f"{who}'s {name} states")
-            for state, who in ((student, "student"), (teacher, "teacher"))
-        )
-        _check_alike(ours, theirs, valid)
+    for name, state in student.tensors.items():
+        ours = _split(state, relation_heads, f"student's {name} states")
+        theirs = _split(teacher.tensors[name], relation_heads, f"teacher's {name} states")
+        _check_same_inputs(ours, theirs, valid)
         total = total + _RelationKL.apply(ours, theirs.detach(), valid, causal)
     return total
 
@@ -125,8 +134,8 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
 
     Args:
         student_map: Attention probabilities `(batch, heads, length, length)`; gets the gradient.
-        teacher_map: `(batch, other_heads, length, length)`; gets none.
-        valid: `(batch, length)`, what a position weighs; 0 where no token is.
+        teacher_map: `(batch, teacher_heads, length, length)`; gets none.
+        valid: `(batch, length)`, weights of the positions; 0 where there is no token.
         kind: "kl", `KL(teacher || student)` of each row in nats, or "mse", its squared differences averaged over
             valid positions.
     Returns: a scalar, float32 (float64 for float64 maps).
@@ -138,11 +147,11 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
         raise SlimError(f"`kind` must be one of {', '.join(MAP_LOSSES)}, got {kind!r}.")
     if student_map.shape[1] != teacher_map.shape[1]:
         student_map, teacher_map = (maps.mean(1, keepdim=True) for maps in (student_map, teacher_map))
-    _check_alike(student_map, teacher_map, valid)
+    _check_same_inputs(student_map, teacher_map, valid)
     rows = valid.bool()
     ours, theirs = (_on_valid(maps, rows) for maps in (student_map, teacher_map.detach()))
     if kind == "kl":
-        smallest = torch.finfo(ours.dtype).tiny  # a probability may have vanished in narrower floats
+        smallest = torch.finfo(ours.dtype).tiny  # a probability may be 0 in a narrower dtype
         distance = (torch.xlogy(theirs, theirs) - theirs * ours.clamp_min(smallest).log()).sum(-1)
     else:
         distance = (ours - theirs).square().sum(-1) / rows.sum(-1).clamp_min(1)[:, None, None]
@@ -150,7 +159,15 @@ def map_loss(student_map: Tensor, teacher_map: Tensor, valid: Tensor, kind: str 
 
 
 def states_map_loss(student: AttentionState, teacher: AttentionState, valid: Tensor, kind: str = "kl") -> Tensor:
-    """`map_loss` of the maps that recorded states make; they are made again for the backward pass and never kept."""
+    """`map_loss` of the maps computed from recorded states; the maps are recomputed in the backward pass, not kept.
+
+    Args:
+        student: Gets the gradient.
+        teacher: Gets none; of the same batch and length.
+        valid: `(batch, length)`, weights of the positions; 0 where there is no token.
+        kind: "kl" or "mse"; see `map_loss`.
+    Raises: SlimError: see `map_loss` and `AttentionState.attention_map`.
+    """
 
     def loss() -> Tensor:
         with torch.no_grad():
@@ -161,10 +178,10 @@ def states_map_loss(student: AttentionState, teacher: AttentionState, valid: Ten
 
 
 class _RelationKL(torch.autograd.Function):
-    # As with the logits, loss and gradient come from one pass. Of a symmetric score matrix S = A A^T both factors are
-    # the student's: the gradient in A is (G + G^T) A, and a block of rows of G adds to either product.
+    # Loss and gradient are computed in one pass. Both factors of the score matrix S = A A^T are the student's states
+    # A, so with G = dL/dS the gradient is (G + G^T) A. A block of rows of G contributes to both products.
     @staticmethod
-    def forward(ctx, student: Tensor, teacher: Tensor, valid: Tensor, causal: bool) -> Tensor:
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, valid: Tensor, causal: bool) -> Tensor:
         ours, theirs = (x if x.dtype == torch.float64 else x.float() for x in (student, teacher))
         _, heads, length, width = ours.shape
         total, gradient = ours.new_zeros(()), torch.zeros_like(ours)
@@ -183,7 +200,7 @@ class _RelationKL(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.to(gradient.dtype), None, None, None
 
@@ -195,12 +212,12 @@ def _rows_at_once(states: Tensor) -> int:
 
 
 def _log_relations(states: Tensor, rows: Tensor, valid: Tensor, causal: bool) -> Tensor:
-    """Log of the distributions of positions `rows` over all positions, `(batch, heads, n_rows, length)`."""
+    """Logarithms of the relations of positions `rows` to all positions, `(batch, heads, n_rows, length)`."""
     scores = states[:, :, rows] @ states.mT / math.sqrt(states.shape[-1])
     hidden = ~valid[:, None, None, :]
     if causal:
         hidden = hidden | (torch.arange(states.shape[-2], device=rows.device) > rows[:, None])
-    # finite, so that a hidden pair is 0 * 0 and not 0 * inf, and a row that sees nothing is no NaN
+    # finite, so that a masked pair gives 0 * 0 instead of 0 * inf, and a fully masked row is not NaN
     return scores.masked_fill_(hidden, torch.finfo(scores.dtype).min / 4).log_softmax(-1)
 
 
@@ -222,10 +239,10 @@ def _on_valid(maps: Tensor, valid: Tensor) -> Tensor:
     return wide / wide.sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
 
 
-def _check_alike(student: Tensor, teacher: Tensor, valid: Tensor) -> None:
+def _check_same_inputs(student: Tensor, teacher: Tensor, valid: Tensor) -> None:
     shapes = [(x.shape[0], x.shape[-2]) for x in (student, teacher)] + [tuple(valid.shape)]
     if len(set(shapes)) > 1:
         raise SlimError(
             f"Student, teacher and mask have (batch, length) {shapes[0]}, {shapes[1]} and {shapes[2]}. "
-            "All must be of the same inputs: attention is compared position by position."
+            "All must be of the same inputs, because attention is compared position by position."
         )

@@ -1,8 +1,8 @@
-"""Divergences between what teacher and student answer, each with its gradient in closed form.
+"""Divergences between the output distributions of teacher and student, each with its gradient in closed form.
 
-Every entry takes distributions over `(rows, classes)`, leaves them as they are, and gives the value per row and its
-derivative by the student's logits. Autograd through the same formulas would keep three or four tensors of the logits'
-size where these make one.
+Every entry of `DIVERGENCES` takes two distributions over `(rows, classes)`, does not change them, and returns the
+value per row and its derivative with respect to the student's logits. Autograd through the same formulas would keep
+three or four tensors of the size of the logits; these functions make one.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from hf_slim.core.registry import Registry
 
-SMALLEST_MASS = 1e-9  # of a bucket: the logarithm of a tail without mass stays finite
+SMALLEST_MASS = 1e-9  # smallest probability of the tail, so that its logarithm is finite
 
 
 class Distribution:
-    """Probabilities of classes in both forms, each made when it is first asked for: all losses share them.
+    """Probabilities of the classes and their logarithms. Each is computed once, on first use, for all losses.
 
     Args:
-        log: `(rows, classes)`, logarithms of the probabilities; None where there are logits.
-        logits: `(rows, classes)` in float32 or wider; their softmax is faster than the exponential of its logarithm.
+        log: `(rows, classes)`, logarithms of the probabilities; None if `logits` are given.
+        logits: `(rows, classes)` in float32 or float64. Their softmax is faster than the exponential of its logarithm.
     """
 
     def __init__(self, log: Tensor | None = None, logits: Tensor | None = None):
@@ -30,22 +30,27 @@ class Distribution:
 
     @classmethod
     def of_logits(cls, logits: Tensor, temperature: float) -> "Distribution":
-        """The softmax of logits in any precision, at a temperature."""
+        """Softmax of `logits / temperature`.
+
+        Args:
+            logits: `(rows, classes)`, any float dtype; computed in float32, or float64 for float64.
+            temperature: Positive.
+        """
         wide = logits if logits.dtype == torch.float64 else logits.float()
         return cls(logits=wide if temperature == 1 else wide / temperature)
 
     @cached_property
     def log(self) -> Tensor:
-        """`(rows, classes)`, at most 0."""
+        """Logarithms of the probabilities, `(rows, classes)`, at most 0."""
         return torch.log_softmax(self._logits, dim=-1) if self._log is None else self._log
 
     @cached_property
     def probabilities(self) -> Tensor:
-        """`(rows, classes)`, rows add up to 1."""
+        """Probabilities, `(rows, classes)`; every row sums to 1."""
         return self.log.exp() if self._logits is None else torch.softmax(self._logits, dim=-1)
 
 
-# (student's, teacher's, the config's parameter) -> value (rows,), gradient by the student's logits (rows, classes)
+# (student, teacher, parameter) -> value (rows,), gradient with respect to the student's logits (rows, classes)
 Divergence = Callable[[Distribution, Distribution, float], tuple[Tensor, Tensor]]
 DIVERGENCES: Registry[Divergence] = Registry("distillation loss")
 
@@ -73,7 +78,7 @@ def reverse_kl(q: Distribution, p: Distribution, _: float) -> tuple[Tensor, Tens
 
 @DIVERGENCES.register("jensen_shannon")
 def jensen_shannon(q: Distribution, p: Distribution, beta: float) -> tuple[Tensor, Tensor]:
-    """Beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, with teacher p and student q.
+    """Jensen-Shannon: beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q, with teacher p, student q.
 
     Source: Agarwal et al. 2024, GKD, arXiv:2306.13649.
     """
@@ -140,17 +145,17 @@ def _log_mixture(first: Distribution, second: Distribution, share: float) -> Ten
 
 
 def _by_logits(q: Tensor, slope: Tensor) -> Tensor:
-    """The derivative by logits from that by probabilities, `(rows, classes)` each: through the softmax."""
+    """Turn `slope`, the derivative by probabilities, into that by logits, `(rows, classes)` each; changes `slope`."""
     return slope.sub_(torch.linalg.vecdot(q, slope)[:, None]).mul_(q)
 
 
 @dataclass(frozen=True)
 class TopK:
-    """A teacher's answer cut to its likeliest classes; what is left of the mass is one more class, the tail.
+    """A teacher's most probable classes. The remaining probability is that of one more class, the tail.
 
     Attributes:
-        ids: `(rows, k)`, distinct in a row.
-        log_probabilities: `(rows, k)`.
+        ids: `(rows, k)`, the classes, distinct in a row.
+        log_probabilities: `(rows, k)`, their log-probabilities.
     """
 
     ids: Tensor
@@ -160,31 +165,35 @@ class TopK:
         return TopK(self.ids[rows], self.log_probabilities[rows])
 
     def buckets(self) -> Distribution:
-        """Over k + 1 classes; the tail comes last."""
+        """Distribution over `k + 1` classes; the tail is the last one."""
         tail = (1 - self.log_probabilities.exp().sum(-1, keepdim=True)).clamp_min(SMALLEST_MASS)
         return Distribution(torch.cat([self.log_probabilities, tail.log()], dim=-1))
 
 
 def top_k_of(p: Distribution, k: int) -> TopK:
-    """The `k` likeliest classes of every row."""
+    """Pick the `k` most probable classes of every row; all classes if there are fewer."""
     found = p.log.topk(min(k, p.log.shape[-1]), dim=-1)
     return TopK(found.indices, found.values)
 
 
 def over_buckets(divergence: Divergence, q: Distribution, teacher: TopK, parameter: float) -> tuple[Tensor, Tensor]:
-    """A divergence over the teacher's likeliest classes and the tail; value and gradient as without them.
+    """Value and gradient of a divergence over the teacher's most probable classes and the tail.
 
     Args:
-        q: Of all classes of the student.
+        divergence: An entry of `DIVERGENCES`.
+        q: Distribution of the student over all classes.
+        teacher: The teacher's most probable classes.
+        parameter: Third argument of the divergence.
+    Returns: value `(rows,)` and gradient with respect to all logits of the student `(rows, classes)`.
     """
     log_q = q.log
-    if teacher.ids.shape[-1] == log_q.shape[-1]:  # no tail: what is left of the mass is rounding
+    if teacher.ids.shape[-1] == log_q.shape[-1]:  # no tail: the remaining probability is a rounding error
         log_p = torch.empty_like(log_q).scatter_(-1, teacher.ids, teacher.log_probabilities.to(log_q.dtype))
         return divergence(q, Distribution(log_p), parameter)
     rest = q.probabilities.scatter(-1, teacher.ids, 0)
     tail = rest.sum(-1, keepdim=True).clamp_min_(SMALLEST_MASS)
     student = Distribution(torch.cat([log_q.gather(-1, teacher.ids), tail.log()], dim=-1))
     value, gradient = divergence(student, teacher.buckets(), parameter)
-    # a bucket's logit is the logsumexp of its classes', so its gradient is shared out by their shares of its mass
+    # the tail's logit is the logsumexp of its classes' logits, so each class gets its share of the tail's gradient
     spread = rest.mul_(gradient[:, -1:] / tail)
     return value, spread.scatter_(-1, teacher.ids, gradient[:, :-1])

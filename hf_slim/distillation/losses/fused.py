@@ -1,7 +1,7 @@
-"""Task loss and distillation terms through the output layer, a few rows at a time, forward and backward at once.
+"""Task loss and distillation terms through the output layer, with their gradients, for a few rows at a time.
 
-Of logits as large as batch x length x vocabulary only a chunk exists at any time, of student and teacher alike. The
-gradient of a chunk is at hand when its loss is, so that nothing is kept for the backward pass but the gradients.
+The full logits `(batch * length, vocabulary)` never exist: student and teacher compute one chunk of rows at a time.
+The gradient of a chunk is computed together with its loss, so only gradients are kept for the backward pass.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.modules import autocast_dtype
-from hf_slim.distillation.losses.answers import Answers
 from hf_slim.distillation.losses.divergences import Distribution, Divergence, TopK, over_buckets, top_k_of
+from hf_slim.distillation.losses.predictions import Predictions
 
-CHUNK_BYTES = 2**25  # of logits in float32 for one matrix product: 170 rows of a vocabulary of 49152
-BLOCK_BYTES = 2**20  # of them that are worked on at a time: what a dozen passes read and write stays in the cache
+CHUNK_BYTES = 2**25  # size of the float32 logits of one matrix product: 170 rows of a vocabulary of 49152
+BLOCK_BYTES = 2**20  # size of the logits that the losses process at a time: a dozen passes over them use the cache
 
 
 class Term(NamedTuple):
-    """One divergence between the answers.
+    """One divergence between the distributions of student and teacher.
 
     Attributes:
         divergence: An entry of `DIVERGENCES`.
-        parameter: What it takes beside the two distributions.
-        weight: Its share of the total.
+        parameter: Third argument of the divergence.
+        weight: Factor of this term in the total.
     """
 
     divergence: Divergence
@@ -35,13 +35,14 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class LogitLoss:
-    """What is asked of the student's logits.
+    """Loss on the student's logits.
 
     Attributes:
-        task_weight: Of the cross-entropy with the labels.
-        terms: Of the teacher's answers.
-        temperature: Of both distributions in the terms.
-        top_k: Cuts the teacher's answers to so many classes and a tail; None: all classes.
+        task_weight: Factor of the cross-entropy with the labels; 0: it is not computed.
+        terms: Divergences from the teacher.
+        temperature: Both models' logits are divided by it in the terms; positive.
+        top_k: Number of the teacher's most probable classes that are compared; all others form one class, the tail.
+            None: all classes are compared.
     """
 
     task_weight: float
@@ -52,12 +53,12 @@ class LogitLoss:
 
 @dataclass(frozen=True)
 class Rows:
-    """The positions of a flattened micro-batch that predict something.
+    """The positions of a flattened micro-batch that have a label.
 
     Attributes:
-        places: `(n_rows,)`.
-        labels: `(n_rows,)` classes.
-        weights: `(n_rows,)` of the terms, not of the task; None: 1.
+        places: `(n_rows,)`, positions in `[0, batch * length)`.
+        labels: `(n_rows,)`, classes.
+        weights: `(n_rows,)`, weights of the rows in the terms; the task loss does not use them. None: 1.
     """
 
     places: Tensor
@@ -69,9 +70,9 @@ class LogitSums(NamedTuple):
     """Sums over rows.
 
     Attributes:
-        total: With the gradient: task and terms, each times its weight.
-        task: Cross-entropy in nats, 0 if it has no weight.
-        terms: `(n_terms,)`, before their weights and temperatures.
+        total: Scalar with a gradient: task loss and terms times their weights, terms also times temperature squared.
+        task: Cross-entropy in nats; 0 if its weight is 0.
+        terms: `(n_terms,)`, without their weights and without temperature squared.
     """
 
     total: Tensor
@@ -80,18 +81,22 @@ class LogitSums(NamedTuple):
 
 
 def logit_sums(
-    states: Tensor, head: nn.Module | None, rows: Rows, teacher: Answers | None, loss: LogitLoss, n_classes: int
+    states: Tensor, head: nn.Module | None, rows: Rows, teacher: Predictions | None, loss: LogitLoss, n_classes: int
 ) -> LogitSums:
     """Task loss and terms, summed over rows.
 
     Args:
-        states: `(positions, width)`, what enters the output layer; or the logits themselves.
-        head: The output layer, called as a module on chunks: fake-quantized, adapted and tied ones stay right. None
-            for logits.
-        n_classes: Columns of the logits.
+        states: `(positions, width)`, the input of the output layer; or the logits, `(positions, n_classes)`.
+        head: The output layer. It is called as a module on chunks, so fake-quantized, adapted and tied layers give
+            their own gradients. None if `states` are logits.
+        rows: The positions that have a label.
+        teacher: Predictions for the same micro-batch; None if there are no terms.
+        loss: Weights and divergences.
+        n_classes: Columns of the student's logits.
+    Raises: RuntimeError: in a second backward pass, for which the gradients are not kept.
     """
     parameters = [p for p in head.parameters() if p.requires_grad] if head is not None else []
-    # precision is the caller's: inside an autograd function the outer autocast would still hold, but not be seen
+    # autocast is on inside the autograd function if the caller has turned it on, so precision is the caller's choice
     return LogitSums(*_LogitSums.apply(_Work(head, rows, teacher, loss, n_classes, parameters), states, *parameters))
 
 
@@ -99,7 +104,7 @@ def logit_sums(
 class _Work:
     head: nn.Module | None
     rows: Rows
-    teacher: Answers | None
+    teacher: Predictions | None
     loss: LogitLoss
     n_classes: int
     parameters: list[nn.Parameter]
@@ -140,22 +145,25 @@ class _LogitSums(torch.autograd.Function):
         return None, *(g if g is None else g.mul_(upstream.to(g.dtype)) for g in gradients)
 
 
-def _chunk_gradient(logits: Tensor, teacher: Answers | None, work: _Work, chunk: Tensor, sums: Tensor) -> Tensor:
-    """Adds the chunk's losses to `sums` in place; the derivative of their weighted sum by the logits."""
+def _chunk_gradient(logits: Tensor, teacher: Predictions | None, work: _Work, chunk: Tensor, sums: Tensor) -> Tensor:
+    """Compute the derivative of the chunk's weighted loss by its logits; add the losses to `sums` in place."""
     gradient = torch.empty_like(logits, dtype=_wide(logits.dtype))
     size = len(chunk) if logits.is_cuda else max(1, BLOCK_BYTES // (4 * work.n_classes))
     for start in range(0, len(chunk), size):
         block = slice(start, start + size)
-        _fill_gradient(logits[block], teacher, block, work, chunk[block], sums, gradient[block])
+        q = Distribution.of_logits(logits[block], 1.0)
+        _write_task_gradient(q, work, chunk[block], sums, gradient[block])
+        if work.loss.terms:
+            temperature = work.loss.temperature
+            if temperature != 1:
+                q = Distribution.of_logits(logits[block], temperature)
+            p = teacher.distribution(block, temperature)
+            _add_term_gradients(q, p, work, chunk[block], sums, gradient[block])
     return gradient
 
 
-def _fill_gradient(
-    logits: Tensor, teacher: Answers | None, block: slice, work: _Work, rows: Tensor, sums: Tensor, gradient: Tensor
-) -> None:
-    """The same for one block of rows, written to `gradient`."""
-    loss, temperature = work.loss, work.loss.temperature
-    q = Distribution.of_logits(logits, 1.0)
+def _write_task_gradient(q: Distribution, work: _Work, rows: Tensor, sums: Tensor, gradient: Tensor) -> None:
+    loss = work.loss
     if loss.task_weight:
         labels = work.rows.labels[rows, None]
         sums[0] -= q.log.gather(-1, labels).sum()
@@ -163,23 +171,24 @@ def _fill_gradient(
         gradient.scatter_add_(-1, labels, torch.full_like(labels, -loss.task_weight, dtype=gradient.dtype))
     else:
         gradient.zero_()
-    if not loss.terms:
-        return
-    if temperature != 1:
-        q = Distribution.of_logits(logits, temperature)
-    answers = teacher.distribution(block, temperature)
-    if loss.top_k is not None and not isinstance(answers, TopK):
-        answers = top_k_of(answers, loss.top_k)
+
+
+def _add_term_gradients(
+    q: Distribution, p: Distribution | TopK, work: _Work, rows: Tensor, sums: Tensor, gradient: Tensor
+) -> None:
+    loss = work.loss
+    if loss.top_k is not None and not isinstance(p, TopK):
+        p = top_k_of(p, loss.top_k)
     for index, term in enumerate(loss.terms, 1):
-        if isinstance(answers, TopK):
-            value, by_logits = over_buckets(term.divergence, q, answers, term.parameter)
+        if isinstance(p, TopK):
+            value, by_logits = over_buckets(term.divergence, q, p, term.parameter)
         else:
-            value, by_logits = term.divergence(q, answers, term.parameter)
+            value, by_logits = term.divergence(q, p, term.parameter)
         if work.rows.weights is not None:
             weights = work.rows.weights[rows].to(value.dtype)
             value, by_logits = value * weights, by_logits.mul_(weights[:, None])
         sums[index] += value.sum()
-        gradient.add_(by_logits, alpha=term.weight * temperature)  # T^2 for the loss, 1/T for the divided logits
+        gradient.add_(by_logits, alpha=term.weight * loss.temperature)  # T^2 for the loss, 1/T for the divided logits
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -187,7 +196,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 class _NoOutput:
-    """The logits were given."""
+    """No output layer: `states` are the logits."""
 
     def forward(self, states: Tensor) -> Tensor:
         return states
@@ -200,7 +209,7 @@ class _NoOutput:
 
 
 class _PlainOutput:
-    """A linear layer by its matrix products: gradients of its weights add up in one tensor."""
+    """A linear layer as matrix products, so that the gradient of its weight is accumulated in one tensor."""
 
     def __init__(self, head: nn.Linear):
         self._head = head
@@ -216,13 +225,13 @@ class _PlainOutput:
         return nn.functional.linear(self._states, self._weight, self._bias)
 
     def backward(self, by_logits: Tensor) -> Tensor:
-        narrow = by_logits.to(self._weight.dtype)
+        cast = by_logits.to(self._weight.dtype)
         if self._head.weight.requires_grad:
-            self._add_weight_gradient(narrow)
+            self._add_weight_gradient(cast)
         if self._bias is not None and self._head.bias.requires_grad:
             found = by_logits.sum(0)
             self._by_bias = found if self._by_bias is None else self._by_bias.add_(found)
-        return narrow @ self._weight
+        return cast @ self._weight
 
     def _add_weight_gradient(self, by_logits: Tensor) -> None:
         if self._by_weight is None:
@@ -240,7 +249,7 @@ class _PlainOutput:
 
 
 class _AnyOutput:
-    """Any other module, through autograd: fake-quantized, with adapters, or with hooks."""
+    """Any other module, differentiated by autograd: fake-quantized, with adapters, or with hooks."""
 
     def __init__(self, work: _Work):
         self._head, self._parameters = work.head, work.parameters
@@ -258,8 +267,8 @@ class _AnyOutput:
         by_states, *others = torch.autograd.grad(self._logits, wanted, given, allow_unused=True)
         for index, found in enumerate(others):
             if found is not None:
-                known = self._sums[index]
-                self._sums[index] = found.contiguous() if known is None else known.add_(found)
+                earlier = self._sums[index]
+                self._sums[index] = found.contiguous() if earlier is None else earlier.add_(found)
         return by_states
 
     def gradients(self, parameters: list[nn.Parameter]) -> list[Tensor | None]:

@@ -1,6 +1,6 @@
-"""Hidden states: the student's layers follow the teacher's, through a learned projection where widths differ."""
+"""The loss on hidden states; a learned projection maps the student's width to the teacher's where they differ."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,9 +11,9 @@ from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.registry import Registry
 
-# Per token: student and teacher `(..., width)` -> `(...)`
-HIDDEN_LOSSES: Registry = Registry("hidden-state loss")
-PROJECTIONS = "distillation_projections"  # the submodule of the student while it trains
+# states of student and teacher, `(..., width)` each -> distance per token, `(...)`
+HIDDEN_LOSSES: Registry[Callable[[Tensor, Tensor], Tensor]] = Registry("hidden-state loss")
+PROJECTIONS = "distillation_projections"  # name of a submodule of the student during training
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class HiddenConfig(SlimConfig):
             if self.layers not in ("even", "last"):
                 raise SlimConfigError(f"`hidden.layers` must be 'even', 'last' or a mapping, got '{self.layers}'.")
             return
-        try:  # JSON and YAML may have made texts of the numbers
+        try:  # JSON and YAML may have turned the numbers into strings
             mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
         except (AttributeError, TypeError, ValueError) as error:
             raise SlimConfigError(
-                f"`hidden.layers` must map layer numbers to layer numbers, got {self.layers!r}."
+                f"`hidden.layers` must map layers of the student to layers of the teacher, got {self.layers!r}."
             ) from error
         if not mapping:
-            raise SlimConfigError("`hidden.layers` is empty. Name layers, or drop `hidden`.")
+            raise SlimConfigError("`hidden.layers` is empty. Name at least one layer, or remove `hidden`.")
         object.__setattr__(self, "layers", mapping)
 
 
@@ -78,8 +78,12 @@ def _cosine(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def layer_map(config: HiddenConfig, student_layers: int, teacher_layers: int) -> dict[int, int]:
-    """Student layer -> teacher layer, both counted from the embedding, which is 0.
+    """Student layer -> teacher layer; 0 is the embedding.
 
+    Args:
+        config: Gives `layers`.
+        student_layers: Number of layers without the embedding.
+        teacher_layers: The same of the teacher.
     Raises: SlimConfigError: if a layer does not exist.
     """
     if config.layers == "last":
@@ -93,16 +97,22 @@ def layer_map(config: HiddenConfig, student_layers: int, teacher_layers: int) ->
         wrong = sorted(layer for layer in layers if not 0 <= layer <= count)
         if wrong:
             raise SlimConfigError(
-                f"`hidden.layers` names layer {wrong[0]} of the {side}, which has 0 (its embedding) to {count}."
+                f"`hidden.layers` names layer {wrong[0]} of the {side}, which has the layers 0 (the embedding) to "
+                f"{count}."
             )
     return dict(config.layers)
 
 
 def projections_for(layers: Mapping[int, int], student_width: int, teacher_width: int) -> nn.ModuleDict | None:
-    """One linear layer per followed layer from the student's width to the teacher's; None if the widths agree.
+    """One linear layer per compared layer from the student's width to the teacher's; None if the widths are equal.
 
-    Starts as a projection that keeps lengths on average, from a generator of its own: the run's random numbers, and
-    with them its data order, are those of a run without.
+    The initial weights are random and preserve norms on average. They come from a separate generator, so that the
+    random numbers of the run, and its data order, are the same as without projections.
+
+    Args:
+        layers: Student layer -> teacher layer.
+        student_width: Hidden size of the student.
+        teacher_width: Hidden size of the teacher.
     """
     if student_width == teacher_width:
         return None
@@ -124,12 +134,16 @@ def hidden_sum(
     config: HiddenConfig,
     projections: nn.ModuleDict | None = None,
 ) -> Tensor:
-    """The loss, a weighted sum over tokens, a mean over layers.
+    """Distance of the hidden states: a weighted sum over tokens, a mean over layers.
 
     Args:
         student: Layer -> `(batch, length, width)`, for all keys of `layers`.
-        teacher: Likewise for all its values, of the teacher's width.
-        token_weights: `(batch, length)`, 0 for padding. A text's weights add up to what it counts for.
+        teacher: Layer -> `(batch, length, teacher_width)`, for all values of `layers`.
+        layers: Student layer -> teacher layer.
+        token_weights: `(batch, length)`, 0 for padding; the weights of a text sum to its number of predictions.
+        config: Gives the distance, and whether tokens are averaged first.
+        projections: From `projections_for`.
+    Returns: a float32 scalar.
     """
     total = token_weights.new_zeros((), dtype=torch.float32)
     for student_layer, teacher_layer in layers.items():

@@ -1,0 +1,1 @@
+"""Predictions of a teacher on disk: the file format, reading and writing."""

@@ -1,4 +1,4 @@
-"""What a stored teacher's files mean: settings, shards, and the hashes by which examples are found again."""
+"""The file format of a stored teacher: settings, shards, and the hashes by which examples are looked up."""
 
 import hashlib
 import json
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimLoadError
 
 MANIFEST, VERSION = "teacher.json", 1
-NO_MASS = -65504.0  # the smallest fp16: `exp` of it is 0, and 0 times it is 0 where 0 times -inf is not
+NO_MASS = -65504.0  # the lowest fp16 value instead of -inf: `exp` of it is 0 too, and 0 times it is 0, not NaN
 NOT_TEXT = ("pixel_values", "input_features", "inputs_embeds", "decoder_input_ids")
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store's numbers mean; two stores that are equal in this can be one.
+    """Settings of a store. Shards can only be combined if these are equal.
 
     Attributes:
-        k: Classes held of every answer, at most `n_classes`.
-        n_classes: Classes that the teacher chooses among.
-        per: What has one answer: "token" or "example".
-        temperature: By which the teacher's logits were divided.
-        dtype: What the teacher computed in.
+        k: Classes stored per prediction, at most `n_classes`.
+        n_classes: Size of the teacher's vocabulary or label set.
+        per: The unit of a prediction: "token" or "example".
+        temperature: The number by which the teacher's logits were divided.
+        dtype: Precision in which the teacher ran.
         tokenizer_hash: `tokenizer_hash` of the tokenizer that made the examples.
         teacher_hash: `model_hash` of the teacher.
-        teacher: Its name, for people.
+        teacher: Name of the teacher, for information only.
     """
 
     k: int
@@ -46,7 +46,7 @@ class StoreInfo:
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or not 1 <= self.k <= self.n_classes:
             raise SlimConfigError(
-                f"`k` must be a whole number of classes from 1 to the teacher's {self.n_classes}, got {self.k!r}."
+                f"`k` must be a whole number from 1 to the teacher's {self.n_classes} classes, got {self.k!r}."
             )
         if self.per not in ("token", "example"):
             raise SlimConfigError(f"`per` must be 'token' or 'example', got {self.per!r}.")
@@ -61,39 +61,61 @@ class StoreInfo:
 
     @property
     def id_dtype(self) -> torch.dtype:
-        """The smallest type that holds every class."""
+        """The smallest integer type that represents every class."""
         return torch.uint16 if self.n_classes <= 2**16 else torch.int32
 
     def check_same(self, other: "StoreInfo", where: str) -> None:
-        """Raises SlimError if `other`, which lies at `where`, cannot be continued with these settings."""
+        """Check that shards with other settings can be combined with these.
+
+        Args:
+            other: Settings of the existing shards.
+            where: Folder of the shards, for the message.
+        Raises: SlimError: if a setting differs.
+        """
         for name in (f.name for f in fields(self) if f.compare):
-            mine, theirs = getattr(self, name), getattr(other, name)
+            mine, theirs = vars(self)[name], vars(other)[name]
             if mine != theirs:
                 raise SlimConfigError(
-                    f"The stored answers in '{where}' were made with {name} {theirs!r}, and this run asks for "
-                    f"{mine!r}. Resume with the same settings, or pass --overwrite to start afresh."
+                    f"The stored predictions in '{where}' were made with {name} {theirs!r}, but this run has "
+                    f"{mine!r}. Resume with the same settings, or pass --overwrite to start again."
                 )
 
 
 def tail_mass(log_probabilities: Tensor) -> Tensor:
-    """The probability of all classes that are not held, `(rows,)`: 1 less the held ones, at least 0."""
+    """Probability of all classes that are not stored, `(rows,)`, at least 0.
+
+    Args:
+        log_probabilities: `(rows, k)`, of the stored classes.
+    """
     return (1 - log_probabilities.float().exp().sum(-1)).clamp(min=0)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What a shard holds, without its answers; shapes as in the file."""
+    """Contents of a shard without its predictions.
+
+    Attributes:
+        keys: `(examples,)` int64, `row_key` of each example.
+        offsets: `(examples + 1,)` int64, first prediction of each example, and the number of all.
+        info: Settings of the store.
+        mass_held: Probability of the stored classes, summed over predictions.
+    """
 
     keys: Tensor
     offsets: Tensor
     info: StoreInfo
-    mass_held: float  # summed over answers
+    mass_held: float
 
 
 def read_index(path: Path) -> ShardIndex:
-    """The index of a shard. Raises SlimError if the file is damaged."""
+    """Read the index of a shard.
+
+    Args:
+        path: A safetensors file.
+    Raises: SlimError: if the file is damaged.
+    """
     try:
-        with safe_open(path, "pt") as file:  # compares the header with the length of the file
+        with safe_open(path, "pt") as file:  # checks the length of the file against its header
             metadata = file.metadata()
             info = StoreInfo(**json.loads(metadata["info"]))
             keys, offsets = file.get_tensor("keys").clone(), file.get_tensor("offsets").clone()
@@ -106,7 +128,11 @@ def read_index(path: Path) -> ShardIndex:
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[int, int]:
-    """A 64-bit number that stands for the tokens of one unbatched example, padding left out, and how many they are."""
+    """Hash of the tokens of one example, a signed 64-bit number, and the number of tokens; padding is not included.
+
+    Args:
+        row: Unbatched: `input_ids` `(length,)` and optionally `attention_mask`, as lists or tensors.
+    """
     ids = row["input_ids"]
     ids = ids.tolist() if isinstance(ids, Tensor) else list(ids)
     if row.get("attention_mask") is not None:
@@ -116,32 +142,42 @@ def row_key(row: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def batch_keys(inputs: Mapping[str, Any]) -> tuple[list[int], Tensor]:
-    """`row_key` of every example of a batch, and which positions are no padding, `(batch, length)` on the CPU."""
+    """`row_key` of every example of a batch, and a mask of the real tokens, `(batch, length)` on the CPU.
+
+    Args:
+        inputs: Keyword arguments of the student.
+    Raises: SlimError: if the inputs are not token ids with a mask of the same shape.
+    """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     other = [name for name in NOT_TEXT if inputs.get(name) is not None]
     if not isinstance(ids, Tensor) or ids.dim() != 2 or other:
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else None
         raise SlimDataError(
-            f"A stored teacher answers `input_ids` of shape (batch, length) alone, got {shape} and "
-            f"{other or 'no more'}. For other inputs keep the teacher in memory."
+            f"A stored teacher needs `input_ids` of shape (batch, length) and no other inputs, got shape {shape} and "
+            f"{other or 'nothing else'}. For other inputs, name a model as the teacher."
         )
     if mask is not None and mask.shape != ids.shape:
         raise SlimDataError(
             f"`attention_mask` has shape {tuple(mask.shape)} and `input_ids` {tuple(ids.shape)}. A stored teacher "
-            "tells padding by a mask of the same shape: use a collator that pads, or keep the teacher in memory."
+            "needs a mask of the same shape to find the padding: use a collator that pads, or name a model as the "
+            "teacher."
         )
     real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
     return [row_key({"input_ids": row[kept]})[0] for row, kept in zip(ids.cpu(), real, strict=True)], real
 
 
 def data_fingerprint(keys: Iterable[int]) -> str:
-    """A hash of a set of examples, whatever their order."""
+    """Hash of a set of examples, 32 hexadecimal digits, independent of their order.
+
+    Args:
+        keys: `row_key` of every example; repeated ones change nothing.
+    """
     unique = sorted(set(keys))
     return hashlib.blake2b(struct.pack(f"<{len(unique)}q", *unique), digest_size=16).hexdigest()
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """A hash of the vocabulary and special tokens; the padding token does not count, as padding does not.
+    """Hash of the vocabulary and the special tokens, except the padding token, because padding is not stored.
 
     Args:
         tokenizer: Has `get_vocab()` and `special_tokens_map`.
@@ -152,7 +188,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def model_hash(model: nn.Module) -> str:
-    """A hash of a model's class and weights, in their dtypes; about a second per gigabyte."""
+    """Hash of a model's class, weights and their dtypes, 32 hexadecimal digits; takes about a second per gigabyte."""
     digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=16)
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

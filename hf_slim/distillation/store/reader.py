@@ -1,9 +1,10 @@
-"""A teacher on disk: its most probable answers to every training example, found again by the example's content.
+"""Reading a stored teacher: the most probable classes for every training example, looked up by its content.
 
-A store is a folder of safetensors shards and `teacher.json`, which is written last. A shard holds `keys` `(examples,)`
-and `offsets` `(examples + 1,)`, both int64, and for every answer its classes `ids` `(answers, k)` and their
-`log_probabilities` `(answers, k)` in fp16, most probable first. What is not among the k classes has the probability
-`tail_mass`, which needs no bytes. `storing.py` writes it.
+A store is a folder of safetensors shards and the manifest `teacher.json`, which is written last. A shard contains
+`keys` `(examples,)` and `offsets` `(examples + 1,)`, both int64, and for every prediction its classes `ids`
+`(predictions, k)` and their `log_probabilities` `(predictions, k)` in fp16, most probable first. `tail_mass`, the
+probability of all other classes, is not stored. The manifest calls the number of predictions `n_answers`. `writer.py`
+writes a store.
 """
 
 import json
@@ -19,19 +20,24 @@ from torch import Tensor
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimLoadError
 from hf_slim.distillation.store.format import MANIFEST, NO_MASS, VERSION, StoreInfo, batch_keys, read_index, row_key
 
-CHECKED_ROWS = 10_000  # of a dataset, before training: a few seconds
+CHECKED_ROWS = 10_000  # rows of a dataset that are looked up before training: a few seconds
 STORE_AGAIN = (
-    "Run `hf-slim cache-teacher` again with the recipe, tokenizer, data and number of processes that you train with."
+    "Run `hf-slim cache-teacher` again with the recipe, tokenizer, data and number of processes of the training."
 )
 
 
 class StoredTeacher:
-    """A finished store, opened for reading. Answers are memory-mapped; only keys and places are held in memory."""
+    """A finished store, opened for reading. Predictions are memory-mapped; only the index is in memory.
+
+    Args:
+        folder: Folder of the store. Call `open`, which checks it.
+        manifest: Contents of `teacher.json`.
+    """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
         self.info = StoreInfo(**{f.name: manifest[f.name] for f in fields(StoreInfo)})
-        self._files: dict[int, Any] = {}  # opened when first asked
+        self._files: dict[int, Any] = {}  # opened on first use
         shards = [read_index(folder / shard["file"]) for shard in manifest["shards"]]
         keys = torch.cat([index.keys for index in shards])
         self._keys, order = keys.sort(stable=True)
@@ -41,15 +47,20 @@ class StoredTeacher:
 
     @classmethod
     def open(cls, folder: str | Path) -> "StoredTeacher":
-        """The store in a folder. Raises SlimError if it is unfinished, cut short, or of another version."""
+        """Open the store in a folder.
+
+        Args:
+            folder: Written by `StoredTeacherWriter` and `finish_store`.
+        Raises: SlimError: if the store is unfinished, damaged, or of another version.
+        """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             if is_stored_teacher(folder):
                 raise SlimLoadError(
-                    f"The stored teacher in '{folder}' is unfinished: it has shards and no {MANIFEST}. Run "
+                    f"The stored teacher in '{folder}' is unfinished: it has shards, but no {MANIFEST}. Run "
                     "`hf-slim cache-teacher` with --resume to finish it."
                 )
-            raise SlimLoadError(f"'{folder}' holds no stored teacher: it has no {MANIFEST}. Make one: {STORE_AGAIN}")
+            raise SlimLoadError(f"'{folder}' contains no stored teacher: it has no {MANIFEST}. {STORE_AGAIN}")
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             missing = {f.name for f in fields(StoreInfo)} | {"version", "shards", "n_examples", "n_answers"}
@@ -67,18 +78,19 @@ class StoredTeacher:
         return cls(folder, manifest)
 
     def check(self, n_classes: int, tokenizer_hash: str | None = None, temperature: float | None = None) -> None:
-        """Raises SlimError if a student cannot learn from these answers.
+        """Check that the stored predictions fit a student.
 
         Args:
-            n_classes: The student's.
-            tokenizer_hash: Of the student's tokenizer; None if it is not at hand.
-            temperature: Of the loss; None if it does not matter.
+            n_classes: Size of the student's vocabulary or label set.
+            tokenizer_hash: Hash of the student's tokenizer; None: not compared.
+            temperature: Temperature of the loss; None: not compared.
+        Raises: SlimError: if one of them differs from that of the store.
         """
         where = f"The stored teacher in '{self.folder}'"
         if n_classes != self.info.n_classes:
             raise SlimLoadError(
-                f"{where} chooses among {self.info.n_classes} classes, the student among {n_classes}. Both must share "
-                f"one vocabulary or label set. {STORE_AGAIN}"
+                f"{where} has {self.info.n_classes} classes and the student has {n_classes}. Both must have the same "
+                f"vocabulary or label set. {STORE_AGAIN}"
             )
         if tokenizer_hash is not None and tokenizer_hash != self.info.tokenizer_hash:
             raise SlimLoadError(
@@ -86,15 +98,15 @@ class StoredTeacher:
             )
         if temperature is not None and temperature != self.info.temperature:
             raise SlimConfigError(
-                f"{where} was made at temperature {self.info.temperature}, and the loss is at {temperature}. Set "
-                f"`temperature` to {self.info.temperature}, or: {STORE_AGAIN}"
+                f"{where} was made with temperature {self.info.temperature}, but the loss has {temperature}. Set "
+                f"`temperature` to {self.info.temperature}. Or: {STORE_AGAIN}"
             )
 
     def check_data(self, dataset: Sequence[Mapping[str, Any]]) -> int:
-        """How many rows were looked up: all, or 10,000 spread evenly over a larger dataset.
+        """Look rows up and return how many: all, or 10,000 spread evenly over a larger dataset.
 
         Args:
-            dataset: Rows with `input_ids` and perhaps `attention_mask`, as lists or tensors.
+            dataset: Rows with `input_ids` and optionally `attention_mask`, as lists or tensors.
         Raises: SlimError: at the first row that is not in the store.
         """
         count = min(len(dataset), CHECKED_ROWS)
@@ -104,15 +116,15 @@ class StoredTeacher:
             self._locate([key], [length], f"Row {index} of the training data")
         return count
 
-    def answers(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """The teacher's most probable classes and their log-probabilities, on the device of the inputs.
+    def top_k(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Most probable classes of the teacher and their log-probabilities, on the device of the inputs.
 
         Args:
-            inputs: `input_ids` `(batch, length)` and perhaps `attention_mask` of that shape; other entries are not
-                looked at.
+            inputs: `input_ids` `(batch, length)` and optionally `attention_mask` of the same shape; other entries are
+                ignored.
         Returns: `ids` int64 and `log_probabilities` float32, both `(batch * length, k)` in the order of
-            `input_ids.flatten()`, where a row of padding puts all mass on class 0; `(batch, k)` where an example has
-            one answer. Ids of a row are distinct.
+            `input_ids.flatten()`; a row of padding gives class 0 the probability 1. `(batch, k)` if every example has
+            one prediction. The ids of a row are distinct.
         Raises: SlimError: if an example is not in the store.
         """
         keys, real = batch_keys(inputs)
@@ -131,7 +143,7 @@ class StoredTeacher:
         return all_ids, all_values
 
     def _locate(self, keys: list[int], lengths: list[int], what: str) -> list[tuple[int, int, int]]:
-        """Shard, first and last answer of every example; `what` names one of them where it is not there."""
+        """Shard, first prediction and end of every example; `what` describes an example that is not stored."""
         wanted = torch.tensor(keys, dtype=torch.int64)
         places = torch.searchsorted(self._keys, wanted).clamp_(max=len(self._keys) - 1)
         expected = torch.tensor(lengths) if self.info.per == "token" else torch.ones(len(keys), dtype=torch.int64)
@@ -139,8 +151,8 @@ class StoredTeacher:
         for number in ((self._keys[places] != wanted) | (ends - starts != expected)).nonzero().flatten().tolist():
             raise SlimDataError(
                 f"{what.format(number)}, {lengths[number]} tokens long, is not among the "
-                f"{self.manifest['n_examples']} examples stored in '{self.folder}'. {STORE_AGAIN} Tokens that a "
-                "collator changes at random cannot be stored: let a teacher in memory answer those."
+                f"{self.manifest['n_examples']} examples stored in '{self.folder}'. {STORE_AGAIN} If the collator "
+                "changes tokens at random, name a model as the teacher: such examples cannot be stored."
             )
         return list(zip(self._shards[places].tolist(), starts.tolist(), ends.tolist(), strict=True))
 
@@ -152,7 +164,11 @@ class StoredTeacher:
 
 
 def is_stored_teacher(folder: str | Path) -> bool:
-    """Whether a folder holds a store, finished or not, rather than a model."""
+    """Whether a folder contains a store, finished or not.
+
+    Args:
+        folder: A path, or a name that may be one; a Hub id gives False.
+    """
     folder = Path(folder)
     return (folder / MANIFEST).is_file() or any(folder.glob("shard-*-*.safetensors"))
 
@@ -169,6 +185,6 @@ def _check_files(folder: Path, shards: list[dict[str, Any]]) -> None:
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise SlimLoadError(
-            f"The stored teacher in '{folder}' is not complete: {', '.join(faults[:3])}{more}. Copy it again, or: "
-            f"{STORE_AGAIN}"
+            f"The stored teacher in '{folder}' is not complete: {', '.join(faults[:3])}{more}. Copy it again. "
+            f"Or: {STORE_AGAIN}"
         )

@@ -1,4 +1,4 @@
-"""Writes what `stored.py` reads: a teacher's answers, shard by shard, so that an interrupted run can go on."""
+"""Writing a stored teacher shard by shard, so that an interrupted run can be resumed."""
 
 import json
 import time
@@ -26,37 +26,41 @@ from hf_slim.distillation.store.format import (
 )
 
 SHARD_BYTES = 256_000_000
-FLUSH_SECONDS = 300.0  # what a run that is killed can lose, where a shard takes an hour to fill
-CHUNK_ROWS = 128  # rows in float32 at a time, as in the losses
+FLUSH_SECONDS = 300.0  # the most work that a killed run loses, also if a shard takes an hour to fill
+CHUNK_ROWS = 128  # rows that are converted to float32 at a time
 
 
 class StoredTeacherWriter:
-    """Adds answers to a store that is not finished; `finish_store` ends it once all ranks are done.
+    """Adds predictions to an unfinished store; `finish_store` finishes it when all ranks are done.
 
-    As a context manager it also keeps what was computed before an exception.
+    As a context manager it also writes what was added before an exception.
 
     Args:
-        folder: Made if it is not there.
-        rank: Ranks write shards of their own, named after them, into one folder.
-        resume: Go on with the shards that are there.
-    Raises: SlimError: if the folder holds a finished store, or shards that this run must not or cannot go on with.
+        folder: Folder of the store, created if it does not exist.
+        info: Settings of the store.
+        rank: Index of the process. Every rank writes its own shards into the same folder.
+        resume: Continue with the existing shards.
+
+    Attributes:
+        keys: `row_key` of every example that is stored or will be written with the next shard.
+    Raises: SlimError: if the folder contains a finished store, shards without `resume`, or shards with other settings.
     """
 
     def __init__(self, folder: str | Path, info: StoreInfo, rank: int = 0, resume: bool = False):
         self.folder, self.info, self.rank = Path(folder), info, rank
-        self.keys: set[int] = set()  # of all examples that are stored or about to be, by this rank or before it began
+        self.keys: set[int] = set()
         self._buffer: list[tuple[int, Tensor, Tensor]] = []
         self._bytes, self._flushed_at = 0, time.monotonic()
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / MANIFEST).exists():
-            raise SlimError(f"'{self.folder}' holds a finished store. Choose another folder, or pass --overwrite.")
+            raise SlimError(f"'{self.folder}' contains a finished store. Choose another folder, or pass --overwrite.")
         for stale in self.folder.glob(f".shard-{rank}-*"):
-            stale.unlink()  # of a run that was killed while it wrote
+            stale.unlink()  # left by a run that was killed while it wrote
         own = shards_in(self.folder, rank)
         if own and not resume:
             raise SlimError(
-                f"'{self.folder}' holds answers of a run that was interrupted. Pass --resume to go on with them, or "
-                "--overwrite to start afresh."
+                f"'{self.folder}' contains predictions of an interrupted run. Pass --resume to continue it, or "
+                "--overwrite to start again."
             )
         self._next = 1 + max((_number(path) for path in own), default=-1)
         if resume:
@@ -64,38 +68,38 @@ class StoredTeacherWriter:
                 self.keys.update(index.keys.tolist())
 
     def add(self, inputs: Mapping[str, Any], logits: Tensor) -> int:
-        """Takes a batch; how many of its examples were new.
+        """Add a batch and return the number of examples that were not in the store yet.
 
         Args:
-            inputs: As for `StoredTeacher.answers`.
-            logits: `(batch, length, n_classes)`, or `(batch, n_classes)` where an example has one answer.
-        Raises: SlimError: if the shapes do not fit each other or the store, or the teacher answered NaN.
+            inputs: As for `StoredTeacher.top_k`.
+            logits: `(batch, length, n_classes)`, or `(batch, n_classes)` for one prediction per example.
+        Raises: SlimError: if the shapes do not fit each other or the store, or a logit is NaN.
         """
         keys, real = batch_keys(inputs)
         shape = (*real.shape, self.info.n_classes) if self.info.per == "token" else (len(real), self.info.n_classes)
         if logits.shape != shape:
             raise SlimError(
-                f"The teacher's logits have shape {tuple(logits.shape)}, and this store needs {shape}: one answer per "
-                f"{self.info.per}. Models with a decoder of its own input cannot be stored."
+                f"The teacher's logits have shape {tuple(logits.shape)}, and this store needs {shape}: one prediction "
+                f"per {self.info.per}. Encoder-decoder models cannot be stored."
             )
         new = 0
         for number, key in enumerate(keys):
             if key in self.keys:
                 continue
-            answer = logits[number][real[number].to(logits.device)] if self.info.per == "token" else logits[[number]]
-            ids, log_probabilities = top_answers(answer, self.info.k, self.info.temperature)
+            rows = logits[number][real[number].to(logits.device)] if self.info.per == "token" else logits[[number]]
+            ids, log_probabilities = top_k_log_probabilities(rows, self.info.k, self.info.temperature)
             ids = ids.to(self.info.id_dtype).cpu()
             self._buffer.append((key, ids, log_probabilities.cpu()))
             self._bytes += ids.nbytes + log_probabilities.nbytes
             self.keys.add(key)
             new += 1
-        # only between batches, so that a batch is stored whole or not at all and is never computed in parts
+        # only between batches: a batch is stored completely or not at all, so a resumed run never computes a part
         if self._bytes >= SHARD_BYTES or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self.flush()
         return new
 
     def flush(self) -> None:
-        """Writes what was added since the last shard as one more shard."""
+        """Write what was added since the last shard as a new shard."""
         self._flushed_at = time.monotonic()
         if not self._buffer:
             return
@@ -122,15 +126,19 @@ class StoredTeacherWriter:
 
 
 def finish_store(folder: str | Path, info: StoreInfo) -> dict[str, Any]:
-    """Writes the manifest, which makes a folder of shards a store; call it on one rank, after all have flushed.
+    """Write the manifest, which turns a folder of shards into a store, and return it.
 
-    Returns: the manifest.
+    Call it on one rank, after all ranks have flushed.
+
+    Args:
+        folder: Folder of the shards.
+        info: Settings of the store.
     Raises: SlimError: if there are no shards, or one is damaged or was made with other settings.
     """
     folder = Path(folder)
     indices = _indices(folder, info)
     if not indices:
-        raise SlimError(f"'{folder}' holds no shards, so there is nothing to finish. Add examples first.")
+        raise SlimError(f"'{folder}' contains no shards. Add examples first.")
     keys = {key for index in indices.values() for key in index.keys.tolist()}
     shards = [
         {
@@ -156,13 +164,14 @@ def finish_store(folder: str | Path, info: StoreInfo) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def top_answers(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """The k most probable classes, `(rows, k)` int64, and their log-probabilities in fp16, most probable first.
+def top_k_log_probabilities(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """Most probable classes, `(rows, k)` int64, and their log-probabilities in fp16, most probable first.
 
     Args:
         logits: `(rows, n_classes)`, any float dtype; computed in float32.
+        k: Number of classes.
         temperature: Positive; logits are divided by it.
-    Raises: SlimError: if the answers are not numbers.
+    Raises: SlimError: if a log-probability is NaN.
     """
     chunks = []
     for chunk in logits.split(CHUNK_ROWS):
@@ -170,12 +179,19 @@ def top_answers(logits: Tensor, k: int, temperature: float) -> tuple[Tensor, Ten
         chunks.append((ids, values.half().clamp_(min=NO_MASS)))
     ids, log_probabilities = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     if log_probabilities.isnan().any():
-        raise SlimError("The teacher answers NaN. Check its checkpoint, or run it in a wider dtype than fp16.")
+        raise SlimError(
+            "The teacher's logits contain NaN or infinity. Check its checkpoint, or run it in a wider dtype than fp16."
+        )
     return ids, log_probabilities
 
 
 def shards_in(folder: Path, rank: int | None = None) -> list[Path]:
-    """The complete shards in a folder, of one rank or of all, in the order of rank and number."""
+    """Complete shards in a folder, sorted by rank and number.
+
+    Args:
+        folder: Folder of the store.
+        rank: Only the shards of this rank; None: of all.
+    """
     paths = folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")
     return sorted(paths, key=lambda path: (int(path.stem.split("-")[1]), _number(path)))
 
@@ -185,7 +201,7 @@ def _number(path: Path) -> int:
 
 
 def _indices(folder: Path, info: StoreInfo) -> dict[Path, ShardIndex]:
-    """The index of every shard. Raises SlimError if one was made with other settings."""
+    """Index of every shard; raises SlimError if one was made with other settings."""
     indices = {path: read_index(path) for path in shards_in(folder)}
     for index in indices.values():
         info.check_same(index.info, str(folder))

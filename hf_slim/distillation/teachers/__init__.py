@@ -1,0 +1,1 @@
+"""Teachers: loading, running, sharding and re-tokenizing for them, and reading stored ones."""

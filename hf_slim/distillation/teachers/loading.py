@@ -1,4 +1,4 @@
-"""From the names of teachers to models."""
+"""Loading the teachers that a config names."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 
 from hf_slim.core.errors import SlimConfigError, SlimError, SlimLoadError
+from hf_slim.core.modules import method_or_none
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.reader import is_stored_teacher
@@ -16,10 +17,11 @@ from hf_slim.distillation.teachers.retokenizer import Retokenizer
 from hf_slim.distillation.teachers.stored import DiskTeacher
 
 AUTO_CLASSES = (
-    "AutoModelForCausalLM", "AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForSequenceClassification",
-    "AutoModelForTokenClassification", "AutoModelForImageClassification", "AutoModelForSpeechSeq2Seq", "AutoModel",
+    transformers.AutoModelForCausalLM, transformers.AutoModelForSeq2SeqLM, transformers.AutoModelForMaskedLM,
+    transformers.AutoModelForSequenceClassification, transformers.AutoModelForTokenClassification,
+    transformers.AutoModelForImageClassification, transformers.AutoModelForSpeechSeq2Seq, transformers.AutoModel,
 )  # fmt: skip
-QUANTIZED = {
+BITSANDBYTES_OPTIONS: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
     "int8": {"load_in_8bit": True},
@@ -29,17 +31,20 @@ QUANTIZED = {
 def teachers_for(
     student: nn.Module, given: Sequence[nn.Module], config: DistillationConfig, tokenizer: Any = None
 ) -> list[LiveTeacher | DiskTeacher]:
-    """The given models, or those that the config names.
+    """Teachers of a run: the given models, or those that the config names.
 
     Args:
-        tokenizer: Of the data; a stored teacher must have had the same.
-
-    Raises: SlimError: if one cannot be loaded, or its answers do not fit the student's.
+        student: The model in training.
+        given: Frozen models; if there are any, the names in the config are not used.
+        config: Names the teachers and says how they are loaded.
+        tokenizer: Tokenizer of the data; a stored teacher must have been made with the same.
+    Raises: SlimError: if a teacher cannot be loaded, or its predictions do not fit the student.
     """
     stored = [] if given else [name for name in config.teachers if is_stored_teacher(name)]
     if stored and len(config.teachers) > 1:
         raise SlimConfigError(
-            f"The stored teacher '{stored[0]}' cannot be mixed with others: it holds no whole answers."
+            f"The stored teacher '{stored[0]}' cannot be mixed with others, because it contains only the most "
+            "probable classes. Name it alone, or name models only."
         )
     if stored:
         return [DiskTeacher(stored[0], unwrapped(student), tokenizer, config)]
@@ -56,11 +61,13 @@ def teachers_for(
 
 
 def retokenizer_for(config: DistillationConfig, student: Any, teacher: Any) -> Retokenizer | None:
-    """Between the tokenizers of student and teacher; None if the teacher reads the student's tokens.
+    """`Retokenizer` from the student's to the teacher's tokens; None if the teacher reads the student's tokens.
 
     Args:
-        teacher: The teacher's tokenizer; None: the named teacher's, for the loss that needs no common vocabulary.
-    Raises: SlimError: if tokens of another vocabulary are asked for what only one vocabulary can say.
+        config: Names teacher and losses.
+        student: The student's tokenizer; None if the Trainer has none.
+        teacher: The teacher's tokenizer; None: with `losses: universal`, that of the named teacher.
+    Raises: SlimError: if a loss needs one common vocabulary.
     """
     is_universal = set(config.divergences) == {"universal"}
     name = config.teachers[0]
@@ -68,15 +75,15 @@ def retokenizer_for(config: DistillationConfig, student: Any, teacher: Any) -> R
         try:
             teacher = transformers.AutoTokenizer.from_pretrained(name)
         except (OSError, ValueError):
-            return None  # a teacher without a tokenizer reads what the student reads
+            return None  # a teacher without a tokenizer reads the student's tokens
         if teacher.get_vocab() == student.get_vocab():
             return None
     if teacher is None:
         return None
     if not is_universal or config.hidden or config.attention:
         raise SlimConfigError(
-            "A teacher with a tokenizer of its own can only be compared by `losses: universal`, without `hidden` and "
-            f"`attention`: positions and classes are others. Got losses {config.losses!r}."
+            "A teacher with another tokenizer has other positions and classes, so it can only be compared by "
+            f"`losses: universal`, without `hidden` and `attention`. Got losses {config.losses!r}."
         )
     return Retokenizer(student, teacher)
 
@@ -84,16 +91,15 @@ def retokenizer_for(config: DistillationConfig, student: Any, teacher: Any) -> R
 def _named(name: str, student: nn.Module, config: DistillationConfig) -> LiveTeacher:
     if name != "self":
         return LiveTeacher(freeze_(_load(name, unwrapped(student), config.teacher_load)))
-    if hasattr(student, "disable_adapter"):
+    if method_or_none(student, "disable_adapter") is not None:
         return LiveTeacher(student, is_student=True)
     return LiveTeacher(self_teacher(student))
 
 
 def _load(name: str, student: nn.Module, options: dict[str, str]) -> nn.Module:
-    """The teacher `name`, with the head that the student has."""
+    """Load the teacher `name` with the same kind of head as the student."""
     arguments = _load_arguments(options)
-    for auto_name in AUTO_CLASSES:
-        auto = getattr(transformers, auto_name)
+    for auto in AUTO_CLASSES:
         if type(student) in auto._model_mapping.values():
             try:
                 return auto.from_pretrained(name, **arguments)
@@ -105,8 +111,8 @@ def _load(name: str, student: nn.Module, options: dict[str, str]) -> nn.Module:
                     "`from_pretrained` accepts."
                 ) from error
     raise SlimError(
-        f"Which head a teacher for {type(student).__name__} needs is not known. Load it yourself and pass "
-        "`DistillationCallback(config, teacher=model)`."
+        f"No auto class is known that loads a teacher for {type(student).__name__}. Load the teacher yourself and "
+        "pass `DistillationCallback(config, teacher=model)`."
     )
 
 
@@ -118,7 +124,7 @@ def _load_arguments(options: dict[str, str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: options[name] for name in ("dtype", "device_map") if name in options}
     if "quantization" in options:
         compute = options.get("dtype", "float32")
-        settings = QUANTIZED[options["quantization"]]
+        settings = BITSANDBYTES_OPTIONS[options["quantization"]]
         if "load_in_4bit" in settings:
             settings = settings | {"bnb_4bit_compute_dtype": compute}
         arguments["quantization_config"] = transformers.BitsAndBytesConfig(**settings)

@@ -1,4 +1,4 @@
-"""A teacher with another tokenizer: the same text in its tokens, and the places where both have read equally far."""
+"""Re-tokenizing text for a teacher with another tokenizer, and aligning the positions of both token sequences."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,41 +8,45 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.errors import SlimError
-from hf_slim.distillation.losses.answers import Answers
+from hf_slim.distillation.losses.predictions import Predictions
 
-UNHEARD = -1  # a position of the student at which the teacher has read another text
+NOT_ALIGNED = -1  # a position of the student whose token ends where no token of the teacher ends
 
 
 @dataclass(frozen=True)
-class AlignedAnswers:
-    """Answers of a teacher that read the text in tokens of its own, by the positions of the student.
+class AlignedPredictions:
+    """Predictions of a teacher with its own tokens, indexed by the positions of the student.
 
     Attributes:
-        places: `(positions,)` of the student -> position of the teacher, or `UNHEARD`.
+        predictions: By the positions of the teacher.
+        positions: `(student_positions,)`, for each the position of the teacher, or `NOT_ALIGNED`.
     """
 
-    answers: Answers
-    places: Tensor
+    predictions: Predictions
+    positions: Tensor
 
     @property
     def n_classes(self) -> int | None:
-        """Of the teacher."""
-        return self.answers.n_classes
+        """Size of the teacher's vocabulary."""
+        return self.predictions.n_classes
 
-    def at(self, rows: Tensor) -> Answers:
-        """Where the teacher has read another text its first answer stands in; such rows must weigh nothing."""
-        return self.answers.at(self.places[rows].clamp_min(0))
+    def at(self, rows: Tensor) -> Predictions:
+        """Predictions at some positions of the student.
+
+        Positions that are not aligned get those of the teacher's first position, so their rows must have weight 0.
+        """
+        return self.predictions.at(self.positions[rows].clamp_min(0))
 
 
 class Retokenizer:
-    """Reads the student's tokens aloud to a teacher with another vocabulary.
+    """Re-tokenizes the student's text for a teacher with another vocabulary.
 
-    Both have read equally far where a token of each ends at the same character; there, and only there, their
-    predictions are about the same continuation.
+    A position of the student is aligned with a position of the teacher if their tokens end at the same character. Only
+    there do both predict the continuation of the same text.
 
     Args:
-        student: The student's tokenizer; a fast one, because only those know where tokens lie in a text.
-        teacher: The teacher's.
+        student: The student's tokenizer. It must be a fast one, which knows the offsets of tokens in the text.
+        teacher: The teacher's tokenizer, also a fast one.
     Raises: SlimError: for a slow tokenizer.
     """
 
@@ -56,36 +60,36 @@ class Retokenizer:
                 )
         self.student, self.teacher = student, teacher
 
-    def translate(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-        """What the teacher reads, and where it has read as far as the student.
+    def retokenize(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+        """Re-tokenize a batch for the teacher and align the positions.
 
         Args:
-            inputs: The student's: `input_ids` `(batch, length)` and perhaps `attention_mask`.
-        Returns: `input_ids` and `attention_mask` `(batch, teacher_length)`; and for each of the student's
-            `batch * length` positions the teacher's, `UNHEARD` where there is none.
-        Raises: SlimError: if no position of the batch can be compared.
+            inputs: Of the student: `input_ids` `(batch, length)` and optionally `attention_mask`.
+        Returns: `input_ids` and `attention_mask` `(batch, teacher_length)`; and `(batch * length,)`, for each position
+            of the student that of the teacher in `[0, batch * teacher_length)`, or `NOT_ALIGNED`.
+        Raises: SlimError: if no position of the batch is aligned.
         """
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         mask = torch.ones_like(ids) if mask is None else mask
         rows = [self._row(row[kept.bool()].tolist()) for row, kept in zip(ids, mask, strict=True)]
         length = max(len(tokens) for tokens, _ in rows)
         made = torch.full((len(rows), length), self.teacher.pad_token_id or 0)
-        real, places = torch.zeros_like(made), torch.full(ids.shape, UNHEARD)
+        real, positions = torch.zeros_like(made), torch.full(ids.shape, NOT_ALIGNED)
         for number, (tokens, pairs) in enumerate(rows):
             made[number, : len(tokens)], real[number, : len(tokens)] = torch.tensor(tokens), 1
-            positions = mask[number].nonzero().squeeze(1).cpu()
+            unpadded = mask[number].nonzero().squeeze(1).cpu()
             for ours, theirs in pairs:
-                places[number, positions[ours]] = number * length + theirs
-        if (places == UNHEARD).all():
+                positions[number, unpadded[ours]] = number * length + theirs
+        if (positions == NOT_ALIGNED).all():
             raise SlimError(
-                "The student's tokens, read as text and tokenized again, are others, so no position of this batch can "
-                "be compared. Is the Trainer's `processing_class` the tokenizer of the data?"
+                "Decoding the student's tokens and tokenizing the text again gives other tokens, so no position of "
+                "this batch can be compared. Pass the tokenizer of the data as the Trainer's `processing_class`."
             )
-        translated = {"input_ids": made.to(ids.device), "attention_mask": real.to(ids.device)}
-        return translated, places.flatten().to(ids.device)
+        retokenized = {"input_ids": made.to(ids.device), "attention_mask": real.to(ids.device)}
+        return retokenized, positions.flatten().to(ids.device)
 
     def _row(self, tokens: list[int]) -> tuple[list[int], list[tuple[int, int]]]:
-        """The teacher's tokens of a text, and pairs of positions after which both have read the same."""
+        """Tokens of one text for the teacher, and pairs of aligned positions (student, teacher)."""
         text = self.student.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         ours, theirs = (
             tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -93,7 +97,7 @@ class Retokenizer:
         )
         if ours["input_ids"] != tokens:
             return theirs["input_ids"] or [0], []
-        # of several tokens that end at one character, as bytes of it do, the last one has read it all
+        # several tokens, such as the bytes of one character, can end at the same character: the last one is aligned
         ends = {end: index for index, (_, end) in enumerate(theirs["offset_mapping"])}
         last = {end: index for index, (_, end) in enumerate(ours["offset_mapping"])}
         return theirs["input_ids"] or [0], [(index, ends[end]) for end, index in last.items() if end in ends]

@@ -1,6 +1,6 @@
-"""A teacher shared out among the processes of a run, where the student is: FSDP2, and ZeRO stage 3 of DeepSpeed.
+"""Sharding a teacher over the processes of a run like the student: FSDP2, and ZeRO stage 3 of DeepSpeed.
 
-A teacher that every process held whole would take the memory that sharding the student has saved.
+A full teacher in every process would take the memory that sharding the student saves.
 """
 
 import copy
@@ -12,24 +12,26 @@ from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 
-def share_out_(teacher: nn.Module, student: nn.Module, deepspeed: dict[str, Any] | None) -> Any:
-    """Leaves each process its part of the teacher's weights, if the student's are shared out; otherwise nothing.
+def shard_teacher_(teacher: nn.Module, student: nn.Module, deepspeed: dict[str, Any] | None) -> Any:
+    """Shard the teacher's weights over the processes if the student's are sharded; otherwise do nothing.
 
     Args:
-        teacher: Frozen, the same in every process.
+        teacher: Frozen, with the same weights in every process.
         student: As the Trainer has wrapped it.
-        deepspeed: The run's configuration of DeepSpeed, with numbers in the place of "auto".
-    Returns: what must live as long as the teacher answers; None if there is nothing of the kind.
+        deepspeed: The run's configuration of DeepSpeed, with "auto" replaced by numbers.
+    Returns: DeepSpeed's engine, which must exist as long as the teacher is used; None without ZeRO stage 3.
     """
     if is_partitioned(student):
-        return _partition_(teacher, deepspeed or {})
+        return _shard_by_zero_(teacher, deepspeed or {})
     if is_sharded(student):
-        _shard_(teacher, next(p.device_mesh for p in student.parameters() if hasattr(p, "device_mesh")))
+        from torch.distributed.tensor import DTensor
+
+        _shard_by_fsdp_(teacher, next(p.device_mesh for p in student.parameters() if isinstance(p, DTensor)))
     return None
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP2 holds the weights."""
+    """Whether FSDP2 has sharded the model."""
     if not distributed.is_available():
         return False
     from torch.distributed.fsdp import FSDPModule
@@ -38,14 +40,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def is_partitioned(model: nn.Module) -> bool:
-    """Whether ZeRO stage 3 holds the weights: a layer has them only while it runs."""
-    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    """Whether ZeRO stage 3 has partitioned the weights, which a layer then has only while it runs."""
+    return any("ds_id" in vars(parameter) for parameter in model.parameters())
 
 
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Weights that ZeRO stage 3 has partitioned, whole in every process for a while."""
-    partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    """Context in which every process has the full weights that ZeRO stage 3 has partitioned."""
+    partitioned = [parameter for parameter in parameters if "ds_id" in vars(parameter)]
     if not partitioned:
         yield
         return
@@ -56,16 +58,16 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def reshard_(model: nn.Module) -> None:
-    """Gives back the weights that FSDP2 gathered for a forward pass and has kept."""
+    """Free the weights that FSDP2 has gathered for a forward pass and kept."""
     if is_sharded(model):
         model.reshard()
 
 
-def _shard_(teacher: nn.Module, mesh: DeviceMesh) -> None:
-    """Layer by layer, as accelerate shards a student, so that no device holds the whole even while it is done.
+def _shard_by_fsdp_(teacher: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards layer by layer, as accelerate shards a student, so that no device ever has the full model.
 
-    The rest, output layer included, stays gathered after a forward pass until `reshard_`: the layer runs afterwards,
-    on as many chunks of rows as a process happens to have.
+    The other weights, those of the output layer included, are kept gathered after a forward pass until `reshard_`,
+    because the output layer runs later, and the number of its chunks differs between processes.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -76,7 +78,7 @@ def _shard_(teacher: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(teacher, mesh=mesh, reshard_after_forward=False)
 
 
-def _partition_(teacher: nn.Module, config: dict[str, Any]) -> Any:
+def _shard_by_zero_(teacher: nn.Module, config: dict[str, Any]) -> Any:
     import deepspeed
 
     config = copy.deepcopy(config)

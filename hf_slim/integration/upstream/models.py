@@ -172,7 +172,7 @@ MODELS = (
     ),
     Upstream(
         "transformers.pytorch_utils.Conv1D.nf", "5.23",
-        ("core/counting.py", "pruning/matrices.py", "integration/shapes.py", "quantization/layers/families.py"),
+        ("core/modules.py", "pruning/matrices.py"),
         "GPT-2's linear layer, known by its attributes, holds its weight transposed.",
         Check.SETS,
     ),

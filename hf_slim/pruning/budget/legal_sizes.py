@@ -14,9 +14,9 @@ CONSTRAINED = ("kv_heads", "heads", "hidden", "experts")  # config classes take 
 
 
 def legal_ends(model: nn.Module, group_set: GroupSet, ends: Tensor) -> Tensor:
-    """Those numbers of removed groups in `ends` after which the config's class accepts what is left.
+    """Those numbers of removed groups in `ends` after which the config's class accepts the kept number.
 
-    All of them where the config has no field for that: the result is a slim folder, whatever the number.
+    All of them where the config has no field for that: the result is a slim folder with any number.
     """
     config = config_of(model)
     speaks_of_heads = field_of(config, "head_dim") is not None  # otherwise fewer heads would be wider ones

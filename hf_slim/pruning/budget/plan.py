@@ -1,4 +1,4 @@
-"""What is to go in the end: from a config and a model to amounts, lockstep_sets and legal numbers."""
+"""What is removed in the end: from a config and a model to amounts, lockstep sets and legal numbers."""
 
 import fnmatch
 import math
@@ -22,12 +22,12 @@ SUM_TOLERANCE = 1e-9  # relative: sums of the same savings differ by this much w
 
 @dataclass(frozen=True)
 class Budget:
-    """Sets of which the least important groups go, wherever they are, until enough is gone.
+    """Sets of which the least important groups are removed, in any of them, until the amount is reached.
 
     Attributes:
         lockstep_sets: They compete with each other.
-        amount: How much goes in the end, as the plan's savings count it.
-        is_target: Whether at least so much goes, at most a step more; if not, at most so much.
+        amount: How much is removed in the end, as the plan's savings count it.
+        is_target: Whether `amount` is a minimum, exceeded by at most one step; otherwise it is a maximum.
         smallest: What the smallest step saves.
     """
 
@@ -44,11 +44,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to go in the end.
+    """What is removed in the end.
 
     Attributes:
         group_sets: Those that may lose groups.
-        ends: Group set name -> how many groups are gone after its first step, its second, ...; the rest stays.
+        ends: Group set name -> how many groups are removed after its first step, its second, and so on.
         budgets: Every set is in one.
         savings: What counts.
         timings: What was measured for that, if anything.
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def most(self) -> dict[str, range]:
-        """Group set name -> as many groups as may go."""
+        """Group set name -> as many groups as may be removed."""
         return {name: range(int(ends[-1]) if len(ends) else 0) for name, ends in self.ends.items()}
 
 
@@ -73,8 +73,8 @@ def plan_removal(
 
     Args:
         timings: What `measure_latency` has found, for a target in time.
-    Raises: SlimConfigError: if the model has no such structure, an amount removes nothing or more than may go, or
-        `ignore` matches nothing.
+    Raises: SlimConfigError: if the model has no such structure, an amount removes nothing or too much, or `ignore`
+        matches nothing.
     """
     chosen = candidates(group_sets, config)
     ends = {group_set.name: step_ends(group_set, config) for group_set in chosen}
@@ -87,8 +87,8 @@ def plan_removal(
     spent_on = [found for found in chosen if found.name in savings.first and savings.first[found.name].any()]
     if not spent_on:
         raise SlimConfigError(
-            f"`target` {config.target} was set, but no layer of this model has {' or '.join(config.kinds)} that could "
-            "go. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
+            f"`target` {config.target} was set, but no layer of this model has {' or '.join(config.kinds)} that can "
+            "be removed. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
         )
     ends = _in_the_end(model, spent_on, ends, config)
     budget = Budget(_lockstep_sets(spent_on, ends, config), (1 - share) * savings.total, True, 0.0)
@@ -96,15 +96,16 @@ def plan_removal(
     most = savings.of(plan.most)
     if budget.amount > most * (1 + SUM_TOLERANCE):
         raise SlimConfigError(
-            f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
-            f"{most / savings.total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. "
+            f"`target` {config.target} asks to remove {1 - share:.0%} of the {measure}, but at most "
+            f"{most / savings.total:.0%} can be removed: the rest is in other parts, or kept by `floor`, "
+            "`round_to` or `ignore`. "
             f"Use a target of at least {math.ceil(100 * (1 - most / savings.total)) / 100:g}."
         )
     return plan
 
 
 def expected_losses(plan: Plan) -> dict[str, float]:
-    """Group set name -> how many of its groups go; an average over layers where training decides which."""
+    """Group set name -> how many of its groups are removed; an average over layers where training decides which."""
     losses = {}
     for budget in plan.budgets:
         most = {group_set.name: plan.most[group_set.name] for group_set in budget.group_sets}
@@ -131,7 +132,7 @@ def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupS
 
 
 def step_ends(group_set: GroupSet, config: PruningConfig) -> Tensor:
-    """How many groups are gone after one step, two, ...: what is left is legal after each, and never too little."""
+    """How many groups are removed after one step, two, ...: after each the kept number is legal and large enough."""
     count, size = group_set.count, math.lcm(config.round_to.get(group_set.kind, 1), group_set.multiple)
     if group_set.balance:
         size = count // group_set.balance  # one head from every key-value head
@@ -153,7 +154,7 @@ def _lockstep_sets(group_sets: list[GroupSet], ends: dict[str, Tensor], config: 
 def _in_the_end(
     model: nn.Module, group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig
 ) -> dict[str, Tensor]:
-    """The numbers of groups that may be gone when all is done: in uniform layers, those that the config accepts."""
+    """The numbers of groups that may be removed in the end: in uniform layers, those that the config accepts."""
     legal: dict[Any, Tensor] = {}
     for group_set in group_sets:
         key = (group_set.kind, group_set.count, group_set.config_fields)
@@ -183,7 +184,7 @@ def _quotas(
         legal = (smallest.count - final[smallest.name]).tolist()[:4]
         raise SlimConfigError(
             f"`sparsity.{kind}` {share} removes nothing: a layer has {smallest.count} groups, of which "
-            f"{', '.join(map(str, sorted(legal))) or 'none but all'} may stay. Use at least "
+            f"{', '.join(map(str, sorted(legal))) or 'none but all'} may be kept. Use at least "
             f"{1 / smallest.count:.2g}, or `uniform: {{{kind}: false}}` to choose across all layers."
         )
     return budgets
@@ -198,7 +199,7 @@ def _quota(sets: Iterable[GroupSet], amount: int, ends: dict[str, Tensor]) -> Bu
 def _nearest_legal(
     group_set: GroupSet, ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
 ) -> int:
-    """How many groups of a uniform set go.
+    """How many groups of a uniform set are removed.
 
     Raises: SlimConfigError: if the model's config refuses that number and every other one near it.
     """
@@ -216,5 +217,5 @@ def _nearest_legal(
 
 
 def _nearest(ends: Tensor, wanted: float) -> int:
-    """The number of groups that can go and comes nearest to `wanted`; the lower of two."""
+    """The removable number of groups that is nearest to `wanted`; the lower of two."""
     return min([0, *ends.tolist()], key=lambda total: (abs(total - wanted), total))

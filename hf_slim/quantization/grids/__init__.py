@@ -1,0 +1,1 @@
+"""Grids: tensors in, tensors out."""

@@ -87,7 +87,7 @@ class _StoredScale(torch.autograd.Function):
     """Scales are given, or are parameters: the gradient stops where a value was clipped."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  autograd takes every tensor as an argument of its own
         ctx, weight: Tensor, scale: Tensor, offset: Tensor | None, zero_point: Tensor | None, codebook: Tensor | None,
         grid: Grid, dtype: torch.dtype, rule: str, features: float,
     ) -> Tensor:  # fmt: skip
@@ -125,9 +125,7 @@ class _StoredScale(torch.autograd.Function):
             if wanted[2]:
                 _add_(to_offset, upstream * ~inside, rows)
         if ctx.rule == "lsq":  # sec. 2.2; PACT scales nothing
-            for found in (to_scale, to_offset):
-                if found is not None:
-                    found /= math.sqrt(ctx.features * grid.kind_of.limits(grid)[1])
+            _divide_(to_scale, to_offset, by=math.sqrt(ctx.features * grid.kind_of.limits(grid)[1]))
         if wanted[1]:
             to_scale *= torch.where(scale < 0, -1.0, 1.0)  # a negative scale counts by its magnitude
         if wanted[4]:  # entries were sorted on the way in
@@ -135,7 +133,13 @@ class _StoredScale(torch.autograd.Function):
         return to_weight, to_scale, to_offset, None, to_codebook, None, None, None, None
 
 
-def fake_quantize_weight(
+def _divide_(*gradients: Tensor | None, by: float) -> None:
+    for gradient in gradients:
+        if gradient is not None:
+            gradient /= by
+
+
+def fake_quantize_weight(  # noqa: PLR0913  what a quantizer holds, one by one: each may be a parameter
     weight: Tensor,
     grid: Grid,
     scale: Tensor | None = None,
@@ -148,7 +152,7 @@ def fake_quantize_weight(
 
     Args:
         weight: `(rows, columns)`, any float dtype.
-        scale: `(rows, n_groups, 1)` or `(1, 1, 1)`, the width of one step; None: found anew from the weight, and then
+        scale: `(rows, n_groups, 1)` or `(1, 1, 1)`, the width of one step; None: found from the weight, and then
             no value is clipped by more than half a step and the gradient passes straight through.
         offset: Like `scale`: the value that code 0 stands for (LSQ+'s beta).
         zero_point: Like `scale`, in units of codes; not trained, and not together with `offset`.

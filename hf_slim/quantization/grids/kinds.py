@@ -36,10 +36,12 @@ class IntegerGrid(GridKind):
     in_place = True
 
     def limits(self, grid: Grid) -> tuple[float, float]:
+        """Smallest and largest value of the grid, in units of the scale."""
         low = -(2 ** (grid.bits - 1)) if grid.signed else 0
         return low, low + 2**grid.bits - 1
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, Tensor | None]:
+        """The scale, and the zero point if any, with which the grid covers `values`."""
         steps = 2**grid.bits - 1
         if grid.symmetric and grid.signed:
             return _stored(absolute_maximum(values, dims) / (steps / 2), grid), None
@@ -51,14 +53,17 @@ class IntegerGrid(GridKind):
         return scale, self.limits(grid)[0] - (low / scale).round_()
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """`scaled`, rounded in place to the nearest values of the grid."""
         whole = scaled.round_() if grid.rounding == "nearest" else scaled.add_(FLOOR_TOLERANCE).floor_()
         return whole.clamp_(*self.limits(grid))
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The code of the nearest value of the grid, uint8."""
         whole = self.snap_(scaled, grid, codebook)
         return whole.to(torch.int16).bitwise_and_(2**grid.bits - 1).to(torch.uint8)
 
     def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The value of every code, in units of the scale, float32."""
         if not grid.signed:
             return codes.float()
         unused = 8 - grid.bits  # shifted out and back as signed bytes: the sign comes back by itself
@@ -76,23 +81,29 @@ class TernaryGrid(GridKind):
     ignores_zeros = False  # the last bit of a mean depends on them
 
     def limits(self, grid: Grid) -> tuple[float, float]:
+        """Smallest and largest value of the grid, in units of the scale."""
         return -1, 1
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
+        """The scale, and the zero point if any, with which the grid covers `values`."""
         magnitudes = values.abs()
         counted = torch.count_nonzero(magnitudes, dims).clamp_min_(1).view_as(total := magnitudes.sum(dims, True))
         return (total.float() / counted).clamp_min_(TINY), None
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """`scaled`, rounded in place to the nearest values of the grid."""
         return scaled.round_().clamp_(-1, 1)
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The code of the nearest value of the grid, uint8."""
         return self.snap_(scaled, grid, codebook).add_(1).to(torch.uint8)
 
     def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The value of every code, in units of the scale, float32."""
         return codes.float().sub_(1)
 
     def storage_bits(self, grid: Grid) -> float:
+        """Bits of one stored code: five values of three fill a byte."""
         return 8 / 5
 
 
@@ -102,19 +113,24 @@ class Float8Grid(GridKind):
     bits = (8,)
 
     def limits(self, grid: Grid) -> tuple[float, float]:
+        """Smallest and largest value of the grid, in units of the scale."""
         largest = torch.finfo(torch.float8_e4m3fn).max
         return -largest, largest
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
+        """The scale, and the zero point if any, with which the grid covers `values`."""
         return (absolute_maximum(values, dims) / self.limits(grid)[1]).clamp_min_(TINY), None
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """`scaled`, rounded in place to the nearest values of the grid."""
         return self._rounded(scaled, grid).float()
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The code of the nearest value of the grid, uint8."""
         return self._rounded(scaled, grid).view(torch.uint8)
 
     def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The value of every code, in units of the scale, float32."""
         return codes.view(torch.float8_e4m3fn).float()
 
     def _rounded(self, scaled: Tensor, grid: Grid) -> Tensor:
@@ -150,14 +166,17 @@ class TableGrid(_CodebookGrid):
         self._order = torch.tensor(order, dtype=torch.uint8, device="cpu")
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """`scaled`, rounded in place to the nearest values of the grid."""
         ascending = self._ascending.to(scaled.device)
         return ascending[0].index_select(0, nearest_entries(scaled, ascending).view(-1)).view(scaled.shape)
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The code of the nearest value of the grid, uint8."""
         places = nearest_entries(scaled, self._ascending.to(scaled.device))
         return self._order.to(scaled.device).index_select(0, places.view(-1)).view(scaled.shape)
 
     def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The value of every code, in units of the scale, float32."""
         return self._values.to(codes.device).index_select(0, codes.int().view(-1)).view(codes.shape)
 
 
@@ -172,12 +191,15 @@ class LearnedCodebook(_CodebookGrid):
     learns_codebook = True
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The code of the nearest value of the grid, uint8."""
         return nearest_entries(scaled, codebook).to(torch.uint8)
 
     def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """The value of every code, in units of the scale, float32."""
         return self._looked_up(codes.int(), codebook)
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
+        """`scaled`, rounded in place to the nearest values of the grid."""
         return self._looked_up(nearest_entries(scaled, codebook), codebook)
 
     def _looked_up(self, places: Tensor, codebook: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""How packed layers compute, one device per file."""

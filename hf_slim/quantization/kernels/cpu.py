@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hf_slim.core.modules import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import fake_quantize_static, fake_quantize_tokens, quantize_tokens
 from hf_slim.quantization.grids.grid import Grid, GridState, encoded
 from hf_slim.quantization.grids.packing import unpack_codes
@@ -171,7 +172,7 @@ def _signed_codes(layer: StoredLinear) -> Tensor:
 
 
 def _input_state(layer: torch.nn.Module) -> GridState:
-    zero_point = getattr(layer, "input_zero_point", None)
+    zero_point = parameter_or_none(layer, "input_zero_point")
     return GridState(layer.input_scale.view(1, 1, 1), None if zero_point is None else zero_point.view(1, 1, 1))
 
 

@@ -1,0 +1,1 @@
+"""Layers in their training-time and packed forms."""

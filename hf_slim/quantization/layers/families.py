@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from hf_slim.core.modules import field_of, is_transposed_linear
 from hf_slim.quantization.layers.packed import (
     PackedLinear,
     empty_packed_embedding,
@@ -61,14 +62,17 @@ class LinearFamily(LayerFamily):
     """`nn.Linear`."""
 
     def matches(self, module: nn.Module) -> bool:
+        """Whether the module belongs to this family."""
         ordinary = type(module).forward is nn.Linear.forward
         # nn.MultiheadAttention reads the weight of its output projection without calling it
         return isinstance(module, nn.Linear) and ordinary and not isinstance(module, NonDynamicallyQuantizableLinear)
 
     def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
+        """The training-time form, sharing all parameters."""
         return FakeQuantLinear(module, scheme, training)
 
     def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
+        """The packed form, without values."""
         return _empty_linear(module, module.in_features, module.out_features, scheme)
 
 
@@ -76,22 +80,27 @@ class BitsAndBytesFamily(LayerFamily):
     """The 4-bit layers of bitsandbytes that lie under QLoRA adapters: read as floats, never trained themselves."""
 
     def matches(self, module: nn.Module) -> bool:
+        """Whether the module belongs to this family."""
         return type(module).__name__ == "Linear4bit" and hasattr(module.weight, "quant_state")
 
     def shapes(self, module: nn.Module) -> Shapes:
+        """`{parameter name: (rows, columns)}` of every matrix."""
         return {"weight": (module.out_features, module.in_features)}
 
     def floats(self, module: nn.Module, name: str) -> Tensor:
+        """The values of a weight in floating point."""
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(module.weight.data, module.weight.quant_state)
 
     def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
+        """The training-time form, sharing all parameters."""
         layer = FakeQuantLinear(module, scheme, training)
         layer.read_weight = functools.partial(self.floats, module, "weight")
         return layer
 
     def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
+        """The packed form, without values."""
         return _empty_linear(module, module.in_features, module.out_features, scheme)
 
 
@@ -99,12 +108,15 @@ class EmbeddingFamily(LayerFamily):
     """`nn.Embedding`."""
 
     def matches(self, module: nn.Module) -> bool:
+        """Whether the module belongs to this family."""
         return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
     def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
+        """The training-time form, sharing all parameters."""
         return FakeQuantEmbedding(module, scheme, training)
 
     def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
+        """The packed form, without values."""
         return empty_packed_embedding(module, scheme)
 
 
@@ -114,12 +126,15 @@ class TransposedLinearFamily(LayerFamily):
     transposed = True
 
     def matches(self, module: nn.Module) -> bool:
-        return type(module).__name__ == "Conv1D" and hasattr(module, "nf") and module.weight.dim() == 2
+        """Whether the module belongs to this family."""
+        return type(module).__name__ == "Conv1D" and is_transposed_linear(module) and module.weight.dim() == 2
 
     def shapes(self, module: nn.Module) -> Shapes:
+        """`{parameter name: (rows, columns)}` of every matrix."""
         return {"weight": tuple(reversed(module.weight.shape))}
 
     def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
+        """The packed form, without values."""
         in_features, out_features = module.weight.shape
         return _empty_linear(module, in_features, out_features, scheme)
 
@@ -130,16 +145,20 @@ class ConvolutionFamily(LayerFamily):
     bases = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
     def matches(self, module: nn.Module) -> bool:
+        """Whether the module belongs to this family."""
         return any(isinstance(module, base) and type(module).forward is base.forward for base in self.bases)
 
     def shapes(self, module: nn.Module) -> Shapes:
+        """`{parameter name: (rows, columns)}` of every matrix."""
         return {"weight": (len(module.weight), module.weight[0].numel())}
 
     def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
+        """The training-time form, sharing all parameters."""
         dims = tuple(range(-module.weight.dim() + 1, 0))
         return fake_quantized_like(module, scheme, training, self.shapes(module), False, dims)
 
     def empty_packed(self, module: nn.Module, scheme: Scheme) -> nn.Module:
+        """The packed form, without values."""
         dims = tuple(range(-module.weight.dim() + 1, 0))
         return packed_like(module, scheme, self.shapes(module), False, dims)
 
@@ -151,17 +170,20 @@ class ExpertsFamily(LayerFamily):
     """
 
     def matches(self, module: nn.Module) -> bool:
-        return bool(self._stacked(module)) and not getattr(module, "is_transposed", False)
+        """Whether the module belongs to this family."""
+        return bool(self._stacked(module)) and not vars(module).get("is_transposed", False)
 
     def shapes(self, module: nn.Module) -> Shapes:
-        found = {name: getattr(module, name).shape for name in self._stacked(module)}
+        """`{parameter name: (rows, columns)}` of every matrix."""
+        found = {name: module.get_parameter(name).shape for name in self._stacked(module)}
         return {name: (experts * rows, columns) for name, (experts, rows, columns) in found.items()}
 
     def fitting(self, scheme: Scheme) -> Scheme:
+        """The scheme without activations: those inside the module cannot be reached."""
         return dataclasses.replace(scheme, activations=None)
 
     def _stacked(self, module: nn.Module) -> list[str]:
-        count = getattr(module, "num_experts", None)
+        count = field_of(module, "num_experts")
         parameters = module.named_parameters(recurse=False)
         return [name for name, p in parameters if p.dim() == 3 and len(p) == count and p.is_floating_point()]
 

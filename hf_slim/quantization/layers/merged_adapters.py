@@ -18,7 +18,7 @@ from hf_slim.quantization.layers.training import FakeQuantLinear
 def simulate_merged_(model: nn.Module) -> None:
     """Lets every adapter around a fake-quantized layer act through that layer's weight, before it is rounded."""
     for adapter in adapter_layers(model).values():
-        base = getattr(adapter, BASE)
+        base = adapter.get_submodule(BASE)
         if isinstance(base, FakeQuantLinear) and hasattr(adapter, "get_delta_weight"):
             base.weight_change = types.MethodType(_pending_change, adapter)
             adapter.forward = types.MethodType(_forward_base, adapter)
@@ -31,7 +31,7 @@ def merge_adapters_(model: nn.Module) -> None:
     Exact also where the base is stored in four bits: nothing is rounded on the way.
     """
     for name, adapter in adapter_layers(model).items():
-        base = getattr(adapter, BASE)
+        base = adapter.get_submodule(BASE)
         if isinstance(base, FakeQuantLinear):
             base.weight = nn.Parameter(base.merged_weight().detach().clone(), requires_grad=False)
             base.weight_change = base.read_weight = None
@@ -48,4 +48,4 @@ def _pending_change(adapter: nn.Module) -> Tensor | None:
 
 
 def _forward_base(adapter: nn.Module, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return getattr(adapter, BASE)(input)
+    return adapter.get_submodule(BASE)(input)

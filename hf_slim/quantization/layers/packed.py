@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.contracts import PackedLayer
+from hf_slim.core.modules import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import ungrouped
 from hf_slim.quantization.grids.grid import GridState, decoded
 from hf_slim.quantization.grids.packing import unpack_codes
@@ -34,6 +35,7 @@ class PackedLinear(nn.Linear, PackedLayer):
         add_storage_(self, scheme, {"weight": (out_features, in_features)}, device)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The output of the layer, computed from codes."""
         return choose_kernel(self, input).run(self, input)
 
     def kernel(self, input: Tensor) -> str:
@@ -49,6 +51,7 @@ class PackedLinear(nn.Linear, PackedLayer):
         return unpacked(self, "weight", self.in_features, dtype)
 
     def extra_repr(self) -> str:
+        """The scheme, for `print(model)`."""
         return f"{super().extra_repr()}, scheme={self.scheme}"
 
 
@@ -67,6 +70,7 @@ class PackedEmbedding(nn.Embedding, PackedLayer):
         add_storage_(self, Scheme(scheme.weights), {"weight": (self.num_embeddings, self.embedding_dim)}, device)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The output of the layer, computed from codes."""
         grid, width = self.scheme.weights, self.embedding_dim
         codes = unpack_codes(self.weight[input].flatten(0, -3), grid.storage_bits, grid.group_size or width)
         state = stored_state(self, "weight", grid)
@@ -94,7 +98,7 @@ def packed_like(
     layer.scheme, layer.transposed, layer.dims = scheme, transposed, dims
     layer.is_filled = False  # until then its weights are codes for everyone: whoever loads them looks at their shapes
     layer.dtype = next(iter(module.parameters(recurse=False))).dtype
-    layer.float_shapes = {name: tuple(getattr(module, name).shape) for name in shapes}
+    layer.float_shapes = {name: tuple(module.get_parameter(name).shape) for name in shapes}
     layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     add_storage_(layer, scheme, shapes, next(module.parameters()).device)
     return layer
@@ -133,10 +137,10 @@ def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 
 def fill_input_(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
     """Takes over the static input scale of a trained layer, if its scheme has one."""
-    if hasattr(layer, "input_scale"):
+    if parameter_or_none(layer, "input_scale") is not None:
         state = quantizer.state()
         layer.input_scale = state.scale.view(1)
-        if hasattr(layer, "input_zero_point"):
+        if parameter_or_none(layer, "input_zero_point") is not None:
             layer.input_zero_point = state.zero_point.view(1)
 
 

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.distributed import range_over_ranks_
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.running.distributed import range_over_ranks_
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
     fake_quantize_static,
@@ -126,7 +127,7 @@ class WeightQuantizer(_Quantizer):
         if self.codebook is not None and len(self.codebook) > 1:
             raise SlimError("Rows cannot be cut out of a weight with several codebooks. Drop `codebook_channels`.")
         for name in ("scale", "offset", "zero_point"):
-            value = getattr(self, name)
+            value = parameter_or_none(self, name)
             if value is not None and len(value) > 1:
                 smaller = value.detach()[kept]
                 setattr(self, name, nn.Parameter(smaller) if isinstance(value, nn.Parameter) else smaller)
@@ -165,6 +166,7 @@ class InputQuantizer(_Quantizer):
         self._calibrated = not self.static
 
     def forward(self, input: Tensor) -> Tensor:
+        """`input` on the grid; static scales are observed during the first batches of training."""
         if not self._calibrated:
             self._observe_(input)
         if not self.enabled or (self.static and not self._calibrated and not self.batches_seen):

@@ -33,7 +33,7 @@ def add_quantizers_(
     layer.scheme = scheme
     layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     for name, shape in shapes.items():
-        device = getattr(layer, name).device
+        device = layer.get_parameter(name).device
         quantizer = WeightQuantizer(scheme.weights, shape, training.learn, training.stored, device)
         layer.add_module(f"{name}_quantizer", quantizer)
     layer.input_quantizer = None
@@ -61,6 +61,7 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
         add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
 
     def forward(self, input: Tensor) -> Tensor:
+        """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
         dtype = autocast_dtype(input.device)  # which autocast would turn the weight into, in one more pass over it
@@ -88,6 +89,7 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
         self.weight_quantizer.keep_rows_(kept)
 
     def extra_repr(self) -> str:
+        """The scheme, for `print(model)`."""
         return f"{super().extra_repr()}, scheme={self.scheme}"
 
 
@@ -102,6 +104,7 @@ class FakeQuantEmbedding(nn.Embedding, PreparedLayer):
         hand_on_kept_columns_(embedding, self)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
         rows = super().forward(input)
         return self.weight_quantizer(rows.flatten(0, -2), kept_columns(self, "weight")).view(rows.shape)
 
@@ -164,7 +167,7 @@ def with_class(module: nn.Module, new_class: type[nn.Module]) -> nn.Module:
 def embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
     """What an equal embedding is made with."""
     names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
-    return {name: getattr(embedding, name) for name in names}
+    return {name: vars(embedding)[name] for name in names}
 
 
 @cache

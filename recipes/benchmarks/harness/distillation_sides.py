@@ -12,7 +12,7 @@ from transformers import default_data_collator as collate
 from hf_slim import DistillationCallback
 from hf_slim.distillation.store.format import StoreInfo
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
-from hf_slim.distillation.teachers.live import LiveTeacher, Question, freeze_
+from hf_slim.distillation.teachers.live import LiveTeacher, TeacherRequest, freeze_
 
 TOP_K = 64
 
@@ -121,7 +121,7 @@ def store_answers(
         for rows in data:
             for start in range(0, len(rows), sizes.rows):
                 batch = collate([rows[index] for index in range(start, min(start + sizes.rows, len(rows)))])
-                answers = live.ask(batch, Question(dtype)).answers
-                logits = answers.at(torch.arange(len(answers.states))).states
+                predictions = live.forward(batch, TeacherRequest(dtype)).predictions
+                logits = predictions.at(torch.arange(len(predictions.states))).states
                 writer.add(batch, logits.unflatten(0, batch["input_ids"].shape))
     finish_store(folder, info)

@@ -51,7 +51,7 @@ class FineTune:
         return model
 
     def perplexity(self, model: nn.Module) -> float:
-        """On the held-out blocks, in float32."""
+        """On the held-out blocks; in float32, or in the bf16 autocast that a Trainer leaves on what it trained."""
         return perplexity(model, self.held_out)
 
     def calibration(self, n_blocks: int) -> torch.Tensor:

@@ -91,7 +91,10 @@ class Classification:
         return Trainer(model, args, train_dataset=self.train, data_collator=self.collate, callbacks=callbacks)
 
     def score(self, model: PreTrainedModel, texts: Dataset | None = None) -> dict[str, float]:
-        """Share of labels that are right, in float32; of the held-out texts, unless others are given."""
+        """Share of labels that are right among the held-out texts, unless others are given.
+
+        In float32, or in the bf16 autocast that a Trainer leaves on the model it trained.
+        """
         texts = (texts or self.held_out).sort("length")  # sorted: little padding
         return {"accuracy": accuracy_and_loss(model, texts, self.collate, 64, self.name)[0]}
 
@@ -137,7 +140,7 @@ class Language:
         )  # fmt: skip
 
     def score(self, model: PreTrainedModel, blocks: Dataset | None = None) -> dict[str, float]:
-        """Perplexity in float32; of the held-out blocks, unless others are given."""
+        """Perplexity of the held-out blocks, unless others are given; precision as in `Classification.score`."""
         return {"perplexity": perplexity(model, blocks or self.held_out)}
 
 

@@ -44,7 +44,8 @@ PAGE_SECTIONS: tuple[Section, ...] = (
         "Quantization-aware training against torchao: quality",
         "SmolLM2-135M, weights only, symmetric groups of 64; data, steps, seed and learning rate are the same for "
         "both sides. With the teacher `self`, half of the loss compares with the untouched model. Recovered is the "
-        "share of the gap between the fine-tuned float model rounded to nearest and the same model unrounded.",
+        "share of the gap between the fine-tuned float model rounded to nearest and the same model unrounded. Both "
+        "sides are judged in the bf16 autocast that the Trainer leaves on, the two float columns in fp32. One seed.",
         (("quantization-quality", "quantization_quality", quantization.quality),),
     ),
     Section(
@@ -63,8 +64,9 @@ PAGE_SECTIONS: tuple[Section, ...] = (
     Section(
         "Pruning against Torch-Pruning: quality",
         "SmolLM2-135M without a share of its transformer's parameters, after the same recovery for both sides, "
-        "without a teacher. Torch-Pruning uses the best of its criteria, over all layers, on neurons alone as "
-        "hf_slim does here.",
+        "without a teacher. Torch-Pruning uses its Hessian criterion over all layers, on neurons alone as "
+        "hf_slim does here. Models that were trained are judged in the bf16 autocast that the Trainer leaves on, for "
+        "both sides, the others in fp32. One seed.",
         (("pruning-quality", "pruning_quality", pruning.quality),
          ("pruning-references", "pruning_quality", pruning.references),
          ("torch-pruning-criteria", "pruning_torch_pruning_criteria", pruning.torch_pruning_criteria)),

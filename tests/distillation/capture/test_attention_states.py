@@ -89,7 +89,7 @@ def test_maps_are_those_that_eager_returns(family):
             torch.testing.assert_close(ours[counted], theirs[counted], rtol=1e-4, atol=1e-6)
 
 
-def test_maps_know_no_dropout_and_refuse_other_implementations():
+def test_maps_are_without_dropout_and_refuse_other_implementations():
     model = tiny.llama(attn_implementation="eager", attention_dropout=0.5)
     train, evaluated = recorded(model.train(), [0]), recorded(model.eval(), [0])
     torch.testing.assert_close(train[0].attention_map(), evaluated[0].attention_map())
@@ -118,7 +118,7 @@ def test_recording_changes_nothing_and_leaves_nothing_behind():
     ALL_ATTENTION_FUNCTIONS.get_interface = mine
     try:
         recorded(model, [0])
-        assert vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] is mine  # somebody else's stays
+        assert vars(ALL_ATTENTION_FUNCTIONS)["get_interface"] is mine  # a replacement by other code is restored
     finally:
         del ALL_ATTENTION_FUNCTIONS.get_interface
 
@@ -155,7 +155,7 @@ def test_a_student_learns_to_relate_as_its_teacher():
     assert losses[-1] < losses[0] / 2
 
 
-def test_another_thread_is_left_alone():
+def test_another_thread_is_not_recorded():
     model = tiny.llama().eval()
 
     def run_elsewhere():
@@ -173,7 +173,7 @@ def test_what_cannot_be_recorded_is_named():
         recorded(families.FAMILIES["deberta"].build(), [0])
     with pytest.raises(SlimError, match=r"FalconForCausalLM.*hidden states"):
         recorded(families.FAMILIES["falcon"].build(), [0])
-    with pytest.raises(SlimError, match=r"layer 3 .*called 3.*-3 to 2"):
+    with pytest.raises(SlimError, match=r"layer 3, .*called 3 .*-3 to 2"):
         recorded(tiny.llama(), [0, 3])
     model = tiny.llama()
     cache = cache_of(model(input_ids=tiny.tokens()))

@@ -58,7 +58,7 @@ def test_relations_are_those_of_the_paper_with_their_gradient(causal, block, mon
         torch.testing.assert_close(getattr(ours, name).grad, getattr(theirs, name).grad)
 
 
-def test_padding_gets_no_gradient_and_has_no_say():
+def test_padding_gets_no_gradient_and_does_not_change_the_loss():
     student, teacher = with_gradient(states(4, 4, 8)), states(4, 4, 8, seed=1)
     relation_loss(student, teacher, MASK, 2).backward()
     hidden = ~MASK.bool()[:, None, :, None].expand_as(student.key)
@@ -105,7 +105,7 @@ def test_maps_are_compared_row_by_row(kind, teacher_heads):
 
 
 @pytest.mark.parametrize("loss", [relation_loss, map_loss])
-def test_equal_attention_costs_nothing_and_micro_batches_add_up(loss):
+def test_equal_attention_has_zero_loss_and_micro_batches_add_up(loss):
     if loss is map_loss:
         student, teacher = probabilities(4), probabilities(4, seed=1)
 

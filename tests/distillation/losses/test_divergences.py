@@ -59,7 +59,7 @@ def test_value_and_gradient_agree_with_autograd_of_the_formula(name, k, paramete
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_equal_answers_cost_nothing_and_pull_nowhere(name):
+def test_equal_distributions_have_zero_loss_and_zero_gradient(name):
     value, gradient = DIVERGENCES[name](*(distribution(dtype=torch.float32) for _ in range(2)), 0.3)
     assert value.abs().max() < 1e-6
     assert gradient.abs().max() < 1e-6
@@ -74,7 +74,7 @@ def test_all_classes_as_top_k_are_the_whole_distribution(name):
 
 @pytest.mark.parametrize("k", [None, 5])
 @pytest.mark.parametrize("name", FORMULAS)
-def test_the_distributions_stay_as_they_are_for_the_next_loss(name, k):
+def test_the_distributions_are_not_changed(name, k):
     q, p = distribution(), distribution(seed=1)
     before = [tensor.clone() for one in (q, p) for tensor in (one.log, one.probabilities)]
     if k:
@@ -85,7 +85,7 @@ def test_the_distributions_stay_as_they_are_for_the_next_loss(name, k):
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_certain_and_opposite_answers_stay_finite(name):
+def test_certain_and_opposite_distributions_have_a_finite_loss(name):
     student = torch.tensor([[200.0, -200.0, 0.0], [0.0, 90.0, -90.0]])
     q, p = (Distribution.of_logits(each, 1.0) for each in (student, student.flip(-1)))
     value, gradient = DIVERGENCES[name](q, p, 0.5)

@@ -5,9 +5,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_slim.distillation.losses import fused
-from hf_slim.distillation.losses.answers import LogitAnswers, MixedAnswers
 from hf_slim.distillation.losses.divergences import DIVERGENCES
 from hf_slim.distillation.losses.fused import LogitLoss, Rows, Term, logit_sums
+from hf_slim.distillation.losses.predictions import LogitPredictions, MixedPredictions
 
 WIDTH, CLASSES, POSITIONS = 6, 23, 40
 
@@ -68,7 +68,7 @@ def test_value_and_gradients_agree_with_whole_logits_in_float64(kind, task_weigh
         if compute == "naive":
             total = naive(leaf, output, some_rows(weighted), teacher, loss)
         else:
-            answers = LogitAnswers(teacher, None, CLASSES)
+            answers = LogitPredictions(teacher, None, CLASSES)
             total = logit_sums(leaf, output, some_rows(weighted), answers, loss, CLASSES).total
         (total * 0.3).backward()
         parameters = [] if output is None else list(output.parameters())
@@ -88,7 +88,7 @@ def test_an_adapted_head_trains_its_adapters_alone(chunks):
     naive(states, output, some_rows(), teacher, loss).backward()
     expected = {name: p.grad.clone() for name, p in output.named_parameters() if p.requires_grad}
     output.zero_grad()
-    logit_sums(states, output, some_rows(), LogitAnswers(teacher, None, CLASSES), loss, CLASSES).total.backward()
+    logit_sums(states, output, some_rows(), LogitPredictions(teacher, None, CLASSES), loss, CLASSES).total.backward()
     for name, parameter in output.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(parameter.grad, expected[name])
@@ -98,7 +98,7 @@ def test_an_adapted_head_trains_its_adapters_alone(chunks):
 def test_several_teachers_are_the_mean_of_their_probabilities():
     states, teachers = draw(POSITIONS, CLASSES), [draw(POSITIONS, CLASSES, seed=seed) for seed in (1, 2)]
     loss = LogitLoss(0.0, [Term(DIVERGENCES["forward_kl"], 0.0, 1.0)], 2.0)
-    mixed = MixedAnswers([LogitAnswers(teacher, None, CLASSES) for teacher in teachers], [0.25, 0.75])
+    mixed = MixedPredictions([LogitPredictions(teacher, None, CLASSES) for teacher in teachers], [0.25, 0.75])
     mean = (0.25 * (teachers[0] / 2).softmax(-1) + 0.75 * (teachers[1] / 2).softmax(-1)).log()
     expected = naive(states, None, some_rows(), None, loss, mix=mean)
     torch.testing.assert_close(logit_sums(states, None, some_rows(), mixed, loss, CLASSES).total, expected)
@@ -115,7 +115,7 @@ def test_half_precision_stays_within_its_rounding(autocast):
     narrow = states.to(dtype).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = logit_sums(
-            narrow, output.to(dtype), some_rows(), LogitAnswers(teacher.to(dtype), None, CLASSES), loss, CLASSES
+            narrow, output.to(dtype), some_rows(), LogitPredictions(teacher.to(dtype), None, CLASSES), loss, CLASSES
         ).total
     found.backward()
     assert found.dtype == torch.float32

@@ -19,7 +19,9 @@ def test_layers_are_spread_over_the_teachers_from_embedding_to_last():
     assert layer_map(HiddenConfig(layers={"1": "4"}), 3, 6) == {1: 4}
 
 
-@pytest.mark.parametrize(("layers", "says"), [({4: 1}, "student, which has 0.*to 3"), ({1: 7}, "teacher.*to 6")])
+@pytest.mark.parametrize(
+    ("layers", "says"), [({4: 1}, "student, which has the layers 0.*to 3"), ({1: 7}, "teacher.*to 6")]
+)
 def test_a_layer_out_of_range_is_named(layers, says):
     with pytest.raises(SlimError, match=says):
         layer_map(HiddenConfig(layers=layers), 3, 6)

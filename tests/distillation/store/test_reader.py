@@ -1,4 +1,4 @@
-"""A teacher on disk: what is written, what is found again, and what is refused."""
+"""A teacher on disk: what is written, what is looked up, and what is refused."""
 
 import dataclasses
 import json
@@ -41,7 +41,7 @@ def padded(rows: list[Tensor], side: str = "right", more: int = 0) -> dict[str, 
 
 
 def logits_of(inputs: dict[str, Tensor], n_classes: int = tiny.VOCAB_SIZE) -> Tensor:
-    """Logits that depend on token and place among the real tokens alone, as if a model had answered."""
+    """Logits that depend on token and place among the real tokens only, in place of a model."""
     table = torch.randn(16, tiny.VOCAB_SIZE, n_classes, generator=torch.Generator().manual_seed(3)) * 4
     place = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
     return table[place, inputs["input_ids"]]
@@ -69,10 +69,10 @@ def reference(rows: list[Tensor]) -> list[Tensor]:
     return [exact[number, : len(row)] for number, row in enumerate(rows)]
 
 
-def test_answers_are_the_most_probable_classes_within_fp16(folder):
+def test_predictions_are_the_most_probable_classes_within_fp16(folder):
     store, rows = StoredTeacher.open(folder), examples()
     inputs = padded(rows)
-    ids, found = store.answers(inputs)
+    ids, found = store.top_k(inputs)
     assert ids.shape == found.shape == (inputs["input_ids"].numel(), INFO.k)
     assert ids.dtype == torch.int64
     assert found.dtype == torch.float32
@@ -91,7 +91,7 @@ def test_answers_are_the_most_probable_classes_within_fp16(folder):
 
 def test_padding_has_all_its_mass_in_one_class(folder):
     inputs = padded(examples()[:3])
-    ids, found = StoredTeacher.open(folder).answers(inputs)
+    ids, found = StoredTeacher.open(folder).top_k(inputs)
     padding = ~inputs["attention_mask"].flatten().bool()
     assert padding.any()
     assert (found[padding].exp().sum(-1) == 1).all()
@@ -106,10 +106,10 @@ def test_order_and_padding_do_not_matter(folder, side, more):
     store, rows = StoredTeacher.open(folder), examples()
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1))[:7].tolist()
     inputs = padded([rows[number] for number in order], side, more)
-    _, found = store.answers(inputs)
+    _, found = store.top_k(inputs)
     parts = found[inputs["attention_mask"].flatten().bool()].split([len(rows[number]) for number in order])
     for number, part in zip(order, parts, strict=True):
-        assert torch.equal(part, store.answers({"input_ids": rows[number][None]})[1])
+        assert torch.equal(part, store.top_k({"input_ids": rows[number][None]})[1])
 
 
 def test_a_token_takes_four_bytes_a_class(tmp_path):
@@ -128,7 +128,7 @@ def test_ids_take_the_smallest_type_that_holds_them():
     assert info(n_classes=2**16 + 1).id_dtype is torch.int32
 
 
-def test_the_largest_class_of_16_bits_comes_back(tmp_path):
+def test_the_largest_class_of_16_bits_is_read_correctly(tmp_path):
     wide = info(n_classes=2**16, k=2)
     logits = torch.zeros(1, 3, 2**16)
     logits[:, :, -1] = 60
@@ -136,49 +136,49 @@ def test_the_largest_class_of_16_bits_comes_back(tmp_path):
     with StoredTeacherWriter(tmp_path, wide) as writer:
         writer.add(inputs, logits)
     finish_store(tmp_path, wide)
-    ids, found = StoredTeacher.open(tmp_path).answers(inputs)
+    ids, found = StoredTeacher.open(tmp_path).top_k(inputs)
     assert (ids[:, 0] == 2**16 - 1).all()
     assert (found[:, 0].exp() > 0.999).all()
 
 
-def test_an_example_may_have_one_answer(tmp_path):
+def test_an_example_may_have_one_prediction(tmp_path):
     classes = info(per="example", n_classes=3, k=3)
     rows = examples(8)
     logits = torch.randn(8, 3)
     with StoredTeacherWriter(tmp_path, classes) as writer:
         writer.add(padded(rows), logits)
     assert finish_store(tmp_path, classes)["n_answers"] == 8
-    ids, found = StoredTeacher.open(tmp_path).answers(padded(rows[::-1], "left", 2))
+    ids, found = StoredTeacher.open(tmp_path).top_k(padded(rows[::-1], "left", 2))
     exact = torch.log_softmax(logits.flip(0).double() / 2, -1)
     assert (found - exact.gather(1, ids)).abs().max() < 2e-3
     assert (tail_mass(found) < 2e-3).all()
 
 
-def test_impossible_classes_stay_finite(tmp_path):
+def test_log_probabilities_of_impossible_classes_are_finite(tmp_path):
     few = info(n_classes=4, k=4)
     inputs = {"input_ids": torch.tensor([[1, 2]])}
     with StoredTeacherWriter(tmp_path, few) as writer:
         writer.add(inputs, torch.tensor([[[0.0, 1.0, -torch.inf, -torch.inf], [1e6, 0.0, 0.0, 0.0]]]))
     finish_store(tmp_path, few)
-    _, found = StoredTeacher.open(tmp_path).answers(inputs)
+    _, found = StoredTeacher.open(tmp_path).top_k(inputs)
     assert found.isfinite().all()
     assert (found.exp()[0, 2:] == 0).all()
 
 
-def test_a_row_that_is_not_stored_is_an_error_with_a_cure(folder):
+def test_a_row_that_is_not_stored_is_an_error_that_says_what_to_do(folder):
     store = StoredTeacher.open(folder)
     foreign = padded([examples()[0], examples(seed=9)[1]])
     with pytest.raises(SlimDataError, match=r"Example 1 of this batch, 5 tokens.*the 24 examples.*cache-teacher"):
-        store.answers(foreign)
+        store.top_k(foreign)
     with pytest.raises(SlimDataError, match="Row 2 of the training data"):
         store.check_data([{"input_ids": row.tolist()} for row in (*examples()[:2], examples(seed=9)[2])])
     unmasked = padded(examples()[:3])["input_ids"]
-    with pytest.raises(SlimDataError, match="is not among"):  # padding counts where no mask tells it
-        store.answers({"input_ids": unmasked})
+    with pytest.raises(SlimDataError, match="is not among"):  # without a mask padding is part of the example
+        store.top_k({"input_ids": unmasked})
     with pytest.raises(SlimDataError, match=r"attention_mask.*shape"):
-        store.answers({"input_ids": unmasked, "attention_mask": torch.ones(3, 1, 6, 6)})
+        store.top_k({"input_ids": unmasked, "attention_mask": torch.ones(3, 1, 6, 6)})
     with pytest.raises(SlimDataError, match="pixel_values"):
-        store.answers({"input_ids": unmasked, "pixel_values": torch.ones(1)})
+        store.top_k({"input_ids": unmasked, "pixel_values": torch.ones(1)})
 
 
 def test_data_is_checked_before_training(folder, monkeypatch):
@@ -194,7 +194,7 @@ def test_data_is_checked_before_training(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"n_classes": 97}, "among 96 classes, the student among 97"),
+        ({"n_classes": 97}, "has 96 classes and the student has 97"),
         ({"n_classes": 96, "tokenizer_hash": "other"}, "another tokenizer"),
         ({"n_classes": 96, "temperature": 1.0}, "Set `temperature` to 2.0"),
     ],
@@ -230,14 +230,14 @@ def test_a_store_that_is_not_whole_is_refused(folder, tmp_path):
         StoredTeacher.open(folder)
     assert is_stored_teacher(folder)
     assert not is_stored_teacher(tmp_path)
-    with pytest.raises(SlimLoadError, match="holds no stored teacher"):
+    with pytest.raises(SlimLoadError, match="contains no stored teacher"):
         StoredTeacher.open(tmp_path)
 
 
-def test_answers_are_not_read_until_they_are_asked_for(folder):
+def test_shards_are_opened_on_first_use(folder):
     store = StoredTeacher.open(folder)
     assert not store._files
-    store.answers(padded(examples()[:1]))
+    store.top_k(padded(examples()[:1]))
     assert len(store._files) == 1
     with safe_open(folder / "shard-0-0.safetensors", "pt") as file:
         assert file.get_slice("ids").get_dtype() == "U16"

@@ -39,7 +39,7 @@ def test_resumed_equals_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F
     assert len(finished["shards"]) > 2
     assert not list(broken.glob(".*"))
     whole, resumed = StoredTeacher.open(folder), StoredTeacher.open(broken)
-    for one, other in zip(whole.answers(padded(rows)), resumed.answers(padded(rows)), strict=True):
+    for one, other in zip(whole.top_k(padded(rows)), resumed.top_k(padded(rows)), strict=True):
         assert torch.equal(one, other)
     for name in ("data_fingerprint", "n_examples", "n_answers", "mass_held"):
         assert finished[name] == whole.manifest[name]
@@ -53,7 +53,7 @@ def test_resumed_equals_uninterrupted(folder, tmp_path, monkeypatch):  # noqa: F
 def test_another_run_is_not_resumed(folder, change):  # noqa: F811
     (folder / "teacher.json").unlink()
     name = next(iter(change))
-    with pytest.raises(SlimError, match=rf"made with {name} .*this run asks for.*--overwrite"):
+    with pytest.raises(SlimError, match=rf"made with {name} .*this run has.*--overwrite"):
         StoredTeacherWriter(folder, info(**change), resume=True)
     StoredTeacherWriter(folder, info(teacher="a name for people only"), resume=True)
 
@@ -66,7 +66,7 @@ def test_ranks_write_one_store(folder, tmp_path):  # noqa: F811
     manifest = finish_store(shared, INFO)
     assert [shard["file"] for shard in manifest["shards"]] == ["shard-0-0.safetensors", "shard-1-0.safetensors"]
     one, two = StoredTeacher.open(folder), StoredTeacher.open(shared)
-    for mine, theirs in zip(one.answers(padded(rows)), two.answers(padded(rows)), strict=True):
+    for mine, theirs in zip(one.top_k(padded(rows)), two.top_k(padded(rows)), strict=True):
         assert torch.equal(mine, theirs)
     assert one.manifest["data_fingerprint"] == manifest["data_fingerprint"]
 
@@ -84,7 +84,7 @@ def test_wrong_logits_are_refused(tmp_path):
     with pytest.raises(SlimError, match=r"shape \(4, 7, 95\).*needs \(4, 7, 96\)"):
         writer.add(inputs, logits_of(inputs)[..., 1:])
     nan = logits_of(inputs)
-    nan[~inputs["attention_mask"].bool()] = torch.nan  # what padding answers does not matter
+    nan[~inputs["attention_mask"].bool()] = torch.nan  # logits at padding are not used
     assert writer.add(inputs, nan) == 4
     inputs = padded(examples(4, seed=1))
     with pytest.raises(SlimError, match="NaN"):

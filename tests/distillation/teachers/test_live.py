@@ -4,25 +4,25 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
 from hf_slim import DistillationCallback, SlimError
-from hf_slim.distillation.teachers.live import LiveTeacher, Question, freeze_, memory_advice, self_teacher
+from hf_slim.distillation.teachers.live import LiveTeacher, TeacherRequest, freeze_, memory_advice, self_teacher
 from tests import tiny
 
 
-def answers(teacher: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    found = LiveTeacher(teacher).ask({"input_ids": tiny.tokens(), **inputs}, Question()).answers
+def logits(teacher: torch.nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
+    found = LiveTeacher(teacher).forward({"input_ids": tiny.tokens(), **inputs}, TeacherRequest()).predictions
     return found.at(torch.arange(len(found.states))).states
 
 
-def test_the_answers_are_the_models_logits_whatever_way_they_are_made():
+def test_the_predictions_are_the_logits_of_the_model():
     for model in (tiny.llama(), tiny.bert(), tiny.bert_mlm()):
         expected = tiny.logits(freeze_(model)).flatten(0, -2)
-        torch.testing.assert_close(answers(model, labels=tiny.tokens()), expected)
+        torch.testing.assert_close(logits(model, labels=tiny.tokens()), expected)
 
 
 @pytest.mark.parametrize(
     "on_disk", [["layers.1"], ["lm_head"], ["embed_tokens", "layers", "norm", "lm_head"]], ids=str
 )
-def test_an_offloaded_teacher_answers_as_one_in_memory(on_disk, tmp_path):
+def test_an_offloaded_teacher_has_the_logits_of_one_in_memory(on_disk, tmp_path):
     whole = freeze_(tiny.llama(seed=7, tie_word_embeddings=False))
     whole.save_pretrained(tmp_path)
     names = ["embed_tokens", "norm", "rotary_emb", *(f"layers.{index}" for index in range(3))]
@@ -30,7 +30,7 @@ def test_an_offloaded_teacher_answers_as_one_in_memory(on_disk, tmp_path):
     device_map = {path: "disk" if name.startswith(tuple(on_disk)) else "cpu" for path, name in places.items()}
     teacher = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map, offload_folder=tmp_path / "disk")
     assert any(parameter.is_meta for parameter in teacher.parameters())
-    torch.testing.assert_close(answers(freeze_(teacher)), tiny.logits(whole).flatten(0, 1))
+    torch.testing.assert_close(logits(freeze_(teacher)), tiny.logits(whole).flatten(0, 1))
     callback = DistillationCallback({"alpha": 1.0, "hidden": {}}, teacher=teacher)
     tiny.trainer(tiny.llama(tie_word_embeddings=False), tmp_path / "run", [callback]).train()
 
@@ -39,13 +39,13 @@ def test_an_offloaded_teacher_answers_as_one_in_memory(on_disk, tmp_path):
     ("change", "says"),
     [(lambda model: model.train(), "training mode"), (lambda model: model.requires_grad_(True), "embed_tokens")],
 )
-def test_a_teacher_that_could_change_is_refused(change, says, tmp_path):
+def test_a_teacher_that_is_not_frozen_is_refused(change, says, tmp_path):
     teacher = change(freeze_(tiny.llama(seed=7)))
     with pytest.raises(SlimError, match=says):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback(teacher=teacher)])
 
 
-def test_a_copy_of_a_model_that_trl_has_patched_does_not_follow_it(tmp_path):
+def test_a_copy_of_a_model_that_trl_has_patched_is_independent_of_it(tmp_path):
     model = tiny.llama()
     before = tiny.logits(model.eval())
     args = SFTConfig(str(tmp_path), bf16=False, use_cpu=True, report_to="none")
@@ -65,17 +65,17 @@ def test_the_student_itself_cannot_be_passed_as_its_teacher(tmp_path):
 def test_classes_in_another_order_are_refused(tmp_path):
     teacher = freeze_(tiny.bert(id2label={0: "bad", 1: "good", 2: "so"}, label2id={"bad": 0, "good": 1, "so": 2}))
     student = tiny.bert(id2label={0: "good", 1: "bad", 2: "so"}, label2id={"good": 0, "bad": 1, "so": 2})
-    with pytest.raises(SlimError, match="numbers its classes otherwise"):
+    with pytest.raises(SlimError, match="has its classes in another order"):
         tiny.trainer(student, tmp_path, [DistillationCallback(teacher=teacher)])
 
 
 def test_text_that_is_too_long_for_the_teacher_is_named():
     with pytest.raises(SlimError, match="at most 8 tokens, and 12 arrived"):
-        answers(freeze_(tiny.llama(max_position_embeddings=8)))
+        logits(freeze_(tiny.llama(max_position_embeddings=8)))
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_a_named_teacher_is_loaded_as_asked(quantization, tmp_path):
+def test_a_named_teacher_is_loaded_with_the_requested_quantization(quantization, tmp_path):
     tiny.llama(seed=7, hidden_size=64, num_attention_heads=8, num_key_value_heads=8).save_pretrained(tmp_path / "it")
     callback = DistillationCallback({"teacher": str(tmp_path / "it"), "teacher_load": {"quantization": quantization}})
     trainer = tiny.trainer(tiny.llama(), tmp_path / "run", [callback], max_steps=2)
@@ -84,7 +84,7 @@ def test_a_named_teacher_is_loaded_as_asked(quantization, tmp_path):
     assert trainer.state.log_history[0]["loss_distill"] > 0
 
 
-def test_a_teacher_that_does_not_fit_says_what_would(tmp_path, monkeypatch):
+def test_the_error_for_a_teacher_that_does_not_fit_names_smaller_ones(tmp_path, monkeypatch):
     tiny.llama(seed=7).save_pretrained(tmp_path / "it")
 
     def no_memory(*arguments, **options):
@@ -97,7 +97,7 @@ def test_a_teacher_that_does_not_fit_says_what_would(tmp_path, monkeypatch):
 
 def test_the_advice_counts_what_the_weights_would_take():
     with torch.device("meta"):
-        model = torch.nn.Linear(100_000, 10_000, bias=False)  # a milliard
+        model = torch.nn.Linear(100_000, 10_000, bias=False)  # a billion weights
     assert "`dtype: bfloat16` 2.00 GB" in memory_advice(model)
 
 
@@ -107,10 +107,10 @@ def test_memory_that_ends_while_the_teacher_runs_is_explained():
     def no_memory(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    asked = LiveTeacher(teacher)
+    live = LiveTeacher(teacher)
     teacher.forward = no_memory
-    with pytest.raises(SlimError, match="no memory for the teacher"):
-        asked.ask({"input_ids": tiny.tokens()}, Question())
+    with pytest.raises(SlimError, match="not enough memory for the teacher"):
+        live.forward({"input_ids": tiny.tokens()}, TeacherRequest())
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_memory_that_ends_while_the_teacher_runs_is_explained():
         ({"teacher": ["self"], "teacher_weights": [1.0, 2.0]}, "1 positive numbers"),
         ({"teacher": []}, "'self', a Hub id"),
         ({"temperature": 0}, "positive number"),
-        ({"alpha": 0}, "would run and not count"),
-        ({"losses": {}}, "nothing else to learn"),
+        ({"alpha": 0}, "would have no effect"),
+        ({"losses": {}}, "neither `hidden` nor `attention` is set"),
         ({"losses": {"forward_kl": -1}}, "positive number"),
         ({"losses": "forward_lk"}, "forward_kl"),
         ({"losses": "jensen_shannon", "beta": 1}, "between 0 and 1"),

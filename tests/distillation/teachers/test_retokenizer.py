@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainerCallback, Trai
 
 from hf_slim import DistillationCallback, SlimError
 from hf_slim.distillation.teachers.live import freeze_
-from hf_slim.distillation.teachers.retokenizer import UNHEARD, Retokenizer
+from hf_slim.distillation.teachers.retokenizer import NOT_ALIGNED, Retokenizer
 from tests import tiny
 
 PIECES = ["<end>", *(chr(code) for code in range(32, 126)), "th", "he", "in", "ab", "ba"]
@@ -45,25 +45,26 @@ def joining(monkeypatch):
     monkeypatch.setattr(PreTrainedTokenizerFast, "decode", joined)
 
 
-def test_places_are_paired_where_both_have_read_the_same_characters(joining):
+def test_positions_are_aligned_where_token_boundaries_coincide(joining):
     inputs = ids_of("xthab", "in")
-    translated, places = Retokenizer(characters(), pairs_tokenizer()).translate(inputs)
+    retokenized, positions = Retokenizer(characters(), pairs_tokenizer()).retokenize(inputs)
     teacher = pairs_tokenizer()
-    assert [teacher.convert_ids_to_tokens(int(i)) for i in translated["input_ids"][0]] == ["x", "th", "ab"]
-    assert translated["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    # after x both have read x; after t the teacher is in the midst of "th"
-    assert places.tolist() == [0, UNHEARD, 1, UNHEARD, 2, UNHEARD, 3, UNHEARD, UNHEARD, UNHEARD]
+    assert [teacher.convert_ids_to_tokens(int(i)) for i in retokenized["input_ids"][0]] == ["x", "th", "ab"]
+    assert retokenized["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    # a token of both ends after x; after t only a token of the student ends, because "th" is one token of the teacher
+    positions[positions == NOT_ALIGNED] = -9
+    assert positions.tolist() == [0, -9, 1, -9, 2, -9, 3, -9, -9, -9]
 
 
-def test_the_same_tokenizer_pairs_every_position_with_itself(joining):
+def test_with_the_same_tokenizer_every_position_is_aligned_with_itself(joining):
     inputs = ids_of("another", "in")
-    translated, places = Retokenizer(characters(), characters()).translate(inputs)
+    retokenized, positions = Retokenizer(characters(), characters()).retokenize(inputs)
     assert torch.equal(
-        translated["input_ids"][inputs["attention_mask"] == 1], inputs["input_ids"][inputs["attention_mask"] == 1]
+        retokenized["input_ids"][inputs["attention_mask"] == 1], inputs["input_ids"][inputs["attention_mask"] == 1]
     )
     real = inputs["attention_mask"].flatten() == 1
-    assert torch.equal(places[real], torch.arange(14)[real])
-    assert (places[~real] == UNHEARD).all()
+    assert torch.equal(positions[real], torch.arange(14)[real])
+    assert (positions[~real] == NOT_ALIGNED).all()
 
 
 def gradients(tmp_path, callback):
@@ -86,12 +87,12 @@ class Gradients(TrainerCallback):
 def test_a_teacher_with_the_same_tokens_teaches_the_same(tmp_path, joining):
     config, teacher = {"losses": "universal"}, freeze_(tiny.llama(seed=7))
     plain = gradients(tmp_path, DistillationCallback(config, teacher))
-    translated = gradients(tmp_path, DistillationCallback(config, teacher, teacher_tokenizer=characters()))
+    retokenized = gradients(tmp_path, DistillationCallback(config, teacher, teacher_tokenizer=characters()))
     for name, gradient in plain.items():
-        torch.testing.assert_close(translated[name], gradient)
+        torch.testing.assert_close(retokenized[name], gradient)
 
 
-def test_another_vocabulary_is_learned_from(tmp_path, joining):
+def test_a_teacher_with_another_vocabulary_gives_a_gradient(tmp_path, joining):
     teacher = freeze_(tiny.llama(seed=7, vocab_size=len(PIECES)))
     config = {"losses": "universal", "alpha": 1.0}
     found = gradients(tmp_path, DistillationCallback(config, teacher, teacher_tokenizer=pairs_tokenizer()))

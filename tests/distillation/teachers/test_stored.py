@@ -68,7 +68,7 @@ def test_padding_and_batch_order_do_not_matter(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "config", "says"),
     [
-        ({}, {"hidden": {}}, "Leave out `hidden`"),
+        ({}, {"hidden": {}}, "Remove `hidden`"),
         ({}, {"on_policy": {}}, "`on_policy`"),
         ({}, {"temperature": 1.0}, "temperature"),
         ({"n_classes": 95}, {}, "95"),

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from hf_slim import SlimError
-from hf_slim.core.calibration import calibrating, first_batches, first_that_fit, precision_of_run
+from hf_slim.core.running.calibration import calibrating, first_batches, first_that_fit, precision_of_run
 from tests import tiny
 
 BATCHES = [{"input_ids": tiny.tokens(seed=seed), "labels": tiny.tokens(seed=seed)} for seed in range(3)]

@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 
 from hf_slim import PruningConfig, QuantizationConfig, prepare, prune
-from hf_slim.core.distributed import is_distributed, made_by_first_rank, range_over_ranks_, sum_over_ranks_
+from hf_slim.core.running.distributed import is_distributed, made_by_first_rank, range_over_ranks_, sum_over_ranks_
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.layers.scale_holders import InputQuantizer
 from tests import tiny

@@ -1,0 +1,1 @@
+"""What happens while a model runs: calibration batches, several processes, logs."""
