@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.errors import is_own_mistake
 from hf_slim.core.modules import config_of, field_of
 from hf_slim.pruning.groups import GroupSet
 
@@ -34,6 +35,8 @@ def _accepts(config: Any, values: dict[str, int], left: int, count: int) -> bool
     smaller = copy.copy(config).to_dict() | {name: value * left // count for name, value in values.items()}
     try:
         type(config).from_dict(smaller)
-    except Exception:  # config classes raise what they like
+    except Exception as error:  # config classes raise what they like
+        if is_own_mistake(error):
+            raise
         return False
     return True

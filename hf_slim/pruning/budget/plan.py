@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.pruning.budget.legal_sizes import legal_ends
 from hf_slim.pruning.budget.savings import Savings, number_of_groups, savings_in_time, savings_of
 from hf_slim.pruning.config import PruningConfig
@@ -73,7 +73,7 @@ def plan_removal(
 
     Args:
         timings: What `measure_latency` has found, for a target in time.
-    Raises: SlimError: if the model has no such structure, an amount removes nothing or too much, or `ignore`
+    Raises: SlimConfigError: if the model has no such structure, an amount removes nothing or too much, or `ignore`
         matches nothing.
     """
     chosen = candidates(group_sets, config)
@@ -86,7 +86,7 @@ def plan_removal(
     savings = savings_in_time(timings, chosen) if timings else savings_of(model, chosen, measure)
     spent_on = [found for found in chosen if found.name in savings.first and savings.first[found.name].any()]
     if not spent_on:
-        raise SlimError(
+        raise SlimConfigError(
             f"`target` {config.target} was set, but no layer of this model has {' or '.join(config.kinds)} that can "
             "be removed. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
         )
@@ -95,7 +95,7 @@ def plan_removal(
     plan = Plan(spent_on, ends, [budget], savings, timings)
     most = savings.of(plan.most)
     if budget.amount > most * (1 + SUM_TOLERANCE):
-        raise SlimError(
+        raise SlimConfigError(
             f"`target` {config.target} asks to remove {1 - share:.0%} of the {measure}, but at most "
             f"{most / savings.total:.0%} can be removed: the rest is in other parts, or kept by `floor`, "
             "`round_to` or `ignore`. "
@@ -117,13 +117,13 @@ def expected_losses(plan: Plan) -> dict[str, float]:
 def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupSet]:
     """The sets that a config names and does not ignore.
 
-    Raises: SlimError: if `ignore` matches nothing.
+    Raises: SlimConfigError: if `ignore` matches nothing.
     """
     group_sets = [group_set for group_set in group_sets if group_set.kind in config.kinds]
     for pattern in config.ignore:
         if not any(fnmatch.fnmatch(group_set.name, pattern) for group_set in group_sets):
             names = ", ".join(group_set.name for group_set in group_sets[:3])
-            raise SlimError(f"`ignore` '{pattern}' matches none of the prunable layers, which are: {names}, ...")
+            raise SlimConfigError(f"`ignore` '{pattern}' matches none of the prunable layers, which are: {names}, ...")
     return [
         group_set
         for group_set in group_sets
@@ -170,7 +170,7 @@ def _quotas(
     share = config.sparsity_by_kind[kind]
     sets = [group_set for group_set in group_sets if group_set.kind == kind]
     if not sets:
-        raise SlimError(
+        raise SlimConfigError(
             f"`sparsity.{kind}` is {share}, but no layer of this model was recognised as {kind}. Set it to 0; "
             "`hf-slim inspect` lists what can be pruned, and why other layers cannot."
         )
@@ -182,7 +182,7 @@ def _quotas(
     if not any(budget.amount for budget in budgets):
         smallest = min(sets, key=lambda found: found.count)
         legal = (smallest.count - final[smallest.name]).tolist()[:4]
-        raise SlimError(
+        raise SlimConfigError(
             f"`sparsity.{kind}` {share} removes nothing: a layer has {smallest.count} groups, of which "
             f"{', '.join(map(str, sorted(legal))) or 'none but all'} may be kept. Use at least "
             f"{1 / smallest.count:.2g}, or `uniform: {{{kind}: false}}` to choose across all layers."
@@ -201,14 +201,14 @@ def _nearest_legal(
 ) -> int:
     """How many groups of a uniform set are removed.
 
-    Raises: SlimError: if the model's config refuses that number and every other one near it.
+    Raises: SlimConfigError: if the model's config refuses that number and every other one near it.
     """
     share, count = config.sparsity_by_kind[group_set.kind], group_set.count
     wanted, legal = _nearest(ends[group_set.name], share * count), _nearest(final[group_set.name], share * count)
     if abs(wanted - legal) > LENIENCE * count:
         numbers = (count - final[group_set.name]).tolist()
         shares = ", ".join(f"{number} (sparsity {1 - number / count:.3g})" for number in numbers[:8])
-        raise SlimError(
+        raise SlimConfigError(
             f"`sparsity.{group_set.kind}` {share} leaves {count - wanted} of {count} in every layer, which the "
             f"model's config refuses. It accepts {shares}. Choose one of these, or `uniform: "
             f"{{{group_set.kind}: false}}` for a result that hf_slim loads."
