@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from hf_slim.pruning.config import KINDS
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.removal.cut import Removed
 from hf_slim.pruning.structure.example_inputs import example_inputs
@@ -124,6 +125,30 @@ FAMILIES = {
     ),
 }  # fmt: skip
 
+# kind -> the families of which no group can go; everything else must lose some in the matrix
+UNSUPPORTED = {
+    "ffn": {"resnet"},
+    "kv_heads": {"falcon_one_kv_head", "resnet"},
+    "heads": {  # query heads go one by one only where several share a key-value head
+        "gpt2", "gpt_neox", "opt", "bert", "roberta", "distilbert", "t5", "t5_gated", "vit", "whisper", "albert",
+        "bart", "clip", "deberta", "gptj", "modernbert", "wav2vec2", "resnet",
+    },
+    "channels": {*FAMILIES} - {"whisper", "wav2vec2", "resnet"},
+    "layers": {"albert", "resnet"},
+    "attention_blocks": {
+        "gpt2", "opt", "falcon", "t5", "t5_gated", "whisper", "albert", "deberta", "resnet",
+    },
+    "ffn_blocks": {"gpt2", "mixtral", "qwen3_moe", "albert", "resnet"},
+    "experts": {*FAMILIES} - {"mixtral", "qwen2_moe", "qwen3_moe"},
+    "hidden": {"clip", "wav2vec2", "resnet"},
+}  # fmt: skip
+EAGER_ONLY = {"gemma2", "deberta", "gptj", "resnet"}  # those whose default is not sdpa: it is not theirs
+
+
+def supported(name: str) -> tuple[str, ...]:
+    """The kinds of which a family can lose groups."""
+    return tuple(kind for kind in KINDS if name not in UNSUPPORTED[kind])
+
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 NEURONS = (
@@ -134,10 +159,11 @@ HEADS = (
 )  # fmt: skip
 
 
-def random_sizes(config: dict, seed: int) -> dict[str, int]:
-    """Other numbers of layers, neurons and heads for a config, such as its class accepts."""
+def random_sizes(config: dict, seed: int, kinds: tuple[str, ...] = ()) -> dict[str, int]:
+    """Other numbers of layers, neurons and heads for a config, such as its class accepts and `kinds` need."""
     draw = random.Random(seed)
-    kv_heads, per_group = draw.choice([(3, 2), (2, 2), (2, 3), (4, 1), (3, 4), (6, 1), (2, 4)])
+    heads = [(3, 2), (2, 2), (2, 3), (4, 1), (3, 4), (6, 1), (2, 4)]
+    kv_heads, per_group = draw.choice([pair for pair in heads if "heads" not in kinds or pair[1] > 1])
     sizes = {name: draw.choice([2, 3]) for name in LAYERS}
     sizes |= {name: draw.choice([40, 56, 64, 72]) for name in NEURONS}
     sizes |= dict.fromkeys(HEADS, kv_heads * per_group)
@@ -146,22 +172,29 @@ def random_sizes(config: dict, seed: int) -> dict[str, int]:
 
 
 def random_groups(group_sets: list[GroupSet], seed: int) -> Removed:
-    """About half of the groups of every set, as its `balance`, `multiple`, `keep` and `pinned` allow."""
+    """About half of the groups of every set, as its `balance`, `multiple`, `keep` and `pinned` allow.
+
+    At least one group of every kind that can lose one: the first set of a kind that can does.
+    """
     generator = torch.Generator().manual_seed(seed)
-    removed = {}
+    removed, losing = {}, set()
     for group_set in group_sets:
         order = torch.rand(group_set.count, generator=generator)
+        free = group_set.count - max(group_set.keep, len(group_set.pinned))
+        most = group_set.balance - 1 if group_set.balance else free // group_set.multiple
+        if most < 1:
+            continue
+        least = int(group_set.kind not in losing)
+        steps = int(torch.randint(least, most + 1, (), generator=generator))
         if group_set.balance:
-            gone = int(torch.randint(group_set.balance, (), generator=generator))
             firsts = torch.arange(0, group_set.count, group_set.balance).unsqueeze(1)
-            chosen = order.view(-1, group_set.balance).argsort(1)[:, :gone] + firsts
+            chosen = order.view(-1, group_set.balance).argsort(1)[:, :steps] + firsts
         else:
             order[list(group_set.pinned)] = 2.0
-            free = group_set.count - max(group_set.keep, len(group_set.pinned))
-            steps = int(torch.randint(free // group_set.multiple + 1, (), generator=generator))
             chosen = order.argsort()[: steps * group_set.multiple]
         if chosen.numel():
             removed[group_set.name] = sorted(chosen.flatten().tolist())
+            losing.add(group_set.kind)
     return removed
 
 

@@ -45,6 +45,7 @@ ROOMS: dict[str, Room] = {
     "codebook": Room(
         {"quantization/grids/codebook.py": (), "quantization/grids/kinds.py": ()},
         (
+            "tests/quantization/test_callback_steps.py",
             "tests/quantization/grids/test_codebook.py",
             "tests/quantization/grids/test_kinds.py",
             "tests/quantization/grids/test_bitsandbytes.py",
@@ -57,7 +58,11 @@ ROOMS: dict[str, Room] = {
             "pruning/callback.py": ("on_pre_optimizer_step", "on_optimizer_step", "_mask"),
             "pruning/removal/mask.py": (),
         },
-        ("tests/pruning/removal/test_mask.py", "tests/pruning/test_callback.py"),
+        (
+            "tests/pruning/removal/test_mask.py",
+            "tests/pruning/test_callback_steps.py",
+            "tests/pruning/test_callback.py",
+        ),
     ),
     "selection": Room(
         {"pruning/budget/selection.py": (), "pruning/budget/plan.py": ()},
@@ -101,7 +106,7 @@ FAULTS: tuple[Fault, ...] = (
 
 _SPEED = "only how much is worked on at a time"
 _NO_CORRECTION = "the group ends within the block, or nothing has been rounded in it yet: the correction is empty"
-_BETTER_OR_WORSE = "a constant of the search: a little more or less only refines what it finds"
+_REFINES = "a constant of the search: a little more or less only refines what it finds"
 _BLOCK_BORDER = "if column + group_size > end and column > start:"
 # (path, before, after; None: any change of this line, why)
 EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
@@ -120,11 +125,11 @@ EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
         "target = total if order.index(0) <= order.index(1) else total.t()", "two places are never the same",
     ),
     ("quantization/grids/gptq.py", "BLOCK = 128", None, _SPEED),
-    ("quantization/grids/codebook.py", "ITERATIONS = 25", None, _BETTER_OR_WORSE),
-    ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 2 ** 19", _BETTER_OR_WORSE),
-    ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 3 ** 18", _BETTER_OR_WORSE),
+    ("quantization/grids/codebook.py", "ITERATIONS = 25", None, _REFINES),
+    ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 2 ** 19", _REFINES),
+    ("quantization/grids/codebook.py", "SAMPLE = 2 ** 18", "SAMPLE = 3 ** 18", _REFINES),
     ("quantization/grids/kinds.py", "CELLS = 1024", None, _SPEED),
-    ("quantization/grids/kinds.py", "FLOOR_TOLERANCE = 2 ** (-12)", "FLOOR_TOLERANCE = 2 ** (-13)", "as small"),
+    ("quantization/grids/kinds.py", "FLOOR_TOLERANCE = 2 ** (-12)", "FLOOR_TOLERANCE = 2 ** (-13)", _REFINES),
     ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size >= end and column > start:", _NO_CORRECTION),
     ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end and column >= start:", _NO_CORRECTION),
     ("quantization/grids/gptq.py", _BLOCK_BORDER, "if column + group_size > end or column > start:", _NO_CORRECTION),

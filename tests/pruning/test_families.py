@@ -10,13 +10,38 @@ from hf_slim.pruning.removal.cut import remove_groups_
 from hf_slim.pruning.removal.masked_norms import mask_norms_
 from hf_slim.pruning.structure.find import find_group_sets, understand
 from hf_slim.pruning.transform import mask_groups_
-from tests.families import FAMILIES, output, random_groups, random_sizes
+from tests.families import EAGER_ONLY, FAMILIES, UNSUPPORTED, output, random_groups, random_sizes, supported
+
+ALONE = [(name, (kind,)) for name in FAMILIES for kind in supported(name)]
+TOGETHER = [(name, supported(name)) for name in FAMILIES if len(supported(name)) > 1]
+REMOVALS = [
+    pytest.param(name, kinds, attention, id=f"{name}-{kinds[0] if len(kinds) == 1 else 'all'}-{attention}")
+    for name, kinds in ALONE + TOGETHER
+    for attention in ("eager", "sdpa")
+    if attention == "eager" or name not in EAGER_ONLY
+]
+DEPTH_AND_WIDTH = ("attention_blocks", "ffn_blocks", "experts", "hidden")  # each alone gives a slim folder
+
+
+def size_of(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_matrix_is_as_large_as_it_was():
+    assert len(FAMILIES) == 31
+    assert (len(ALONE), len(TOGETHER), len(REMOVALS)) == (183, 30, 404)
+    assert UNSUPPORTED.keys() == {*KINDS}
+    for name, family in FAMILIES.items():
+        assert {kind for kind in KINDS if getattr(family, kind)} == {*supported(name)}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_structure_is_found(name):
     family = FAMILIES[name]
-    found, refusals = understand(family.build())
+    model = family.build()
+    assert (model.config._attn_implementation == "sdpa") == (name not in EAGER_ONLY)
+    found, refusals = understand(model)
+    assert {group_set.kind for group_set in found} == {*supported(name)}
     present = {kind for kind in KINDS if getattr(family, kind)}
     assert {refusal.kind for refusal in refusals} & present <= {family.partly}
     assert {kind: sum(g.kind == kind for g in found) for kind in KINDS} == {
@@ -24,28 +49,22 @@ def test_the_structure_is_found(name):
     }
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize(
-    "kinds", [*((kind,) for kind in KINDS), KINDS], ids=lambda kinds: kinds[0] if len(kinds) == 1 else "all"
-)
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kinds", "attention"), REMOVALS)
 def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
     seed = sum(map(ord, name + "".join(kinds)))
-    model = FAMILIES[name].build(seed, **random_sizes(FAMILIES[name].config, seed))
-    if attention not in (model.config._attn_implementation, "eager"):
-        pytest.skip(f"{name} has no {attention} attention")
+    model = FAMILIES[name].build(seed, **random_sizes(FAMILIES[name].config, seed, kinds))
     model.set_attn_implementation(attention)
     group_sets = [group_set for group_set in find_group_sets(model) if group_set.kind in kinds]
-    if not group_sets:
-        pytest.skip(f"{name} has no {', '.join(kinds)}")
     removed = random_groups(group_sets, seed)
-    before = sum(parameter.numel() for parameter in model.parameters())
+    assert {group_set.kind for group_set in group_sets if removed.get(group_set.name)} == {*kinds}
+    before, whole = size_of(model), output(model)
     mask_groups_(model, group_sets, removed)
     masked = output(model)
+    assert not torch.allclose(masked, whole, rtol=1e-4, atol=2e-5)  # what goes had something to say
     mask_norms_(model, group_sets, {})
     remove_groups_(model, group_sets, removed)
     torch.testing.assert_close(output(model), masked, rtol=1e-4, atol=2e-5)
-    assert (sum(parameter.numel() for parameter in model.parameters()) < before) == bool(removed)
+    assert size_of(model) < before
 
 
 @pytest.mark.parametrize("uniform", [True, False])
@@ -53,10 +72,10 @@ def test_removing_masked_groups_leaves_the_output(name, kinds, attention):
 def test_what_was_pruned_is_saved_and_loads_back(name, uniform, tmp_path):
     family = FAMILIES[name]
     model = family.build()
-    kinds = [
-        kind for kind in KINDS if kind not in ("heads", "attention_blocks", "ffn_blocks") and getattr(family, kind)
-    ]
+    before = size_of(model)
+    kinds = [kind for kind in supported(name) if kind not in ("heads", "attention_blocks", "ffn_blocks")]
     model = convert(prepare(model, PruningConfig(dict.fromkeys(kinds, 0.5), uniform=uniform, criterion="l1")))
+    assert size_of(model) < before
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
     weights, expected = loaded.state_dict(), model.state_dict()
@@ -93,19 +112,19 @@ def test_what_was_pruned_and_packed_loads_back(name, uniform, tmp_path):
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.layers])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "layers" in supported(name)])
 def test_fewer_layers_give_an_ordinary_checkpoint(name):
     model = convert(prepare(FAMILIES[name].build(), PruningConfig({"layers": 0.5}, criterion="l1")))
     assert getattr(model.config, "quantization_config", None) is None
 
 
-@pytest.mark.parametrize("kind", ["attention_blocks", "ffn_blocks", "experts", "hidden"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "kind"), [(name, kind) for name, (kind,) in ALONE if kind in DEPTH_AND_WIDTH])
 def test_each_kind_alone_loads_back(name, kind, tmp_path):
     family = FAMILIES[name]
-    if not getattr(family, kind):
-        pytest.skip(f"{name} has no {kind}")
-    model = convert(prepare(family.build(), PruningConfig({kind: 0.5}, criterion="l1")))
+    model = family.build()
+    before = size_of(model)
+    model = convert(prepare(model, PruningConfig({kind: 0.5}, criterion="l1")))
+    assert size_of(model) < before
     model.save_pretrained(tmp_path)
     loaded = getattr(transformers, family.model).from_pretrained(tmp_path)
     torch.testing.assert_close(output(loaded), output(model), rtol=1e-5, atol=1e-6)

@@ -92,11 +92,13 @@ def test_ternary_grids_have_the_mean_magnitude_of_what_is_not_zero(granularity, 
     slices = values()
     slices[:, :, ::3] = 0
     slices[2] = 0
+    slices[3, :, 1:] = 0  # two slices of a single value
     grid = Grid("ternary", granularity=granularity)
     scale, zero_point = GRIDS["ternary"].observe(slices, dims, grid)
     count = (slices != 0).sum(dims, keepdim=True)
     expected = slices.double().abs().sum(dims, keepdim=True) / count.clamp(min=1)
     torch.testing.assert_close(scale.double(), expected.clamp(min=TINY))
+    assert (scale > 0).all()
     assert zero_point is None
     places = torch.tensor([-9.0, -0.6, -0.4, 0.0, 0.4, 0.6, 1.4, 9.0])
     rounded = torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
@@ -116,6 +118,7 @@ def test_other_grids_reach_as_far_as_the_largest_magnitude(kind, largest, granul
     scale, zero_point = GRIDS[kind].observe(slices, dims, grid)
     expected = slices.double().abs().amax(dims, keepdim=True) / largest
     torch.testing.assert_close(scale.double(), expected.clamp(min=TINY))
+    assert (scale > 0).all()
     assert zero_point is None
     assert GRIDS[kind].limits(grid) == (-largest, largest)
 
@@ -128,6 +131,8 @@ def test_8_bit_floats_have_three_bits_of_mantissa_and_no_infinity():
     places = torch.cat([values().flatten() * size for size in (1e-3, 1.0, 100.0, 1e6)])
     nearest = magnitudes[(places.abs().unsqueeze(1) - magnitudes).abs().argmin(1)] * places.sign()
     assert torch.equal(GRIDS["fp8"].snap_(places.clone(), grid, None), nearest)
+    beyond = GRIDS["fp8"].snap_(torch.tensor([torch.inf, -torch.inf]), grid, None)
+    assert beyond.tolist() == [448, -448]
     codes = GRIDS["fp8"].encode(places.clone(), grid, None)
     assert codes.dtype == torch.uint8
     assert torch.equal(GRIDS["fp8"].decode(codes, grid, None), nearest)
@@ -170,6 +175,11 @@ def test_every_value_finds_the_nearest_entry_of_its_own_codebook(count, entries,
     distance = (scaled.double().unsqueeze(-1) - book_of_row.double()).abs()
     chosen = distance.gather(-1, expected.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(chosen, distance.amin(-1), rtol=0, atol=1e-6 * spread)
+
+
+def test_a_value_that_is_no_number_gets_some_entry():
+    places = nearest_entries(torch.tensor([[0.5, torch.nan, -0.5]]), books(1, 4))
+    assert ((places >= 0) & (places < 4)).all()
 
 
 @pytest.mark.parametrize("count", [1, 3])
