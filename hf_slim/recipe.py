@@ -10,7 +10,7 @@ import yaml
 from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
@@ -96,12 +96,12 @@ class Recipe:
         return plain | ({"stages": changes} if changes else {})
 
     def training_arguments(self, output_dir: str) -> TrainingArguments:
-        """The Trainer's arguments. Raises SlimError where the Trainer refuses a value."""
+        """The Trainer's arguments. Raises SlimConfigError where the Trainer refuses a value."""
         without_bars = {} if progress_is_shown() else {"disable_tqdm": True}
         try:
             return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training | without_bars))
         except (TypeError, ValueError, ImportError) as error:
-            raise SlimError(f"`training` was refused by TrainingArguments: {error}") from error
+            raise SlimConfigError(f"`training` was refused by TrainingArguments: {error}") from error
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
@@ -109,15 +109,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Args:
         overrides: `section.key=value` pairs that replace or add values; the value is read as YAML.
-    Raises: SlimError: naming file and line, for anything that is unknown, misspelt, missing or out of range.
+    Raises: SlimConfigError: naming file and line, for anything that is unknown, misspelt, missing or out of range.
     """
     path = Path(path)
     if not path.is_file():
-        raise SlimError(f"The recipe '{path}' does not exist. Recipes of this project lie in recipes/.")
+        raise SlimConfigError(f"The recipe '{path}' does not exist. Recipes of this project lie in recipes/.")
     try:
         node = yaml.compose(path.read_text("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SlimError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from error
+        raise SlimConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     lines: Lines = {}
     values = _plain(node, (), lines, str(path)) if node is not None else {}
     for override in overrides or []:
@@ -150,7 +150,7 @@ def _plain(node: yaml.Node, path: tuple[str, ...], lines: Lines, file: str) -> A
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             if key in values:
-                raise SlimError(f"{file}, line {line}: '{key}' stands twice. Keep one of them.")
+                raise SlimConfigError(f"{file}, line {line}: '{key}' stands twice. Keep one of them.")
             lines[(*path, key)] = line
             is_bare = isinstance(value_node, yaml.ScalarNode) and value_node.value == ""
             # `pruning:` alone means its defaults; `pruning: null` means none
@@ -164,7 +164,7 @@ def _plain(node: yaml.Node, path: tuple[str, ...], lines: Lines, file: str) -> A
 def _apply(override: str, values: dict[str, Any]) -> None:
     name, separator, text = override.partition("=")
     if not separator or not name:
-        raise SlimError(f"An override must be `key=value` or `section.key=value`, got '{override}'.")
+        raise SlimConfigError(f"An override must be `key=value` or `section.key=value`, got '{override}'.")
     *parents, key = name.split(".")
     for parent in parents:
         if isinstance(values, list):  # stages are counted from 1
@@ -172,21 +172,23 @@ def _apply(override: str, values: dict[str, Any]) -> None:
         else:
             inside = values.setdefault(parent, {})
         if not isinstance(inside, dict | list):
-            raise SlimError(f"Override '{override}': '{parent}' is not a section.")
+            raise SlimConfigError(f"Override '{override}': '{parent}' is not a section.")
         values = inside
     if isinstance(values, list):
-        raise SlimError(f"Override '{override}': write which stage and what, such as `stages.1.training.max_steps=9`.")
+        raise SlimConfigError(
+            f"Override '{override}': write which stage and what, such as `stages.1.training.max_steps=9`."
+        )
     values[key] = yaml.load(text, Loader=_Loader)
 
 
 def _build(values: Any, lines: Lines, file: str) -> Recipe:
     if not isinstance(values, dict):
-        raise SlimError(f"'{file}' must hold a mapping with `model` and `output`, got {type(values).__name__}.")
+        raise SlimConfigError(f"'{file}' must hold a mapping with `model` and `output`, got {type(values).__name__}.")
     allowed = [*(f.name for f in fields(Recipe) if f.name != "techniques"), *TECHNIQUE_CONFIGS]
     _check_keys(values, (), allowed, lines, file)
     for required in ("model", "output"):
         if not isinstance(values.get(required), str) or not values[required]:
-            raise SlimError(f"'{file}' needs `{required}`, a non-empty text; got {values.get(required)!r}.")
+            raise SlimConfigError(f"'{file}' needs `{required}`, a non-empty text; got {values.get(required)!r}.")
     built: dict[str, Any] = {name: values[name] for name in ("model", "output", "task") if name in values}
     sections = {
         name: _section(name, config_class, values[name], lines, file)
@@ -208,7 +210,7 @@ def _stages(values: dict[str, Any], lines: Lines, file: str) -> tuple[Recipe, ..
     if stages is None:
         return ()
     if not isinstance(stages, list) or not stages or not all(isinstance(stage, dict) for stage in stages):
-        raise SlimError(
+        raise SlimConfigError(
             f"{file}, line {lines.get(('stages',), '?')}: `stages` must be a list of sections, one or more."
         )
     top = {name: value for name, value in values.items() if name != "stages"}
@@ -222,7 +224,7 @@ def _stages(values: dict[str, Any], lines: Lines, file: str) -> tuple[Recipe, ..
         for name in LAST if number < len(stages) else ():
             if name in built[-1].techniques:
                 line = own_lines.get((name,)) or lines.get((name,), "?")
-                raise SlimError(
+                raise SlimConfigError(
                     f"{file}, line {line}: stage {number} uses `{name}`, and the next one cannot train its result. "
                     f"Move `{name}` to the last stage, or write `{name}: null` in stage {number}."
                 )
@@ -234,23 +236,23 @@ def _located(build: Callable[[], Any], section: str, lines: Lines, file: str) ->
     try:
         return build()
     except SlimError as error:
-        raise SlimError(f"{file}, line {lines.get((section,), '?')}, in `{section}`: {error}") from error
+        raise SlimConfigError(f"{file}, line {lines.get((section,), '?')}, in `{section}`: {error}") from error
 
 
 def _section(name: str, config_class: type[SlimConfig], values: Any, lines: Lines, file: str) -> SlimConfig:
     where = f"{file}, line {lines.get((name,), '?')}"
     if not isinstance(values, dict):
-        raise SlimError(f"{where}: `{name}` must be a mapping of settings, got {values!r}.")
+        raise SlimConfigError(f"{where}: `{name}` must be a mapping of settings, got {values!r}.")
     _check_keys(values, (name,), [f.name for f in fields(config_class)], lines, file)
     return _located(lambda: config_class.from_dict(values), name, lines, file)
 
 
 def _training(values: Any, lines: Lines, file: str) -> dict[str, Any]:
     if not isinstance(values, dict):
-        raise SlimError(f"{file}: `training` must be a mapping of TrainingArguments fields, got {values!r}.")
+        raise SlimConfigError(f"{file}: `training` must be a mapping of TrainingArguments fields, got {values!r}.")
     for key, instead in SET_BY_HF_SLIM.items():
         if key in values:
-            raise SlimError(
+            raise SlimConfigError(
                 f"{file}, line {lines.get(('training', key), '?')}: set {instead} instead of `training.{key}`."
             )
     allowed = [f.name for f in fields(TrainingArguments) if f.init]
@@ -266,4 +268,4 @@ def _check_keys(values: dict, path: tuple[str, ...], allowed: list[str], lines: 
             hint = nearest(key, allowed)
             if len(allowed) > 30:  # TrainingArguments has over a hundred fields
                 hint = hint.split("Allowed:")[0] + "Every TrainingArguments field is allowed."
-            raise SlimError(f"{file}{where}: unknown key '{key}'{section}. {hint}")
+            raise SlimConfigError(f"{file}{where}: unknown key '{key}'{section}. {hint}")

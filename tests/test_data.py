@@ -60,13 +60,13 @@ def test_a_source_that_is_not_there_is_refused(config, says):
 
 
 def test_a_file_without_the_column_lists_what_it_has(tmp_path):
-    with pytest.raises(SlimError, match=r"no column 'text'.*It has body"):
+    with pytest.raises(SlimDataError, match=r"no column 'text'.*It has body"):
         load_texts(DataConfig(source=write(tmp_path / "a.jsonl", ["x", "y"], "body")))
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     (tmp_path / "a.docx").write_text("x")
-    with pytest.raises(SlimError, match=r"\.parquet"):
+    with pytest.raises(SlimDataError, match=r"\.parquet"):
         load_texts(DataConfig(source=str(tmp_path / "a.docx")))
 
 
@@ -81,7 +81,7 @@ def test_a_source_may_name_an_environment_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("HERE", str(tmp_path))
     assert len(load_texts(DataConfig(source="$HERE/a.jsonl"))[0]) > 30
     monkeypatch.delenv("HERE")
-    with pytest.raises(SlimError, match=r"variable HERE is not set.*data\.source="):
+    with pytest.raises(SlimDataError, match=r"variable HERE is not set.*data\.source="):
         load_texts(DataConfig(source="${HERE}/a.jsonl"))
 
 
@@ -90,9 +90,9 @@ def test_columns_stay_together_when_some_documents_are_held_out(tmp_path):
     path.write_text("\n".join(json.dumps({"text": f"text {i}", "label": i}) for i in range(60)))
     for split in load_texts(DataConfig(source=str(path)), ["text", "label"]):
         assert list(split["text"]) == [f"text {i}" for i in split["label"]]
-    with pytest.raises(SlimError, match=r"no column 'kind'.*`data\.label_column`"):
+    with pytest.raises(SlimDataError, match=r"no column 'kind'.*`data\.label_column`"):
         load_texts(DataConfig(source=str(path), label_column="kind"), ["text", "kind"])
-    with pytest.raises(SlimError, match="'stdlib' is text and nothing else"):
+    with pytest.raises(SlimDataError, match="'stdlib' is text and nothing else"):
         load_texts(DataConfig(), ["text", "label"])
 
 

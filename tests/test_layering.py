@@ -31,7 +31,7 @@ SUB_ROOMS: dict[str, dict[str, int]] = {  # inside a technique: config <- functi
         "attaching": 10, "callback": 11,
     },
 }  # fmt: skip
-MOST_LINES, MOST_FILES = 300, 12
+MOST_LINES, MOST_FUNCTION, MOST_FILES = 300, 40, 12
 FILES = sorted(PACKAGE.rglob("*.py"))
 FOLDERS = sorted({path.parent for path in FILES})
 
@@ -97,6 +97,12 @@ def test_progress_bars_have_one_style_and_one_switch():
 @pytest.mark.parametrize("path", FILES, ids=named)
 def test_files_stay_short(path):
     assert path.read_text().count("\n") <= MOST_LINES
+
+
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_functions_stay_short(path):
+    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    assert not [f"{node.name}: {node.lineno}" for node in functions if node.end_lineno - node.lineno >= MOST_FUNCTION]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(PACKAGE)))

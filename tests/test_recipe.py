@@ -1,7 +1,7 @@
 import pytest
 import yaml
 
-from hf_slim import SlimError
+from hf_slim import SlimConfigError
 from hf_slim.recipe import load_recipe
 
 GOOD = """\
@@ -52,7 +52,7 @@ def test_a_recipe_says_what_is_in_use_and_the_rest_has_defaults(tmp_path):
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path, line, says):
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimConfigError, match=says):
         load_recipe(write(tmp_path, f"{GOOD}{line}\n"))
 
 
@@ -67,7 +67,7 @@ def test_a_mistake_is_named_with_its_line(tmp_path, line, says):
 )
 def test_training_takes_every_field_of_the_trainer_and_no_other(tmp_path, training, says):
     path = write(tmp_path, f"model: m\noutput: o\ntraining: {training}\n")
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimConfigError, match=says):
         load_recipe(path).training_arguments(str(tmp_path))
 
 
@@ -81,7 +81,7 @@ def test_training_takes_every_field_of_the_trainer_and_no_other(tmp_path, traini
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path, text, says):
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimConfigError, match=says):
         load_recipe(write(tmp_path, text))
 
 
@@ -94,9 +94,9 @@ def test_overrides_replace_and_add_and_are_as_strict(tmp_path):
         recipe.techniques["pruning"].sparsity["ffn"],
         recipe.techniques["distillation"].alpha,
     ) == (3, 0.5, 0.1)
-    with pytest.raises(SlimError, match="'max_steps'"):
+    with pytest.raises(SlimConfigError, match="'max_steps'"):
         load_recipe(path, ["training.max_step=3"])
-    with pytest.raises(SlimError, match="key=value"):
+    with pytest.raises(SlimConfigError, match="key=value"):
         load_recipe(path, ["training.max_steps"])
 
 
@@ -154,7 +154,7 @@ def test_overrides_reach_into_a_stage(tmp_path):
     assert recipe.runs[2].techniques["pruning"].sparsity["kv_heads"] == 0.25
     assert [stage.training["max_steps"] for stage in recipe.runs] == [10, 7, 10]
     for wrong in ("stages.4.pruning=null", "stages.0.pruning=null", "stages.first.pruning=null", "stages.1=null"):
-        with pytest.raises(SlimError, match=r"is not a section|stages\.1\.training"):
+        with pytest.raises(SlimConfigError, match=r"is not a section|stages\.1\.training"):
             load_recipe(path, [wrong])
 
 
@@ -174,13 +174,13 @@ def test_overrides_reach_into_a_stage(tmp_path):
     ],
 )
 def test_a_mistake_in_a_stage_is_named_with_its_line(tmp_path, stages, says):
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimConfigError, match=says):
         load_recipe(write(tmp_path, f"{GOOD}distillation: null\nstages: {stages}\n"))
 
 
 def test_quantization_at_the_top_is_refused_for_all_stages_but_the_last(tmp_path):
     text = f"{GOOD}stages:\n  - training: {{max_steps: 3}}\n  - pruning: null\n"
-    with pytest.raises(SlimError, match=r"line 10: stage 1 uses `quantization`"):
+    with pytest.raises(SlimConfigError, match=r"line 10: stage 1 uses `quantization`"):
         load_recipe(write(tmp_path, text))
     cured = load_recipe(write(tmp_path, text), ["stages.1.quantization=null"])
     assert [list(stage.techniques) for stage in cured.runs] == [["pruning"], ["quantization"]]
@@ -202,13 +202,13 @@ def test_nothing_after_a_technique_means_its_defaults_and_null_means_none(tmp_pa
     ],
 )
 def test_a_mistake_in_task_or_vocabulary_is_named_with_its_line(tmp_path, line, says):
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimConfigError, match=says):
         load_recipe(write(tmp_path, f"{GOOD}{line}\n"))
 
 
 def test_pairs_of_texts_are_for_tasks_that_read_pairs(tmp_path):
     text = "model: m\noutput: o\ndata: {text_column: [question, answer]}\n"
-    with pytest.raises(SlimError, match=r"line 3, in `data`.*reads one column"):
+    with pytest.raises(SlimConfigError, match=r"line 3, in `data`.*reads one column"):
         load_recipe(write(tmp_path, text))
     recipe = load_recipe(write(tmp_path, text), ["task=sequence-classification"])
     assert recipe.data.text_columns == ["question", "answer"]

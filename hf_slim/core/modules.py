@@ -46,7 +46,7 @@ def field_of(config: object, name: str, default: Any = None) -> Any:
 def text_config_of(model: nn.Module) -> Any | None:
     """The part of a model's config that is about text; None for a module without a Transformers config."""
     config = config_of(model)
-    find = field_of(config, "get_text_config")
+    find = method_or_none(config, "get_text_config")
     return config if find is None else find()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 
 Entry = TypeVar("Entry")
 
@@ -32,7 +32,7 @@ class Registry(Generic[Entry]):
 
     def __getitem__(self, name: str) -> Entry:
         if name not in self._entries:
-            raise SlimError(f"Unknown {self.kind} '{name}'. {nearest(str(name), self._entries)}")
+            raise SlimConfigError(f"Unknown {self.kind} '{name}'. {nearest(str(name), self._entries)}")
         return self._entries[name]
 
     def __contains__(self, name: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.schedule import SCHEDULES, scheduled
 from hf_slim.distillation.losses.attention import AttentionConfig
 from hf_slim.distillation.losses.divergences import DIVERGENCES
@@ -89,7 +89,9 @@ class DistillationConfig(SlimConfig):
         self._check_teachers()
         self._check_alpha()
         if not isinstance(self.temperature, (int, float)) or not 0 < self.temperature < math.inf:
-            raise SlimError(f"`temperature` must be a positive number, got {self.temperature!r}. Use 1 for none.")
+            raise SlimConfigError(
+                f"`temperature` must be a positive number, got {self.temperature!r}. Use 1 for none."
+            )
         self._check_losses()
 
     @property
@@ -123,17 +125,19 @@ class DistillationConfig(SlimConfig):
     def _check_teachers(self) -> None:
         names = self.teachers
         if not names or not all(isinstance(name, str) and name for name in names):
-            raise SlimError(f"`teacher` must be 'self', a Hub id or a path, or a list of them, got {self.teacher!r}.")
+            raise SlimConfigError(
+                f"`teacher` must be 'self', a Hub id or a path, or a list of them, got {self.teacher!r}."
+            )
         weights = self.teacher_weights
         if weights is not None and (len(weights) != len(names) or not all(_positive(weight) for weight in weights)):
-            raise SlimError(
+            raise SlimConfigError(
                 f"`teacher_weights` must be {len(names)} positive numbers, one per teacher, got {weights}."
             )
         for key, value in self.teacher_load.items():
             if key not in LOAD_OPTIONS:
-                raise SlimError(f"`teacher_load` has no '{key}'. Allowed: {', '.join(LOAD_OPTIONS)}.")
+                raise SlimConfigError(f"`teacher_load` has no '{key}'. Allowed: {', '.join(LOAD_OPTIONS)}.")
             if key == "quantization" and value not in QUANTIZATIONS:
-                raise SlimError(
+                raise SlimConfigError(
                     f"`teacher_load.quantization` must be one of {', '.join(QUANTIZATIONS)}, got {value!r}."
                 )
 
@@ -142,19 +146,21 @@ class DistillationConfig(SlimConfig):
             if value is not None:
                 require_share(name, value)
         if self.alpha == 0 and not self.alpha_end:
-            raise SlimError("`alpha` is 0: the teacher would have no effect. Raise it, or remove `distillation`.")
+            raise SlimConfigError(
+                "`alpha` is 0: the teacher would have no effect. Raise it, or remove `distillation`."
+            )
         SCHEDULES[self.alpha_schedule]
 
     def _check_losses(self) -> None:
         for name, weight in self.divergences.items():
             DIVERGENCES[name]
             if not _positive(weight):
-                raise SlimError(f"The weight of the loss '{name}' must be a positive number, got {weight!r}.")
+                raise SlimConfigError(f"The weight of the loss '{name}' must be a positive number, got {weight!r}.")
         if not self.divergences and self.hidden is None and self.attention is None:
-            raise SlimError("`losses` is empty, and neither `hidden` nor `attention` is set. Name a loss.")
+            raise SlimConfigError("`losses` is empty, and neither `hidden` nor `attention` is set. Name a loss.")
         for name, value in (("beta", self.beta), ("skew", self.skew)):
             if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise SlimError(
+                raise SlimConfigError(
                     f"`{name}` must be between 0 and 1, got {value!r}. For 0 or 1, use forward_kl or reverse_kl."
                 )
         if self.top_k is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
 from hf_slim.core.modules import evaluating, field_of, method_or_none, text_config_of
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.targets import IGNORED
@@ -45,11 +45,13 @@ class OnPolicyConfig(SlimConfig):
         require_share("share", self.share)
         require_share("prompt_share", self.prompt_share)
         if self.prompt_share == 0:
-            raise SlimError("`prompt_share` is 0: the student would have no prompt to continue. Use for instance 0.5.")
+            raise SlimConfigError(
+                "`prompt_share` is 0: the student would have no prompt to continue. Use for instance 0.5."
+            )
         require_whole("max_new_tokens", self.max_new_tokens)
         is_number = isinstance(self.temperature, (int, float)) and not isinstance(self.temperature, bool)
         if not is_number or not 0 <= self.temperature < math.inf:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`temperature` must be a number of at least 0, got {self.temperature!r}. Use 1 for the student's own "
                 "distribution."
             )
@@ -121,12 +123,12 @@ def generated_completions(
 def _check(model: nn.Module, inputs: dict[str, Any]) -> None:
     given = {name for name, value in inputs.items() if value is not None}
     if missing := {"input_ids", "labels"} - given:
-        raise SlimError(
+        raise SlimDataError(
             f"On-policy distillation needs `input_ids` and `labels`; {', '.join(sorted(missing))} is missing. Add it "
             "to the dataset, or remove `on_policy`."
         )
     if other := given - {*USED, *DROPPED}:
-        raise SlimError(
+        raise SlimDataError(
             f"On-policy distillation cannot use {', '.join(sorted(other))} for a generated text. It takes plain, "
             "unpacked text: use a collator that pads, and remove other columns, or set `on_policy.share` to 0."
         )
@@ -151,7 +153,7 @@ def _with_room(prompts: list[Tensor], positions: int | None, new_tokens: int) ->
     """Prompts that leave at least one position, and the largest number of new tokens that fits after all of them."""
     roomy = [prompt for prompt in prompts if len(prompt) and (positions is None or len(prompt) < positions)]
     if not roomy:
-        raise SlimError(
+        raise SlimDataError(
             f"No prompt in this batch leaves a position for a completion: they have {[len(p) for p in prompts]} "
             f"tokens, and the model has {positions} positions. Shorten the prompts, or mark them with labels of -100."
         )

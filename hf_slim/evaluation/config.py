@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hf_slim.core.config import SlimConfig, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -44,7 +44,7 @@ class EvaluationConfig(SlimConfig):
         for name in ("blocks", "batch_size", "prefill_tokens", "decode_tokens", "repeats", "training_repeats"):
             require_whole(name, getattr(self, name))
         if self.result_dtype not in DTYPES:
-            raise SlimError(f"`result_dtype` must be float32 or bfloat16, got {self.result_dtype!r}.")
+            raise SlimConfigError(f"`result_dtype` must be float32 or bfloat16, got {self.result_dtype!r}.")
 
     def dtype_of(self, side: str) -> torch.dtype:
         """What the base (always float32) or the result is measured in."""

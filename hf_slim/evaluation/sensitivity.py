@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError
 from hf_slim.core.modules import evaluating, temporary_module
 from hf_slim.progress import progress
 from hf_slim.quantization.config import QuantizationConfig
@@ -58,7 +58,7 @@ def measure_sensitivity(
     """
     blocks = list(blocks)
     if not blocks:
-        raise SlimError("Sensitivity is measured on text, and there is none. Check the data.")
+        raise SlimDataError("Sensitivity is measured on text, and there is none. Check the data.")
     fitting = {name: _fitting(model, name, schemes) for name in _layers(model, ignore)}
     total, found = sum(map(len, fitting.values())), []
     with evaluating(model), progress(None, "measuring sensitivity", "scheme", total=total) as bar:
@@ -85,7 +85,7 @@ def choose_schemes(sensitivities: list[LayerSensitivity], budget_bits: float) ->
     weights = {layer.name: layer.weights for layer in sensitivities}
     least = sum(weights[name] * hull[-1].bits for name, hull in hulls.items()) / total
     if least > budget_bits:
-        raise SlimError(
+        raise SlimConfigError(
             f"A budget of {budget_bits:g} bits per weight cannot be met: the coarsest of these schemes take "
             f"{least:.2f}. Raise the budget or add a coarser scheme."
         )
@@ -132,7 +132,9 @@ def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
     fitting = [s for s in candidates if not any(cols % (s.weights.group_size or 1) for _, cols in shapes)]
     fitting = [scheme for scheme in fitting if not scheme.weights.kind_of.learns_codebook]
     if not fitting:
-        raise SlimError(f"None of the schemes {', '.join(schemes)} fits the sizes of '{name}'. Add one, or ignore it.")
+        raise SlimConfigError(
+            f"None of the schemes {', '.join(schemes)} fits the sizes of '{name}'. Add one, or ignore it."
+        )
     return fitting
 
 

@@ -2,11 +2,10 @@
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from hf_slim.core.adapters import adapter_parts, without_adapters
 from hf_slim.core.contracts import PackedLayer
-from hf_slim.core.modules import resolve, set_count_
+from hf_slim.core.modules import is_transposed_linear, resolve, set_count_
 from hf_slim.pruning.matrices import set_sizes_
 
 
@@ -28,7 +27,7 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
             shape = list(tensor.shape)
             if isinstance(module, PackedLayer) and tensor.dtype == torch.int8:
                 shape = list(module.float_shape(name))
-                if skeleton is not None and isinstance(skeleton.get_submodule(path), Conv1D):
+                if skeleton is not None and is_transposed_linear(skeleton.get_submodule(path)):
                     shape.reverse()
             shapes[without_adapters(f"{path}.{name}".lstrip("."))] = shape
     return shapes

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, nearest
 from hf_slim.core.schedule import SCHEDULES
 from hf_slim.pruning.importance.criteria import CRITERIA
 
@@ -107,22 +107,24 @@ class PruningConfig(SlimConfig):
         self._check_amounts()
         for kind, value in self.uniform_by_kind.items():
             if not isinstance(value, bool):
-                raise SlimError(f"`uniform.{kind}` must be true or false, got {value!r}.")
+                raise SlimConfigError(f"`uniform.{kind}` must be true or false, got {value!r}.")
         self._check_criterion()
         SCHEDULES[self.schedule]
         require_share("start", self.start)
         require_share("stop", self.stop)
         require_share("floor", self.floor, upper_open=True)
         if not self.start <= self.stop or not self.stop:
-            raise SlimError(
-                f"`start` must not lie behind `stop`, and `stop` not at 0: got {self.start} and {self.stop}."
+            raise SlimConfigError(
+                f"`start` must not be after `stop`, and `stop` not 0: got {self.start} and {self.stop}."
             )
         for name, value in {"every": self.every, **{f"round_to.{k}": v for k, v in self.round_to.items()}}.items():
             require_whole(name, value)
         require_whole("rounds", self.rounds, least=2, hint="One round is schedule one_shot.")
         require_whole("calibration_batches", self.calibration_batches, least=0)
         if self.repair and not self.calibration_batches:
-            raise SlimError("`repair` looks at what flows through the model: set `calibration_batches`, such as 48.")
+            raise SlimConfigError(
+                "`repair` looks at what flows through the model: set `calibration_batches`, such as 48."
+            )
         for kind in self.round_to:
             _require_kind("round_to", kind)
 
@@ -131,7 +133,7 @@ class PruningConfig(SlimConfig):
         for name in chosen.values():
             CRITERIA[name]
         if self._shares_scores and len({chosen[kind] for kind in self.spend_on}) > 1:
-            raise SlimError(
+            raise SlimConfigError(
                 f"A target that is spent on {', '.join(self.spend_on)} compares their scores, so it needs one "
                 f"criterion for all of them, got {self.criterion}."
             )
@@ -139,19 +141,19 @@ class PruningConfig(SlimConfig):
     def _check_amounts(self) -> None:
         if self.target is not None:
             if self.sparsity is not None:
-                raise SlimError("`sparsity` and `target` both say how much goes. Set one of them.")
+                raise SlimConfigError("`sparsity` and `target` both say how much is removed. Set one of them.")
             if len(self.target) != 1 or not set(self.target) <= set(MEASURES):
-                raise SlimError(f"`target` must name one of {', '.join(MEASURES)}, got {self.target!r}.")
+                raise SlimConfigError(f"`target` must name one of {', '.join(MEASURES)}, got {self.target!r}.")
             share = next(iter(self.target.values()))
             require_share("target", share, upper_open=True)
             if not share:
-                raise SlimError("`target` 0 would leave nothing. It is the share that stays, such as 0.6.")
+                raise SlimConfigError("`target` 0 would keep nothing. It is the share that is kept, such as 0.6.")
             self._check_spend_on()
             return
         for kind, share in self.sparsity_by_kind.items():
             require_share(f"sparsity.{kind}", share, upper_open=True)
         if not any(self.sparsity_by_kind.values()):
-            raise SlimError(
+            raise SlimConfigError(
                 f"`sparsity` is 0 for every kind: nothing would be removed. Set one of {', '.join(KINDS)}."
             )
 
@@ -161,7 +163,7 @@ class PruningConfig(SlimConfig):
         for kind, others in APART.items():
             clash = [other for other in self.spend_on if other in others]
             if kind in self.spend_on and clash:
-                raise SlimError(
+                raise SlimConfigError(
                     f"`spend_on` names {kind} and {', '.join(clash)}, which are parts of each other: what both save "
                     "cannot be told apart. Name one of them, and prune the other in a run of its own."
                 )
@@ -212,4 +214,4 @@ def _per_kind(name: str, value: object, default: object) -> dict:
 
 def _require_kind(name: str, kind: object) -> None:
     if kind not in KINDS:
-        raise SlimError(f"`{name}` has no kind '{kind}'. {nearest(str(kind), KINDS)}")
+        raise SlimConfigError(f"`{name}` has no kind '{kind}'. {nearest(str(kind), KINDS)}")

@@ -1,4 +1,4 @@
-"""Groups: slices of several tensors that must go together."""
+"""Groups: slices of several tensors that must be removed together."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ class Slice:
 
     Attributes:
         tensor: Path of a parameter or buffer: "model.layers.0.mlp.up_proj.weight".
-        dim: Along which the groups lie.
+        dim: Along which the groups are arranged.
         width: Consecutive places that belong to one group.
         offset: Where the first group starts.
         reads: Whether these are columns that read the group, not rows that write it.
-        period: How many groups lie side by side before others come between; None: all of them.
+        period: How many groups are adjacent before others follow; None: all of them.
         stride: Places from one such run of groups to the next.
         only: The one group that all these places belong to, where every group has tensors of its own.
-        stays: Whether removal leaves these places where they are, zero; what is removed around them takes them along.
+        stays: Whether these places are only zeroed, not cut out; they disappear with what is removed around them.
     """
 
     tensor: str
@@ -67,18 +67,18 @@ class GroupSet:
         name: Path of the part of the model and the kind, unique in the model: "model.layers.0.mlp/ffn".
         kind: One of `KINDS` in `pruning/config.py`.
         count: How many groups there are.
-        slices: Every tensor that takes part; what reads the groups comes last.
+        slices: Every tensor that takes part; slices that read the groups are last.
         attributes: (module path, attribute) of sizes that modules keep; they shrink in proportion. An attribute
             "config.x" is the field x of a config that the module gets for itself.
-        config_fields: Fields of the model's config that shrink alike, if all layers do.
-        balance: Groups in a row of which the same number must go everywhere; None: any may go.
-        multiple: What is left must be a multiple of this.
-        keep: So many groups must stay at least.
-        pinned: Groups that must stay: T5's first layer makes the position bias of all others.
+        config_fields: Fields of the model's config that shrink by the same share, if all layers do.
+        balance: Length of runs of groups that must lose the same number each; None: any group may be removed.
+        multiple: The number of kept groups must be a multiple of this.
+        keep: Smallest number of groups that must be kept.
+        pinned: Groups that must be kept: T5's first layer computes the position bias of all others.
         masked_norms: Paths of modules that mix all groups, such as norms over the hidden width and routers over
             experts: while groups are masked, they receive only the kept ones.
-        stack: For whole layers: path of the list that they lie in.
-        bypassed: Whether a masked layer is passed over, because zeroing what it writes does not silence it.
+        stack: For whole layers: path of the list that holds them.
+        bypassed: Whether a masked layer is bypassed, because zeroing its output does not silence it.
         parts: For blocks, the attention or feed-forward part of every layer: the set of the groups within each.
     """
 
@@ -126,7 +126,7 @@ def one_by_one(group_set: GroupSet) -> list[GroupSet]:
 def without_blocks(
     group_sets: Sequence[GroupSet], removed: dict[str, list[int]]
 ) -> tuple[list[GroupSet], dict[str, list[int]]]:
-    """The same removal with blocks taken apart: a block that goes is every group within it."""
+    """The same removal with blocks expanded: a removed block is every group within it."""
     gone = {name: set(indices) for name, indices in removed.items()}
     if len({group_set.name for group_set in group_sets}) < len(group_sets):
         raise ValueError(f"group sets of one name: {[group_set.name for group_set in group_sets]}")
@@ -146,7 +146,7 @@ def tensor_of(model: nn.Module, path: str) -> Tensor:
 
 
 def common_ancestor(paths: list[str]) -> str:
-    """The path of the module that all the modules or tensors at `paths` lie in."""
+    """The path of the module that contains all modules or tensors at `paths`."""
     parts = [path.split(".")[:-1] for path in paths]
     shared = []
     for level in zip(*parts, strict=False):

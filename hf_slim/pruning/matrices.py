@@ -15,11 +15,11 @@ class Matrix:
 
     Attributes:
         owns: Whether a module is of this kind.
-        out_dim: Dimension of `weight` along which the outputs lie.
+        out_dim: Dimension of `weight` of the outputs.
         in_dim: The same for inputs; None: the layer reads no channels.
         out_sizes: Attributes that hold the number of outputs.
         in_sizes: Attributes that hold the number of inputs.
-        channels: Dimension of the layer's input and output along which channels lie, counted from the end.
+        channels: Dimension of the channels in the layer's input and output, counted from the end.
     """
 
     owns: Callable[[nn.Module], bool]

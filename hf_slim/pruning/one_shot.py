@@ -27,8 +27,8 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
     Args:
         batches: Keyword arguments of forward passes; with `labels` where the criterion needs gradients.
     Returns: the smaller model, ready for `save_pretrained` or for training; every module is in its mode of before.
-    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion. The model then is
-        as it was and may be pruned with another config; only weights that `repair` has changed stay changed.
+    Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion. The model is then
+        unchanged and may be pruned with another config; only weights that `repair` has changed stay changed.
     """
     config, batches = PruningConfig.of(config), list(batches)
     record, state = record_of(model), state_of(model, PruningState)
@@ -79,5 +79,5 @@ def summed_scores(
         raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
     for found in seen.values():
         summed_over_ranks_(found)
-    sum_over_ranks_(total.values())  # every rank must choose alike
+    sum_over_ranks_(total.values())  # every rank must make the same choice
     return total | score_all(inner, others, config.criterion_by_kind, seen)

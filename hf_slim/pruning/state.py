@@ -41,11 +41,11 @@ class PruningState:
         return self.groups_removed / max(1, sum(found.count for found in self.plan.group_sets))
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint must hold beside the weights."""
+        """What a checkpoint must hold in addition to the weights."""
         scores = {name: torch.as_tensor(score).tolist() for name, score in self.scores.items()}
         return {"removed": self.removed, "timings": self.timings, "scores": scores}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes over what `to_json` wrote; the plan is found anew."""
+        """Takes over what `to_json` wrote; the plan is computed again."""
         self.removed = saved["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["scores"].items()}

@@ -45,7 +45,7 @@ def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any
     if missing and refused and config.target is None:
         raise SlimError(f"No {' or '.join(missing)} can be pruned in this model. {'; '.join(refused[:3])}.")
     if refused:
-        logger.warning("%d layers are left as they are: %s.", len(refused), "; ".join(refused[:3]))
+        logger.warning("%d layers are not pruned: %s.", len(refused), "; ".join(refused[:3]))
     if config.is_timed and timings is None:
         timings = measure_latency(model, candidates(found, config), config)
     return plan_removal(model, found, config, timings)
@@ -100,7 +100,7 @@ def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> Non
 
 
 def common_sizes(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dict[str, int]:
-    """Config fields with the sizes that all layers will have; one on which they disagree is left out."""
+    """Config fields with the sizes that all layers will have; fields on which they disagree are omitted."""
     values: dict[str, set[int]] = {}
     for group_set in group_sets:
         left = group_set.count - len(removed.get(group_set.name, ()))

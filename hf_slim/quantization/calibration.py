@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimDataError, SlimError
 from hf_slim.core.modules import evaluating, temporary_hooks
 from hf_slim.core.running.calibration import RunBatches, first_that_fit
 from hf_slim.core.running.distributed import sum_over_ranks_
@@ -75,6 +75,6 @@ def _hessians(model: nn.Module, layers: dict[str, FakeQuantLinear], run_batches:
     with temporary_hooks(layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()):
         batches = sum(1 for _ in run_batches())
     if not batches:
-        raise SlimError("GPTQ needs calibration batches, and the training data gave none. Check the dataset.")
+        raise SlimDataError("GPTQ needs calibration batches, and the training data gave none. Check the dataset.")
     sum_over_ranks_(found.values())  # every rank must round alike
     return found

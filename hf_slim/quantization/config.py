@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, nearest
 from hf_slim.quantization.grids.observers import OBSERVERS
 from hf_slim.quantization.scheme import SCHEMES, Scheme
 
@@ -86,21 +86,23 @@ class QuantizationConfig(SlimConfig):
         require_share("freeze", self.freeze)
         self._check_choices()
         if isinstance(self.ignore, str):
-            raise SlimError(
+            raise SlimConfigError(
                 f"`ignore` must be a list of patterns, got the string {self.ignore!r}: write [{self.ignore!r}]."
             )
         put(self, "ignore", tuple(self.ignore))  # JSON brings lists
         if not isinstance(self.overrides, dict):
-            raise SlimError(f"`overrides` must map patterns to schemes, got {self.overrides!r}.")
+            raise SlimConfigError(f"`overrides` must map patterns to schemes, got {self.overrides!r}.")
         put(self, "overrides", {name: _checked(scheme) for name, scheme in self.overrides.items()})
 
     def _check_choices(self) -> None:
         for name, choices in (("learn", LEARN), ("learn_activations", LEARN_ACTIVATIONS), ("kv_cache", KV_CACHE)):
             value = vars(self)[name]
             if value not in choices:
-                raise SlimError(f"Unknown `{name}` {value!r}. {nearest(str(value), filter(None, choices))}")
+                raise SlimConfigError(f"Unknown `{name}` {value!r}. {nearest(str(value), filter(None, choices))}")
         if self.initialize not in INITIALIZE:
-            raise SlimError(f"Unknown `initialize` {self.initialize!r}. {nearest(str(self.initialize), INITIALIZE)}")
+            raise SlimConfigError(
+                f"Unknown `initialize` {self.initialize!r}. {nearest(str(self.initialize), INITIALIZE)}"
+            )
         OBSERVERS[self.observer]
 
     def linear_scheme(self) -> Scheme:
@@ -118,6 +120,6 @@ class QuantizationConfig(SlimConfig):
 
 
 def _checked(scheme: str | dict[str, Any] | Scheme) -> str | dict[str, Any]:
-    """A scheme as it was given, one that is an object as JSON. Raises SlimError if there is no such scheme."""
+    """A scheme as it was given, one that is an object as JSON. Raises SlimConfigError if there is no such scheme."""
     found = Scheme.of(scheme)
     return found.to_json() if isinstance(scheme, Scheme) else scheme

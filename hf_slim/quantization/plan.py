@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from hf_slim.core.adapters import adapter_parts
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.modules import tied_modules
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.grid import Grid
@@ -27,18 +27,20 @@ class LayerPlan:
 def plan_quantization(model: nn.Module, config: QuantizationConfig) -> list[LayerPlan]:
     """What `config` does to every layer of `model` that holds a matrix, in model order. Changes nothing.
 
-    Raises: SlimError: if a pattern or the whole config matches no layer, or a grid does not fit a layer's sizes.
+    Raises: SlimConfigError: if a pattern or the whole config matches no layer, or a grid does not fit a layer's sizes.
     """
     layers = {name: module for name, module in model.named_modules() if _holds_matrix(module)}
     for setting, patterns in (("ignore", config.ignore), ("overrides", config.overrides)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in layers):
-                raise SlimError(f"`{setting}` pattern '{pattern}' matches no layer. Layers: {_sample(layers)}.")
+                raise SlimConfigError(f"`{setting}` pattern '{pattern}' matches no layer. Layers: {_sample(layers)}.")
     planner = _Planner(model, config, layers)
     plans = [planner.plan(name, module) for name, module in layers.items()]
     _check_tied(plans, planner.tied)
     if not any(plan.scheme for plan in plans):
-        raise SlimError(f"Nothing to quantize: no layer of {type(model).__name__} matches {config}. Check `ignore`.")
+        raise SlimConfigError(
+            f"Nothing to quantize: no layer of {type(model).__name__} matches {config}. Check `ignore`."
+        )
     _check_static(plans, config)
     return plans
 
@@ -101,19 +103,19 @@ def _trained(scheme: Scheme, config: QuantizationConfig) -> Scheme:
 def _check_fit(name: str, rows: int, columns: int, grid: Grid) -> None:
     if grid.group_size and columns % grid.group_size:
         fitting = [size for size in range(8, 513) if columns % size == 0]
-        raise SlimError(
+        raise SlimConfigError(
             f"`group_size` {grid.group_size} does not divide the {columns} input features of '{name}'. "
             f"Use one of {fitting or [columns]}, or add the layer to `ignore`."
         )
     if grid.codebook_channels and rows % grid.codebook_channels:
-        raise SlimError(
+        raise SlimConfigError(
             f"`codebook_channels` {grid.codebook_channels} does not divide the {rows} output channels of '{name}'."
         )
 
 
 def _check_embedding(name: str, grid: Grid) -> None:
     if grid.granularity == "tensor" or grid.kind_of.learns_codebook:
-        raise SlimError(
+        raise SlimConfigError(
             f"'{name}' is looked up row by row: its grid needs scales within a row (granularity channel or group) and "
             f"no learned codebook, got {grid.kind} per {grid.granularity}. Use w8a16, w4a16-g64 or nf4."
         )
@@ -122,7 +124,7 @@ def _check_embedding(name: str, grid: Grid) -> None:
 def _check_static(plans: list[LayerPlan], config: QuantizationConfig) -> None:
     static = any(plan.scheme and _is_static(plan.scheme.activations) for plan in plans)
     if config.learn_activations and not static:
-        raise SlimError(
+        raise SlimConfigError(
             f"`learn_activations: {config.learn_activations}` trains static scales, and no layer has any: choose a "
             "scheme such as 'w8a8-static'."
         )
@@ -149,7 +151,7 @@ def _check_tied(plans: list[LayerPlan], tied: dict[str, str]) -> None:
     by_name = {plan.name: plan for plan in plans}
     for name, owner in tied.items():
         if name in by_name and owner in by_name and bool(by_name[name].scheme) != bool(by_name[owner].scheme):
-            raise SlimError(
+            raise SlimConfigError(
                 f"'{name}' and '{owner}' share one weight, but only one of them would be quantized "
                 f"({by_name[name].reason or by_name[owner].reason}). Ignore both or neither."
             )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimError
 from hf_slim.core.registry import Registry
 from hf_slim.quantization.grids import kinds  # noqa: F401  registers the families of grids
 from hf_slim.quantization.grids.grid import Grid
@@ -35,16 +35,16 @@ class Scheme(SlimConfig):
             if isinstance(given := vars(self)[name], dict):
                 object.__setattr__(self, name, Grid.from_dict(given))
         if self.weights.granularity == "token":
-            raise SlimError("Weights have no tokens: their granularity is tensor, channel or group.")
+            raise SlimConfigError("Weights have no tokens: their granularity is tensor, channel or group.")
         if self.activations is None:
             return
         if self.activations.granularity not in ("token", "tensor"):
-            raise SlimError(
+            raise SlimConfigError(
                 f"Activations need granularity 'token' or 'tensor', got '{self.activations.granularity}': their "
                 "scales cannot differ along the features that a matrix product sums over."
             )
         if self.activations.kind not in ("int", "fp8"):
-            raise SlimError(f"Activations may lie on an int or fp8 grid, got '{self.activations.kind}'.")
+            raise SlimConfigError(f"Activations may lie on an int or fp8 grid, got '{self.activations.kind}'.")
 
     def __str__(self) -> str:
         short = self._short()
@@ -67,7 +67,7 @@ class Scheme(SlimConfig):
 
         Options: `g<size>` groups of input features, `tensor` one weight scale, `asym` a zero point for the weights,
         `unsigned` and `floor` for the weights' codes, `static` calibrated activation scales.
-        Raises: SlimError: on anything else.
+        Raises: SlimConfigError: on anything else.
         """
         match = _NAME.fullmatch(text)
         bits = _BITS.fullmatch(match["name"]) if match else None
@@ -124,7 +124,9 @@ def _with_option(scheme: Scheme, option: str) -> Scheme:
         return scheme.with_groups(int(option[1:]))
     if option == "static":
         if scheme.activations is None:
-            raise SlimError("Option 'static' is about activations, and this scheme leaves them in floating point.")
+            raise SlimConfigError(
+                "Option 'static' is about activations, and this scheme leaves them in floating point."
+            )
         return dataclasses.replace(scheme, activations=dataclasses.replace(scheme.activations, granularity="tensor"))
     changes = {
         "tensor": {"granularity": "tensor", "group_size": None},

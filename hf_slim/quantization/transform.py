@@ -79,7 +79,7 @@ def pack_layers_(model: nn.Module) -> None:
         try:
             packed = packed_form(layer)
         except SlimError as error:
-            raise SlimError(f"'{name}': {error}") from error
+            raise type(error)(f"'{name}': {error}") from error
         if name in tied:
             owner = model.get_submodule(tied[name])
             packed.weight = owner.weight

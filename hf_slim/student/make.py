@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.running.calibration import calibrating
 from hf_slim.integration.config_json import is_plain
 from hf_slim.pruning.config import PruningConfig
@@ -70,12 +70,12 @@ def become_student_(
         cuts: From `plan_student`.
         shape: Layers and widths of the student.
         batches: As for `make_student`.
-    Raises: SlimError: if the config cannot describe the kept layers.
+    Raises: SlimConfigError: if the config cannot describe the kept layers.
     """
     removed = choose_removed(cuts, shape, importance_of(model, _scored(cuts, shape), batches))
     cut_(model, structure, cuts, removed)
     if not is_plain(model):
-        raise SlimError(
+        raise SlimConfigError(
             f"{type(model.config).__name__} cannot describe the kept layers. Name other layers in `layers`."
         )
     return removed
@@ -100,7 +100,7 @@ def student_skeleton(model: PreTrainedModel, shape: StudentShape) -> PreTrainedM
     Args:
         model: The teacher, with or without weights.
         shape: Layers and widths of the student.
-    Raises: SlimError: as `make_student`.
+    Raises: SlimConfigError: as `make_student`.
     """
     structure = structure_of(model, shape)
     cuts = plan_student(structure, shape)
@@ -118,10 +118,10 @@ def check_data(cuts: list[Cut], shape: StudentShape, is_given: bool) -> None:
         cuts: From `plan_student`.
         shape: Layers and widths of the student.
         is_given: Whether there is data.
-    Raises: SlimError: if there is data and nothing is chosen by importance.
+    Raises: SlimConfigError: if there is data and nothing is chosen by importance.
     """
     if is_given and (shape.fresh or not _scored(cuts, shape)):
-        raise SlimError(
+        raise SlimConfigError(
             "Data was given, but nothing is chosen by it. Data is used for widths, and for layers with `choose` "
             "importance, unless the student is `fresh`. Remove the data."
         )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.structure.find import UNSTACKED
 from hf_slim.student.cut import Cut, accepts
@@ -20,17 +20,17 @@ def plan_student(structure: Structure, shape: StudentShape) -> list[Cut]:
     Args:
         structure: Structure of the teacher.
         shape: Layers and widths of the student.
-    Raises: SlimError: if the teacher cannot take the shape; the message names shapes that it can take.
+    Raises: SlimConfigError: if the teacher cannot take the shape; the message names shapes that it can take.
     """
     cuts = _cuts(structure, shape)
     if not accepts(structure, cuts, shape):
         config, name = structure.config, type(structure.twin.config).__name__
         widths = ", ".join(f"{width} {value}" for width, value in shape.widths.items() if value)
         if not widths:
-            raise SlimError(
+            raise SlimConfigError(
                 f"{name} cannot describe the kept layers, because they are of different kinds. Choose other layers."
             )
-        raise SlimError(
+        raise SlimConfigError(
             f"No {name} describes a student with {widths}, cut from a teacher with hidden {config.hidden_size} and "
             f"heads {config.num_attention_heads}. Possible with the other settings: "
             f"{'; '.join(_legal_near(structure, shape)) or 'nothing near it'}."
@@ -87,7 +87,7 @@ def _layer_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     settings = shape.per_stack(shape.layers if shape.keep is None else shape.keep)
     for name in settings:
         if name and not any(_is_called(stack, name) for stack in stacks):
-            raise SlimError(
+            raise SlimConfigError(
                 f"The teacher has no stack '{name}' of layers. {nearest(name, [found.stack for found in stacks])}"
             )
     cuts = []
@@ -107,10 +107,14 @@ def _is_called(stack: GroupSet, name: str) -> bool:
 def _check_layers(stack: GroupSet, kept: list[int]) -> None:
     outside = [index for index in kept if not 0 <= index < stack.count]
     if outside:
-        raise SlimError(f"'{stack.stack}' has no layer {outside[0]}: it has {stack.count}, 0 to {stack.count - 1}.")
+        raise SlimConfigError(
+            f"'{stack.stack}' has no layer {outside[0]}: it has {stack.count}, 0 to {stack.count - 1}."
+        )
     missing = [index for index in stack.pinned if index not in kept]
     if missing:
-        raise SlimError(f"Layer {missing[0]} of '{stack.stack}' must be kept, because the others use its output.")
+        raise SlimConfigError(
+            f"Layer {missing[0]} of '{stack.stack}' must be kept, because the others use its output."
+        )
 
 
 def _hidden_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
@@ -141,7 +145,7 @@ def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
     sets = _required(structure, "ffn", "ffn")
     widths = sorted({found.count for found in sets})
     if len(widths) > 1:
-        raise SlimError(
+        raise SlimConfigError(
             f"The feed-forward layers of this teacher have {' and '.join(map(str, widths))} neurons, but `ffn` is one "
             "number for all. Remove it, and prune them by `sparsity: {ffn: ...}` instead."
         )
@@ -151,10 +155,12 @@ def _ffn_cuts(structure: Structure, shape: StudentShape) -> list[Cut]:
 def _cut(name: str, group_set: GroupSet, value: int, per_group: int = 1) -> Cut:
     have, step = group_set.count * per_group, group_set.multiple * per_group
     if value > have:
-        raise SlimError(f"`{name}` {value} is more than the {have} of the teacher. Use at most {have}.")
+        raise SlimConfigError(f"`{name}` {value} is more than the {have} of the teacher. Use at most {have}.")
     if value % step:
         legal = ", ".join(str(number) for number in range(max(step, value // step * step), have + 1, step)[:NAMED])
-        raise SlimError(f"`{name}` must be a multiple of {step} for this teacher, got {value}. Possible: {legal}, ...")
+        raise SlimConfigError(
+            f"`{name}` must be a multiple of {step} for this teacher, got {value}. Possible: {legal}, ..."
+        )
     return Cut(group_set, value // per_group)
 
 
@@ -162,7 +168,7 @@ def _required(structure: Structure, name: str, kind: str) -> list[GroupSet]:
     sets = structure.of(kind)
     if not sets:
         reasons = [refusal.reason for refusal in structure.refusals if refusal.kind == kind]
-        raise SlimError(
+        raise SlimConfigError(
             f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'It has none that can be cut'}."
         )
     return sets

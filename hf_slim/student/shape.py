@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from hf_slim.core.config import SlimConfig, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.budget.selection import least_first
 from hf_slim.pruning.groups import GroupSet
@@ -81,13 +81,13 @@ class StudentShape(SlimConfig):
     def __post_init__(self) -> None:
         CHOICES[self.choose]
         if self.layers is not None and self.keep is not None:
-            raise SlimError("`layers` and `keep` both say which layers are kept. Give one of them.")
+            raise SlimConfigError("`layers` and `keep` both say which layers are kept. Give one of them.")
         if self.choose != "even" and self.keep is None:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`choose` {self.choose} says which layers are kept, and `keep` how many: set `keep`, such as 0.5."
             )
         if self.choose == "importance" and self.fresh:
-            raise SlimError(
+            raise SlimConfigError(
                 "`fresh` starts from random weights, so all layers are equally important: remove `choose` importance."
             )
         for stack, indices in self.per_stack(self.layers).items():
@@ -98,7 +98,7 @@ class StudentShape(SlimConfig):
             if value is not None:
                 require_whole(name, value)
         if not self.fresh and all(value is None for value in (self.layers, self.keep, *self.widths.values())):
-            raise SlimError(
+            raise SlimConfigError(
                 "Nothing to change: the student would be equal to the teacher. Set layers, keep, hidden, heads or "
                 "ffn, or fresh for random weights."
             )
@@ -126,12 +126,14 @@ class StudentShape(SlimConfig):
 def _check_indices(name: str, indices: Any) -> None:
     is_list = isinstance(indices, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in indices)
     if not is_list or not indices or indices != sorted(set(indices)):
-        raise SlimError(f"`{name}` must list layers in increasing order, each once, such as 0,3,6; got {indices!r}.")
+        raise SlimConfigError(
+            f"`{name}` must list layers in increasing order, each once, such as 0,3,6; got {indices!r}."
+        )
 
 
 def _check_keep(name: str, share: Any) -> None:
     if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
-        raise SlimError(
+        raise SlimConfigError(
             f"`{name}` must be in (0, 1], got {share!r}: it is the share of layers that is kept, such as 0.5."
         )
 
@@ -141,7 +143,7 @@ def parse_layers(texts: list[str] | None) -> list[int] | dict[str, list[int]] | 
 
     Args:
         texts: ["0,3"], or per stack ["encoder=0,3", "decoder=0"]; None: not given.
-    Raises: SlimError: if a text cannot be parsed.
+    Raises: SlimConfigError: if a text cannot be parsed.
     """
     example = "--layers 0,3,6, or --layers encoder=0,3 decoder=0"
     return _per_stack(texts, lambda text: [int(number) for number in text.split(",")], example)
@@ -152,7 +154,7 @@ def parse_shares(texts: list[str] | None) -> float | dict[str, float] | None:
 
     Args:
         texts: ["0.5"], or per stack ["decoder=0.5"]; None: not given.
-    Raises: SlimError: if a text cannot be parsed.
+    Raises: SlimConfigError: if a text cannot be parsed.
     """
     return _per_stack(texts, float, "--keep 0.5, or --keep decoder=0.5")
 
@@ -166,4 +168,4 @@ def _per_stack(texts: list[str] | None, parse: Callable[[str], Any], example: st
         pairs = [text.split("=") for text in texts]
         return {stack: parse(value) for stack, value in pairs}
     except ValueError as error:
-        raise SlimError(f"'{' '.join(texts)}' cannot be parsed. Write {example}.") from error
+        raise SlimConfigError(f"'{' '.join(texts)}' cannot be parsed. Write {example}.") from error

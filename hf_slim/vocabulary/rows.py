@@ -39,16 +39,16 @@ def used_tokens(sequences: Iterable[Iterable[int]]) -> Counter[int]:
 
 
 def special_ids(model: nn.Module) -> set[int]:
-    """The token ids that the configs of a model name, such as `eos_token_id`; those it has no row for are left out."""
+    """The token ids that the configs of a model name, such as `eos_token_id`; ids without a row are omitted."""
     size = _tables(model)[0].num_embeddings
     return {number for _, _, value in _named_ids(model, size) for number in _as_list(value) if 0 <= number < size}
 
 
 def trim_vocabulary_(model: nn.Module, keep_ids: Iterable[int]) -> dict[int, int]:
-    """Keeps only some rows of the vocabulary; logits of kept tokens stay what they were. Call it before training.
+    """Keeps only some rows of the vocabulary; logits of kept tokens do not change. Call it before training.
 
-    Ties stay ties. Ids in configs, `vocab_size`, `padding_idx` and biases of the head follow. An id in a config that
-    has no row (GPT-2's 50256 in a model of 96 rows) is left alone.
+    Tied weights remain tied. Ids in configs, `vocab_size`, `padding_idx` and biases of the head follow. An id in a
+    config that has no row (GPT-2's 50256 in a model of 96 rows) is not changed.
 
     Args:
         model: Has `get_input_embeddings`, and `get_output_embeddings` where it has a head over the vocabulary.
@@ -157,7 +157,7 @@ def _row_tensors(
 ) -> list[tuple[dict[str, Any], str, int]]:
     """Every place that holds a tensor with one slice per token: (dictionary of tensors, name, dimension).
 
-    Beside tables and heads these are biases that lie next to a head (BERT's `predictions.bias`) or on the model
+    Apart from tables and heads these are biases next to a head (BERT's `predictions.bias`) or on the model
     (BART's `final_logits_bias`).
     """
     found = []
@@ -174,7 +174,7 @@ def _row_tensors(
 
 @torch.no_grad()
 def _keep_rows_(places: list[tuple[dict[str, Any], str, int]], kept: Tensor, size: int) -> None:
-    """Selects in every place; tensors that were one stay one."""
+    """Selects in every place; shared tensors remain shared."""
     smaller: dict[int, Tensor] = {}
     old = [(tensors, name, dim, tensors[name]) for tensors, name, dim in places]
     for tensors, name, dim, tensor in old:

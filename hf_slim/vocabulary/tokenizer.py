@@ -1,4 +1,4 @@
-"""A fast tokenizer with fewer tokens, on the content of its `tokenizer.json`: text it can write stays the same.
+"""A fast tokenizer with fewer tokens, on the content of its `tokenizer.json`: text that it can write is unchanged.
 
 Why it does. BPE never undoes a merge, and no merge crosses the border of a token that it ends with; so what it passes
 through is exactly what each final token, alone, is built from. With those parts kept and ranks in their order, every
@@ -32,12 +32,12 @@ class Kind:
 
 
 def complete_kept(spec: Spec, keep_ids: Iterable[int], round_to: int = 1, spare: Iterable[int] = ()) -> list[int]:
-    """`keep_ids` and all that must stay with them, ascending.
+    """`keep_ids` and all tokens that must be kept with them, ascending.
 
     Args:
         spec: Content of a `tokenizer.json`.
         keep_ids: Token ids. Added and special tokens, the unknown token, single characters (or byte tokens) and the
-            parts that kept tokens are merged from stay in any case.
+            parts that kept tokens are merged from are always kept.
         round_to: The number of kept tokens grows to a multiple of this, as far as there are tokens.
         spare: Ids to fill up with first; after them come those with the lowest ids.
     Raises: SlimError: for an id that the tokenizer does not have, or a kind of tokenizer that is not known.
@@ -70,7 +70,7 @@ def trim_tokenizer_json(
 ) -> tuple[Spec, dict[int, int]]:
     """The tokenizer with only some of its tokens, and `{old id: new id}`; arguments as for `complete_kept`.
 
-    New ids follow the order of the old ones without gaps. `spec` itself is left as it is.
+    New ids follow the order of the old ones without gaps. `spec` itself is not changed.
     """
     new_ids = {old: new for new, old in enumerate(complete_kept(spec, keep_ids, round_to, spare))}
     trimmed = copy.deepcopy({key: value for key, value in spec.items() if key != "model"})

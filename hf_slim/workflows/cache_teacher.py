@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimError
 from hf_slim.data import reading_once
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
@@ -55,9 +55,9 @@ def cache_teacher(
     overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Stores the answers of the recipe's teacher to every example that training would see: `hf-slim cache-teacher`.
+    """Stores the outputs of the recipe's teacher for every example that training would see: `hf-slim cache-teacher`.
 
-    Several processes, launched as for training, share the examples; each writes shards, the first one the manifest.
+    Several processes, launched as for training, share the examples; each writes shards, the first the manifest.
 
     Args:
         recipe: A recipe with a `distillation` section, or the path of one.
@@ -84,11 +84,8 @@ def cache_teacher(
     _on_first_rank(args, lambda: _publish(partial, output, info))
     store = StoredTeacher.open(output)
     store.check_data(work.rows)
-    return _report(work, store.manifest) | {
-        "output": str(output),
-        "processes": args.world_size,
-        "minutes": (time.perf_counter() - started) / 60,
-    }
+    minutes = (time.perf_counter() - started) / 60
+    return _report(work, store.manifest) | {"output": str(output), "processes": args.world_size, "minutes": minutes}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -122,29 +119,29 @@ def _distilling_stages(recipe: Recipe) -> list[Recipe]:
     """The stages that learn from one and the same teacher."""
     found = [(number, run) for number, run in enumerate(recipe.runs, 1) if _settings(run)]
     if not found:
-        raise SlimError(
+        raise SlimConfigError(
             "The recipe has no `distillation` section, so there is no teacher to run. Add one, such as "
             "`distillation: {teacher: self}`."
         )
     for number, run in found:
         config, first = _settings(run), _settings(found[0][1])
         if not isinstance(config.teacher, str):
-            raise SlimError(
+            raise SlimConfigError(
                 f"A store holds one teacher's answers, and `teacher` names {len(config.teacher)}: {config.teacher}. "
                 "Name one, or let several teach from memory."
             )
         if config.teacher == "self" and number > 1:
-            raise SlimError(
+            raise SlimConfigError(
                 f"Stage {number} learns from 'self', the model that stage {number - 1} leaves behind: it is not there "
                 "yet. Name a saved model as `teacher`, or let this stage keep its teacher in memory."
             )
         if (config.teacher, config.temperature) != (first.teacher, first.temperature):
-            raise SlimError(
+            raise SlimConfigError(
                 f"Stage {number} has another teacher or temperature than stage {found[0][0]}, and a store holds one. "
                 "Store each with a recipe of its own, such as `--set stages.2.distillation=null`."
             )
         if config.teacher != "self" and is_stored_teacher(config.teacher):
-            raise SlimError(
+            raise SlimConfigError(
                 f"The teacher '{config.teacher}' is a stored one already. Train with it, or name the model: "
                 "`--set distillation.teacher=...`."
             )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
 from hf_slim.core.modules import field_of
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.footprint import parameter_count
@@ -60,7 +60,9 @@ def save_student(
     structure = structure_of(skeleton, shape)
     cuts = plan_student(structure, shape)
     if not shape.fresh and all(cut.n_kept == cut.group_set.count for cut in cuts):
-        raise SlimError("Nothing to change: this shape is the teacher's. Ask for fewer layers, or for less width.")
+        raise SlimConfigError(
+            "Nothing to change: this shape is the teacher's. Ask for fewer layers, or for less width."
+        )
     check_data(cuts, shape, data is not None)
     torch.manual_seed(0)  # a fresh student is the same in every run
     if shape.fresh:
@@ -82,7 +84,7 @@ def batches_of(
     """Some batches of the training text; with labels where the model has a head for a task that has some."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:
-        raise SlimError(
+        raise SlimDataError(
             f"{name} reads one text and writes another, and this data has one. Leave the data out, or call "
             "`hf_slim.make_student(model, shape, batches)` with batches of your own."
         )

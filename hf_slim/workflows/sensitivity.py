@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.report import write_atomically
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.picture import draw_sensitivity
@@ -38,7 +38,7 @@ def sensitivity(
         schemes: Names of the schemes to choose from.
         n_blocks: Blocks of text to measure on.
     Returns: what the JSON file holds.
-    Raises: SlimError: for an unknown scheme, before anything is read, or a budget that no mix meets.
+    Raises: SlimConfigError: for an unknown scheme, before anything is read, or a budget that no mix meets.
     """
     for scheme in schemes:
         Scheme.parse(scheme)
@@ -98,11 +98,11 @@ def summary(found: list[LayerSensitivity], chosen: dict[str, str], budget_bits: 
 
 
 def parse_budget(text: str) -> float:
-    """Bits per weight from "4.5bits" or "4.5". Raises SlimError on anything else."""
+    """Bits per weight from "4.5bits" or "4.5". Raises SlimConfigError on anything else."""
     try:
         budget = float(text.removesuffix("bits").removesuffix("bit"))
     except ValueError:
         budget = 0.0
     if not 1 <= budget <= 16:
-        raise SlimError(f"`--budget` must be bits per weight between 1 and 16, such as '4.5bits', got '{text}'.")
+        raise SlimConfigError(f"`--budget` must be bits per weight between 1 and 16, such as '4.5bits', got '{text}'.")
     return budget

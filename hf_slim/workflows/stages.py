@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimError, SlimLoadError
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import publish
 from hf_slim.recipe import Recipe
@@ -103,7 +103,7 @@ def last_checkpoint(folder: Path) -> str:
     """`newest_checkpoint`. Raises SlimError if there is none."""
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        raise SlimError(
+        raise SlimLoadError(
             f"There is no complete checkpoint in '{folder}' to resume from. Set `training.save_strategy: steps` and "
             "`training.save_steps`, or start without --resume."
         )

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimConfigError, SlimError
+from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimConfigError
 from hf_slim.core.config import require_whole
 
 CONFIGS = [
@@ -42,7 +42,7 @@ def test_a_config_survives_json(config):
     ],
 )
 def test_a_wrong_value_says_what_is_allowed(config_class, values, says):
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimConfigError, match=says):
         config_class.from_dict(values)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 from hf_slim import SlimConfigError, SlimDataError, SlimError, SlimLoadError
 from hf_slim.core.errors import is_own_mistake
@@ -13,6 +13,12 @@ def module(name: str, source: str) -> ModuleType:
     made = ModuleType(name)
     exec(textwrap.dedent(source), made.__dict__)
     return made
+
+
+def as_ours(function: FunctionType) -> FunctionType:
+    """The same function, as if it were defined in a module of hf_slim."""
+    names = function.__globals__ | {"__name__": "hf_slim.somewhere"}
+    return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
 
 
 OURS = module(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from hf_slim.core.config import SlimConfig, field_docs
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.importance.criteria import CRITERIA, Criterion
 from hf_slim.recipe import SECTIONS, Recipe
@@ -103,7 +103,7 @@ def test_settings_are_found_by_their_path(path, found):
     ],
 )
 def test_an_unknown_name_is_an_error_with_the_nearest(path, hint):
-    with pytest.raises(SlimError) as error:
+    with pytest.raises(SlimConfigError) as error:
         describe_settings(path)
     assert hint in str(error.value)
     assert len(str(error.value)) < 400

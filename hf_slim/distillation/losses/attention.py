@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimError
 from hf_slim.distillation.capture.attention_states import AttentionState
 
 BLOCK = 2**20  # float32 relations computed at a time: 4 MB per tensor, which fits in a CPU's cache
@@ -40,15 +40,15 @@ class AttentionConfig(SlimConfig):
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
-            raise SlimError(f"`attention.loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
+            raise SlimConfigError(f"`attention.loss` must be one of {', '.join(LOSSES)}, got {self.loss!r}.")
         if not isinstance(self.weight, (int, float)) or not 0 < self.weight < math.inf:
-            raise SlimError(f"`attention.weight` must be a positive number, got {self.weight!r}.")
+            raise SlimConfigError(f"`attention.weight` must be a positive number, got {self.weight!r}.")
         if self.layers != "last":
             try:  # JSON and YAML may have turned the numbers into strings
                 mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
             except (AttributeError, TypeError, ValueError) as error:
                 hint = "It must be 'last', or map layers of the student to layers of the teacher."
-                raise SlimError(f"`attention.layers` is {self.layers!r}. {hint}") from error
+                raise SlimConfigError(f"`attention.layers` is {self.layers!r}. {hint}") from error
             object.__setattr__(self, "layers", mapping)
 
     @property
@@ -227,7 +227,7 @@ def _split(states: Tensor, parts: int, name: str) -> Tensor:
     width = heads * head_dim
     if not isinstance(parts, int) or parts < 1 or width % parts:
         divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
-        raise SlimError(
+        raise SlimConfigError(
             f"`relation_heads` {parts!r} does not divide the width {width} of the {name} ({heads} heads of "
             f"{head_dim}). It must divide the widths of the queries, keys and values of both models; here: {divisors}."
         )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_slim.core.config import SlimConfig
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.registry import Registry
 
 # states of student and teacher, `(..., width)` each -> distance per token, `(...)`
@@ -43,19 +43,19 @@ class HiddenConfig(SlimConfig):
     def __post_init__(self) -> None:
         HIDDEN_LOSSES[self.loss]
         if not isinstance(self.weight, (int, float)) or not 0 < self.weight < float("inf"):
-            raise SlimError(f"`hidden.weight` must be a positive number, got {self.weight!r}.")
+            raise SlimConfigError(f"`hidden.weight` must be a positive number, got {self.weight!r}.")
         if isinstance(self.layers, str):
             if self.layers not in ("even", "last"):
-                raise SlimError(f"`hidden.layers` must be 'even', 'last' or a mapping, got '{self.layers}'.")
+                raise SlimConfigError(f"`hidden.layers` must be 'even', 'last' or a mapping, got '{self.layers}'.")
             return
         try:  # JSON and YAML may have turned the numbers into strings
             mapping = {int(student): int(teacher) for student, teacher in self.layers.items()}
         except (AttributeError, TypeError, ValueError) as error:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`hidden.layers` must map layers of the student to layers of the teacher, got {self.layers!r}."
             ) from error
         if not mapping:
-            raise SlimError("`hidden.layers` is empty. Name at least one layer, or remove `hidden`.")
+            raise SlimConfigError("`hidden.layers` is empty. Name at least one layer, or remove `hidden`.")
         object.__setattr__(self, "layers", mapping)
 
 
@@ -84,7 +84,7 @@ def layer_map(config: HiddenConfig, student_layers: int, teacher_layers: int) ->
         config: Gives `layers`.
         student_layers: Number of layers without the embedding.
         teacher_layers: The same of the teacher.
-    Raises: SlimError: if a layer does not exist.
+    Raises: SlimConfigError: if a layer does not exist.
     """
     if config.layers == "last":
         return {student_layers: teacher_layers}
@@ -96,7 +96,7 @@ def layer_map(config: HiddenConfig, student_layers: int, teacher_layers: int) ->
     ):
         wrong = sorted(layer for layer in layers if not 0 <= layer <= count)
         if wrong:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`hidden.layers` names layer {wrong[0]} of the {side}, which has the layers 0 (the embedding) to "
                 f"{count}."
             )

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimLoadError
 
 MANIFEST, VERSION = "teacher.json", 1
 NO_MASS = -65504.0  # the lowest fp16 value instead of -inf: `exp` of it is 0 too, and 0 times it is 0, not NaN
@@ -45,13 +45,15 @@ class StoreInfo:
 
     def __post_init__(self) -> None:
         if not isinstance(self.k, int) or not 1 <= self.k <= self.n_classes:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`k` must be a whole number from 1 to the teacher's {self.n_classes} classes, got {self.k!r}."
             )
         if self.per not in ("token", "example"):
-            raise SlimError(f"`per` must be 'token' or 'example', got {self.per!r}.")
+            raise SlimConfigError(f"`per` must be 'token' or 'example', got {self.per!r}.")
         if not 0 < self.temperature < float("inf"):
-            raise SlimError(f"`temperature` must be a positive number, got {self.temperature!r}. Use 1 for none.")
+            raise SlimConfigError(
+                f"`temperature` must be a positive number, got {self.temperature!r}. Use 1 for none."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types."""
@@ -73,7 +75,7 @@ class StoreInfo:
         for name in (f.name for f in fields(self) if f.compare):
             mine, theirs = vars(self)[name], vars(other)[name]
             if mine != theirs:
-                raise SlimError(
+                raise SlimConfigError(
                     f"The stored predictions in '{where}' were made with {name} {theirs!r}, but this run has "
                     f"{mine!r}. Resume with the same settings, or pass --overwrite to start again."
                 )
@@ -119,7 +121,7 @@ def read_index(path: Path) -> ShardIndex:
             keys, offsets = file.get_tensor("keys").clone(), file.get_tensor("offsets").clone()
             return ShardIndex(keys, offsets, info, float(metadata["mass_held"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SlimError(
+        raise SlimLoadError(
             f"The shard '{path}' of a stored teacher is damaged: {error}. Copy it again, or delete it and run "
             "`hf-slim cache-teacher` again."
         ) from error
@@ -150,12 +152,12 @@ def batch_keys(inputs: Mapping[str, Any]) -> tuple[list[int], Tensor]:
     other = [name for name in NOT_TEXT if inputs.get(name) is not None]
     if not isinstance(ids, Tensor) or ids.dim() != 2 or other:
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else None
-        raise SlimError(
+        raise SlimDataError(
             f"A stored teacher needs `input_ids` of shape (batch, length) and no other inputs, got shape {shape} and "
             f"{other or 'nothing else'}. For other inputs, name a model as the teacher."
         )
     if mask is not None and mask.shape != ids.shape:
-        raise SlimError(
+        raise SlimDataError(
             f"`attention_mask` has shape {tuple(mask.shape)} and `input_ids` {tuple(ids.shape)}. A stored teacher "
             "needs a mask of the same shape to find the padding: use a collator that pads, or name a model as the "
             "teacher."

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimLoadError
 from hf_slim.distillation.store.format import MANIFEST, NO_MASS, VERSION, StoreInfo, batch_keys, read_index, row_key
 
 CHECKED_ROWS = 10_000  # rows of a dataset that are looked up before training: a few seconds
@@ -56,19 +56,21 @@ class StoredTeacher:
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             if is_stored_teacher(folder):
-                raise SlimError(
+                raise SlimLoadError(
                     f"The stored teacher in '{folder}' is unfinished: it has shards, but no {MANIFEST}. Run "
                     "`hf-slim cache-teacher` with --resume to finish it."
                 )
-            raise SlimError(f"'{folder}' contains no stored teacher: it has no {MANIFEST}. {STORE_AGAIN}")
+            raise SlimLoadError(f"'{folder}' contains no stored teacher: it has no {MANIFEST}. {STORE_AGAIN}")
         try:
             manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
             missing = {f.name for f in fields(StoreInfo)} | {"version", "shards", "n_examples", "n_answers"}
             missing -= manifest.keys()
         except (ValueError, AttributeError) as error:
-            raise SlimError(f"'{folder / MANIFEST}' is not readable: {error}. Copy it again. {STORE_AGAIN}") from error
+            raise SlimLoadError(
+                f"'{folder / MANIFEST}' is not readable: {error}. Copy it again. {STORE_AGAIN}"
+            ) from error
         if missing or manifest["version"] != VERSION:
-            raise SlimError(
+            raise SlimLoadError(
                 f"'{folder / MANIFEST}' is of version {manifest.get('version')!r} and lacks {sorted(missing)}; this "
                 f"hf_slim reads version {VERSION}. {STORE_AGAIN}"
             )
@@ -86,16 +88,16 @@ class StoredTeacher:
         """
         where = f"The stored teacher in '{self.folder}'"
         if n_classes != self.info.n_classes:
-            raise SlimError(
+            raise SlimLoadError(
                 f"{where} has {self.info.n_classes} classes and the student has {n_classes}. Both must have the same "
                 f"vocabulary or label set. {STORE_AGAIN}"
             )
         if tokenizer_hash is not None and tokenizer_hash != self.info.tokenizer_hash:
-            raise SlimError(
+            raise SlimLoadError(
                 f"{where} was made with another tokenizer: its vocabulary or special tokens differ. {STORE_AGAIN}"
             )
         if temperature is not None and temperature != self.info.temperature:
-            raise SlimError(
+            raise SlimConfigError(
                 f"{where} was made with temperature {self.info.temperature}, but the loss has {temperature}. Set "
                 f"`temperature` to {self.info.temperature}. Or: {STORE_AGAIN}"
             )
@@ -147,7 +149,7 @@ class StoredTeacher:
         expected = torch.tensor(lengths) if self.info.per == "token" else torch.ones(len(keys), dtype=torch.int64)
         starts, ends = self._starts[places], self._ends[places]
         for number in ((self._keys[places] != wanted) | (ends - starts != expected)).nonzero().flatten().tolist():
-            raise SlimError(
+            raise SlimDataError(
                 f"{what.format(number)}, {lengths[number]} tokens long, is not among the "
                 f"{self.manifest['n_examples']} examples stored in '{self.folder}'. {STORE_AGAIN} If the collator "
                 "changes tokens at random, name a model as the teacher: such examples cannot be stored."
@@ -182,7 +184,7 @@ def _check_files(folder: Path, shards: list[dict[str, Any]]) -> None:
             faults.append(f"{shard['file']} has {size} of {shard['size_bytes']} bytes")
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise SlimError(
+        raise SlimLoadError(
             f"The stored teacher in '{folder}' is not complete: {', '.join(faults[:3])}{more}. Copy it again. "
             f"Or: {STORE_AGAIN}"
         )

@@ -7,7 +7,7 @@ import torch
 import transformers
 from torch import nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError, SlimError, SlimLoadError
 from hf_slim.core.modules import method_or_none
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.config import DistillationConfig
@@ -42,7 +42,7 @@ def teachers_for(
     """
     stored = [] if given else [name for name in config.teachers if is_stored_teacher(name)]
     if stored and len(config.teachers) > 1:
-        raise SlimError(
+        raise SlimConfigError(
             f"The stored teacher '{stored[0]}' cannot be mixed with others, because it contains only the most "
             "probable classes. Name it alone, or name models only."
         )
@@ -51,7 +51,9 @@ def teachers_for(
     teachers = [LiveTeacher(model) for model in given] or [_named(name, student, config) for name in config.teachers]
     weights = config.teacher_weights
     if weights is not None and len(weights) != len(teachers):
-        raise SlimError(f"`teacher_weights` has {len(weights)} entries for {len(teachers)} teachers. Give one each.")
+        raise SlimConfigError(
+            f"`teacher_weights` has {len(weights)} entries for {len(teachers)} teachers. Give one each."
+        )
     for teacher in teachers:
         if not teacher.is_student:
             check_teacher(student, teacher.model, bool(set(config.divergences) - {"universal"}))
@@ -79,7 +81,7 @@ def retokenizer_for(config: DistillationConfig, student: Any, teacher: Any) -> R
     if teacher is None:
         return None
     if not is_universal or config.hidden or config.attention:
-        raise SlimError(
+        raise SlimConfigError(
             "A teacher with another tokenizer has other positions and classes, so it can only be compared by "
             f"`losses: universal`, without `hidden` and `attention`. Got losses {config.losses!r}."
         )
@@ -104,7 +106,7 @@ def _load(name: str, student: nn.Module, options: dict[str, str]) -> nn.Module:
             except torch.OutOfMemoryError as error:
                 raise SlimError(memory_advice(auto.from_config(_config(name)).to("meta"))) from error
             except (OSError, ImportError) as error:
-                raise SlimError(
+                raise SlimLoadError(
                     f"The teacher '{name}' could not be loaded: {error} Pass 'self', a Hub id, or a folder that "
                     "`from_pretrained` accepts."
                 ) from error

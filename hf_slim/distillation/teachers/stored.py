@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.modules import method_or_none
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.losses.divergences import TopK
@@ -24,7 +24,7 @@ class DiskTeacher:
         student: Its vocabulary or label set must be that of the store.
         tokenizer: Tokenizer of the data; not compared if it is None or, such as an image processor, no tokenizer.
         config: Temperature and losses of the run.
-    Raises: SlimError: if the store is not complete, or does not fit student, tokenizer or config.
+    Raises: SlimConfigError: if the store is not complete, or does not fit student, tokenizer or config.
     """
 
     model: nn.Module | None = None
@@ -35,7 +35,7 @@ class DiskTeacher:
         config: DistillationConfig,
     ):  # fmt: skip
         if config.hidden or config.attention or config.on_policy:
-            raise SlimError(
+            raise SlimConfigError(
                 f"'{folder}' contains predictions only. Remove `hidden`, `attention` and `on_policy`, or name a model "
                 "as the teacher."
             )
@@ -49,7 +49,7 @@ class DiskTeacher:
 
         Args:
             dataset: The training data.
-        Raises: SlimError: at the first row that is not in the store.
+        Raises: SlimConfigError: at the first row that is not in the store.
         """
         if isinstance(dataset, Sized) and len(dataset) and "input_ids" in dataset[0]:
             self.store.check_data(dataset)
@@ -60,6 +60,6 @@ class DiskTeacher:
         Args:
             inputs: Keyword arguments of the student.
             request: Not used: a store contains predictions only.
-        Raises: SlimError: if an example is not in the store.
+        Raises: SlimConfigError: if an example is not in the store.
         """
         return TeacherOutput(StoredPredictions(TopK(*self.store.top_k(inputs)), self.store.info.n_classes))

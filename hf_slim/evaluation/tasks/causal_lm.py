@@ -8,7 +8,7 @@ from transformers import (
     default_data_collator,
 )
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.data import DataConfig, text_blocks
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.latency import inference_speed
@@ -18,7 +18,7 @@ from hf_slim.evaluation.tasks.task import TASKS, Measures, Side, Task
 
 def _columns(data: DataConfig) -> list[str]:
     if len(data.text_columns) > 1:
-        raise SlimError(
+        raise SlimConfigError(
             f"`data.text_column` names {data.text_columns}, and a causal language model reads one column. Name one."
         )
     return data.text_columns

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimDataError, SlimError
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.latency import batch_speed
@@ -36,12 +36,12 @@ def _label_names(train: Dataset, data: DataConfig) -> list[str]:
     found = train.unique(data.label_column)
     if any(not isinstance(label, (int, str)) for label in found):
         odd = next(label for label in found if not isinstance(label, (int, str)))
-        raise SlimError(
+        raise SlimDataError(
             f"'{data.label_column}' of '{data.source}' holds {odd!r}, which is not a class. Labels are whole numbers "
             "or texts: set `data.label_column`, or leave out rows without a label."
         )
     if len(found) < 2:
-        raise SlimError(f"Every example of '{data.source}' has the label {found[0]!r}: there is nothing to learn.")
+        raise SlimDataError(f"Every example of '{data.source}' has the label {found[0]!r}: there is nothing to learn.")
     return [str(label) for label in sorted(found)]
 
 
@@ -86,7 +86,7 @@ def _label_ids(rows: Dataset, label2id: dict[str, int], data: DataConfig) -> lis
         name = feature.names[label] if is_named else str(label)
         ids[label] = known.get(name, known.get(name.lower(), label))
         if not isinstance(ids[label], int) or not 0 <= ids[label] < len(label2id):
-            raise SlimError(
+            raise SlimDataError(
                 f"'{data.source}' has the label {name!r}, and the model knows {', '.join(label2id)}. Leave out "
                 "rows without a label, or use data and a model of one label set."
             )

@@ -3,6 +3,7 @@
 from hf_slim.integration.upstream.row import Check, Upstream
 
 QUANTIZER = "integration/hf_quantizer.py"
+REBUILD = "integration/rebuild.py"
 CONFIG_JSON = "integration/config_json.py"
 
 LOADING = (
@@ -58,7 +59,7 @@ LOADING = (
         Check.SAYS, ('"is_quantized"', '"quantization_method"'),
     ),
     Upstream(
-        "transformers.quantizers.base._assign_is_quantized", "5.23", (QUANTIZER,),
+        "transformers.quantizers.base._assign_is_quantized", "5.23", (REBUILD,),
         "transformers marks configs with `_is_quantized`; the mark is taken off a model in training form, or the "
         "Trainer refuses it.",
         Check.SAYS, ("_is_quantized = True",),
@@ -69,13 +70,13 @@ LOADING = (
         Check.SAYS, ('"hf_quantizer"',),
     ),
     Upstream(
-        "transformers.PreTrainedModel.all_tied_weights_keys", "5.23", (QUANTIZER,),
+        "transformers.PreTrainedModel.all_tied_weights_keys", "5.23", (REBUILD,),
         "Says which head is tied to which embedding before weights are tied: they share their scales too.",
         Check.SETS,
     ),
     # conversions between checkpoint and model
     Upstream(
-        "transformers.core_model_loading.WeightConverter", "5.23", (QUANTIZER,),
+        "transformers.core_model_loading.WeightConverter", "5.23", (REBUILD,),
         "Conversions of this class change values, and not just names.",
     ),
     Upstream(

@@ -61,11 +61,6 @@ MODELS = (
         Check.SAYS, ("aux_loss = load_balancing_loss_func", "aux_loss=aux_loss"),
     ),
     Upstream(
-        "transformers.modeling_outputs.CausalLMOutputWithPast.__dataclass_fields__", "5.23",
-        ("distillation/callback.py",),
-        "Outputs with a field `loss` are given the mixed loss; others become a dictionary.",
-    ),
-    Upstream(
         "transformers.models.llama.modeling_llama.LlamaForCausalLM.forward", "5.23",
         ("evaluation/latency.py", "evaluation/tasks/causal_lm.py"),
         "Makes logits for the last position alone.",
@@ -125,8 +120,8 @@ MODELS = (
     ),
     Upstream(
         "transformers.PreTrainedConfig.get_text_config", "5.23",
-        (ON_POLICY, EXAMPLE_INPUTS, "integration/kv_cache.py", "student/structure.py"),
-        "The part of a config that speaks of text.",
+        ("core/modules.py", EXAMPLE_INPUTS, "integration/kv_cache.py", "student/structure.py"),
+        "The part of a config that is about text.",
     ),
     Upstream(
         "transformers.LlamaConfig", "5.23", (ON_POLICY, "distillation/teachers/live.py", "pruning/budget/latency.py"),
@@ -172,7 +167,7 @@ MODELS = (
     ),
     Upstream(
         "transformers.pytorch_utils.Conv1D.nf", "5.23",
-        ("core/counting.py", "pruning/matrices.py", "integration/shapes.py", "quantization/layers/families.py"),
+        ("core/modules.py", "pruning/matrices.py"),
         "GPT-2's linear layer, known by its attributes, holds its weight transposed.",
         Check.SETS,
     ),

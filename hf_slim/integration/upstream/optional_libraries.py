@@ -57,12 +57,12 @@ OPTIONAL_LIBRARIES = (
         Check.TAKES, ("enabled",),
     ),
     Upstream(
-        "peft.PeftModel.get_base_model", "0.21", ("core/lifecycle.py",),
+        "peft.PeftModel.get_base_model", "0.21", ("core/record.py",),
         "Gives the model inside the wrapper.",
     ),
     Upstream(
         "peft.PeftModel.disable_adapter", "0.21",
-        (LIVE, "distillation/teachers/loading.py", "distillation/callback.py"),
+        ("core/adapters.py", "distillation/teachers/loading.py"),
         "A LoRA student without its adapters is its own teacher.",
     ),
     Upstream(
@@ -117,7 +117,7 @@ OPTIONAL_LIBRARIES = (
         Check.SETS,
     ),
     Upstream(
-        "bitsandbytes.backends.cpu.ops", "0.50", ("core/__init__.py",),
+        "bitsandbytes.backends.cpu.ops", "0.50", ("workflows/verbosity.py",),
         "Warns in every process that an optional kernel is missing; the name of its logger filters the warning out.",
         Check.SAYS, ("kernels-community",),
     ),

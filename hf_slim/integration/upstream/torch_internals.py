@@ -37,7 +37,7 @@ TORCH = (
     ),
     Upstream(
         f"{MODULE}._forward_hooks", "2.13",
-        (MODULES, "distillation/callback.py", "distillation/losses/fused.py", LATENCY, PROBE),
+        (MODULES, "distillation/losses/fused.py", LATENCY, PROBE),
         "Hooks that prepare a model are found and removed; copies to experiment with have none.",
         Check.SETS,
     ),

@@ -94,8 +94,8 @@ TRAINER = (
     ),
     Upstream(
         "transformers.trainer_callback.TrainerState.log_history", "5.23",
-        ("distillation/callback.py", "workflows/train.py"),
-        "The losses of a run are added to its last entry, and the report shows it.",
+        ("core/running/logs.py", "workflows/train.py"),
+        "What callbacks log is added to its last entry, and the report shows it.",
         Check.SETS,
     ),
     Upstream(

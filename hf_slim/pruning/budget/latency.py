@@ -1,4 +1,4 @@
-"""How long the parts of a model take with fewer groups, measured on the device that the model lies on."""
+"""How long the parts of a model take with fewer groups, measured on the model's device."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -94,7 +94,7 @@ def _curve(model: nn.Module, alike: list[GroupSet], times: dict[tuple[str, int],
 
 
 def _stack_curve(group_set: GroupSet, layer_ms: dict[str, float]) -> dict[str, Any]:
-    """Whole layers: whichever go, their mean is saved."""
+    """Whole layers: removing any of them saves the mean."""
     total = sum(ms for path, ms in layer_ms.items() if path.startswith(f"{group_set.stack}."))
     kept = [group_set.count, 0]
     return {"group_sets": [group_set.name], "block": group_set.stack, "kept": kept, "ms": [total, 0.0]}
@@ -122,7 +122,7 @@ def _times(
 
 
 def _layer_paths(model: nn.Module) -> list[str]:
-    """The members of all stacks that lie in no other; of a model without stacks, the model."""
+    """The members of all outermost stacks; of a model without stacks, the model."""
     found: list[str] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and not any(f"{name}.".startswith(f"{path}.") for path in found):
@@ -193,7 +193,9 @@ def _random_like(value: Any, like: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     device = "cpu" if like.is_meta else like.device
-    if value.is_floating_point():  # the made-up answers of cut layers are alike, and would all go to one expert
+    if (
+        value.is_floating_point()
+    ):  # the random outputs of cut layers are similar, and all tokens would be routed to one expert
         return torch.randn(value.shape, dtype=like.dtype, device=device)
     return value.detach().to(device)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hf_slim.core.errors import is_own_mistake
 from hf_slim.core.modules import config_of, field_of
 from hf_slim.pruning.groups import GroupSet
 
@@ -13,9 +14,9 @@ CONSTRAINED = ("kv_heads", "heads", "hidden", "experts")  # config classes take 
 
 
 def legal_ends(model: nn.Module, group_set: GroupSet, ends: Tensor) -> Tensor:
-    """Those numbers of removed groups in `ends` after which the config's class accepts what is left.
+    """Those numbers of removed groups in `ends` after which the config's class accepts the kept number.
 
-    All of them where the config has no field for that: the result is a slim folder, whatever the number.
+    All of them where the config has no field for that: the result is a slim folder with any number.
     """
     config = config_of(model)
     speaks_of_heads = field_of(config, "head_dim") is not None  # otherwise fewer heads would be wider ones
@@ -34,6 +35,8 @@ def _accepts(config: Any, values: dict[str, int], left: int, count: int) -> bool
     smaller = copy.copy(config).to_dict() | {name: value * left // count for name, value in values.items()}
     try:
         type(config).from_dict(smaller)
-    except Exception:  # config classes raise what they like
+    except Exception as error:  # config classes raise what they like
+        if is_own_mistake(error):
+            raise
         return False
     return True

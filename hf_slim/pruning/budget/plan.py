@@ -1,4 +1,4 @@
-"""What is to go in the end: from a config and a model to amounts, lockstep_sets and legal numbers."""
+"""What is removed in the end: from a config and a model to amounts, lockstep sets and legal numbers."""
 
 import fnmatch
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.pruning.budget.legal_sizes import legal_ends
 from hf_slim.pruning.budget.savings import Savings, number_of_groups, savings_in_time, savings_of
 from hf_slim.pruning.config import PruningConfig
@@ -22,12 +22,12 @@ SUM_TOLERANCE = 1e-9  # relative: sums of the same savings differ by this much w
 
 @dataclass(frozen=True)
 class Budget:
-    """Sets of which the least important groups go, wherever they are, until enough is gone.
+    """Sets of which the least important groups are removed, in any of them, until the amount is reached.
 
     Attributes:
         lockstep_sets: They compete with each other.
-        amount: How much goes in the end, as the plan's savings count it.
-        is_target: Whether at least so much goes, at most a step more; if not, at most so much.
+        amount: How much is removed in the end, as the plan's savings count it.
+        is_target: Whether `amount` is a minimum, exceeded by at most one step; otherwise it is a maximum.
         smallest: What the smallest step saves.
     """
 
@@ -44,11 +44,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to go in the end.
+    """What is removed in the end.
 
     Attributes:
         group_sets: Those that may lose groups.
-        ends: Group set name -> how many groups are gone after its first step, its second, ...; the rest stays.
+        ends: Group set name -> how many groups are removed after its first step, its second, and so on.
         budgets: Every set is in one.
         savings: What counts.
         timings: What was measured for that, if anything.
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def most(self) -> dict[str, range]:
-        """Group set name -> as many groups as may go."""
+        """Group set name -> as many groups as may be removed."""
         return {name: range(int(ends[-1]) if len(ends) else 0) for name, ends in self.ends.items()}
 
 
@@ -73,7 +73,7 @@ def plan_removal(
 
     Args:
         timings: What `measure_latency` has found, for a target in time.
-    Raises: SlimError: if the model has no such structure, an amount removes nothing or more than may go, or `ignore`
+    Raises: SlimConfigError: if the model has no such structure, an amount removes nothing or too much, or `ignore`
         matches nothing.
     """
     chosen = candidates(group_sets, config)
@@ -86,25 +86,26 @@ def plan_removal(
     savings = savings_in_time(timings, chosen) if timings else savings_of(model, chosen, measure)
     spent_on = [found for found in chosen if found.name in savings.first and savings.first[found.name].any()]
     if not spent_on:
-        raise SlimError(
-            f"`target` {config.target} was set, but no layer of this model has {' or '.join(config.kinds)} that could "
-            "go. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
+        raise SlimConfigError(
+            f"`target` {config.target} was set, but no layer of this model has {' or '.join(config.kinds)} that can "
+            "be removed. `hf-slim inspect` lists what can be pruned; name such kinds in `spend_on`."
         )
     ends = _in_the_end(model, spent_on, ends, config)
     budget = Budget(_lockstep_sets(spent_on, ends, config), (1 - share) * savings.total, True, 0.0)
     plan = Plan(spent_on, ends, [budget], savings, timings)
     most = savings.of(plan.most)
     if budget.amount > most * (1 + SUM_TOLERANCE):
-        raise SlimError(
-            f"`target` {config.target} asks for {1 - share:.0%} of the {measure} to go, but at most "
-            f"{most / savings.total:.0%} can: the rest lies elsewhere, or is kept by `floor`, `round_to` or `ignore`. "
+        raise SlimConfigError(
+            f"`target` {config.target} asks to remove {1 - share:.0%} of the {measure}, but at most "
+            f"{most / savings.total:.0%} can be removed: the rest is in other parts, or kept by `floor`, "
+            "`round_to` or `ignore`. "
             f"Use a target of at least {math.ceil(100 * (1 - most / savings.total)) / 100:g}."
         )
     return plan
 
 
 def expected_losses(plan: Plan) -> dict[str, float]:
-    """Group set name -> how many of its groups go; an average over layers where training decides which."""
+    """Group set name -> how many of its groups are removed; an average over layers where training decides which."""
     losses = {}
     for budget in plan.budgets:
         most = {group_set.name: plan.most[group_set.name] for group_set in budget.group_sets}
@@ -116,13 +117,13 @@ def expected_losses(plan: Plan) -> dict[str, float]:
 def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupSet]:
     """The sets that a config names and does not ignore.
 
-    Raises: SlimError: if `ignore` matches nothing.
+    Raises: SlimConfigError: if `ignore` matches nothing.
     """
     group_sets = [group_set for group_set in group_sets if group_set.kind in config.kinds]
     for pattern in config.ignore:
         if not any(fnmatch.fnmatch(group_set.name, pattern) for group_set in group_sets):
             names = ", ".join(group_set.name for group_set in group_sets[:3])
-            raise SlimError(f"`ignore` '{pattern}' matches none of the prunable layers, which are: {names}, ...")
+            raise SlimConfigError(f"`ignore` '{pattern}' matches none of the prunable layers, which are: {names}, ...")
     return [
         group_set
         for group_set in group_sets
@@ -131,7 +132,7 @@ def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupS
 
 
 def step_ends(group_set: GroupSet, config: PruningConfig) -> Tensor:
-    """How many groups are gone after one step, two, ...: what is left is legal after each, and never too little."""
+    """How many groups are removed after one step, two, ...: after each the kept number is legal and large enough."""
     count, size = group_set.count, math.lcm(config.round_to.get(group_set.kind, 1), group_set.multiple)
     if group_set.balance:
         size = count // group_set.balance  # one head from every key-value head
@@ -153,7 +154,7 @@ def _lockstep_sets(group_sets: list[GroupSet], ends: dict[str, Tensor], config: 
 def _in_the_end(
     model: nn.Module, group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig
 ) -> dict[str, Tensor]:
-    """The numbers of groups that may be gone when all is done: in uniform layers, those that the config accepts."""
+    """The numbers of groups that may be removed in the end: in uniform layers, those that the config accepts."""
     legal: dict[Any, Tensor] = {}
     for group_set in group_sets:
         key = (group_set.kind, group_set.count, group_set.config_fields)
@@ -169,7 +170,7 @@ def _quotas(
     share = config.sparsity_by_kind[kind]
     sets = [group_set for group_set in group_sets if group_set.kind == kind]
     if not sets:
-        raise SlimError(
+        raise SlimConfigError(
             f"`sparsity.{kind}` is {share}, but no layer of this model was recognised as {kind}. Set it to 0; "
             "`hf-slim inspect` lists what can be pruned, and why other layers cannot."
         )
@@ -181,9 +182,9 @@ def _quotas(
     if not any(budget.amount for budget in budgets):
         smallest = min(sets, key=lambda found: found.count)
         legal = (smallest.count - final[smallest.name]).tolist()[:4]
-        raise SlimError(
+        raise SlimConfigError(
             f"`sparsity.{kind}` {share} removes nothing: a layer has {smallest.count} groups, of which "
-            f"{', '.join(map(str, sorted(legal))) or 'none but all'} may stay. Use at least "
+            f"{', '.join(map(str, sorted(legal))) or 'none but all'} may be kept. Use at least "
             f"{1 / smallest.count:.2g}, or `uniform: {{{kind}: false}}` to choose across all layers."
         )
     return budgets
@@ -198,16 +199,16 @@ def _quota(sets: Iterable[GroupSet], amount: int, ends: dict[str, Tensor]) -> Bu
 def _nearest_legal(
     group_set: GroupSet, ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
 ) -> int:
-    """How many groups of a uniform set go.
+    """How many groups of a uniform set are removed.
 
-    Raises: SlimError: if the model's config refuses that number and every other one near it.
+    Raises: SlimConfigError: if the model's config refuses that number and every other one near it.
     """
     share, count = config.sparsity_by_kind[group_set.kind], group_set.count
     wanted, legal = _nearest(ends[group_set.name], share * count), _nearest(final[group_set.name], share * count)
     if abs(wanted - legal) > LENIENCE * count:
         numbers = (count - final[group_set.name]).tolist()
         shares = ", ".join(f"{number} (sparsity {1 - number / count:.3g})" for number in numbers[:8])
-        raise SlimError(
+        raise SlimConfigError(
             f"`sparsity.{group_set.kind}` {share} leaves {count - wanted} of {count} in every layer, which the "
             f"model's config refuses. It accepts {shares}. Choose one of these, or `uniform: "
             f"{{{group_set.kind}: false}}` for a result that hf_slim loads."
@@ -216,5 +217,5 @@ def _nearest_legal(
 
 
 def _nearest(ends: Tensor, wanted: float) -> int:
-    """The number of groups that can go and comes nearest to `wanted`; the lower of two."""
+    """The removable number of groups that is nearest to `wanted`; the lower of two."""
     return min([0, *ends.tolist()], key=lambda total: (abs(total - wanted), total))

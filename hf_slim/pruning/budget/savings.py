@@ -18,10 +18,10 @@ Losses = dict[int, dict[str, float]]  # dimension of a tensor -> group set name 
 
 @dataclass(frozen=True)
 class Savings:
-    """What groups save when they go.
+    """What removing groups saves.
 
     Attributes:
-        first: Group set name -> `(count + 1,)`: what its first n groups save while all else stays.
+        first: Group set name -> `(count + 1,)`: what its first n groups save while everything else is kept.
         priced: The same as the solver sees it: concave, so that a step that saves little before one that saves much
             is not in its way.
         total: Of the stacked layers.
@@ -109,7 +109,7 @@ def counted(model: nn.Module, measure: str) -> dict[str, float]:
 
     Args:
         measure: "parameters" or "macs".
-    Raises: SlimError: for macs, if what the model reads cannot be told from it.
+    Raises: SlimError: for macs, if the model does not show what it reads.
     """
     sizes = _parameters(model) if measure == "parameters" else _multiply_adds(model)
     has_stacks = any(isinstance(module, nn.ModuleList) and len(module) for module in model.modules())
@@ -139,7 +139,7 @@ def _saved(cost: float, losses: Losses, gone: Mapping[str, Tensor | int]) -> Ten
 
 
 def _interpolated(points: list[tuple[int, float]], count: int) -> Tensor:
-    """Values at 0, 1, ... count of the line through `points`, which goes on flat behind the last."""
+    """Values at 0, 1, ... count of the line through `points`, constant after the last."""
     places, values = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
     at = torch.arange(count + 1, dtype=torch.float64).clamp(max=places[-1])
     right = torch.searchsorted(places, at).clamp(min=1)

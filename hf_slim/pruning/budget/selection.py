@@ -1,4 +1,4 @@
-"""Which groups go: from a plan and scores to lists of indices."""
+"""Which groups are removed: from a plan and scores to lists of indices."""
 
 from dataclasses import dataclass
 
@@ -18,18 +18,18 @@ def choose_removed(
     """The groups that are to be zero at this progress: those that are already, and the least important others.
 
     Args:
-        scores: Group set name -> `(count,)`, higher is dearer.
-        removed: What has gone so far; it comes back only with `regrow`.
+        scores: Group set name -> `(count,)`, higher is more important.
+        removed: What is removed so far; groups return only with `regrow`.
         progress: Share of training done, in [0, 1].
-    Returns: group set name -> sorted indices; `removed` itself where nothing changes. Ties go to the lower index, so
-        that all ranks choose alike.
+    Returns: group set name -> sorted indices; `removed` itself where nothing changes. Of
+        equal scores the lower index is removed first, so that all ranks make the same choice.
     """
     fraction = scheduled(config.schedule, progress, config.start, config.stop, config.rounds)
     chosen = gone = {} if config.regrow and progress < 1 else removed
     for budget in plan.budgets:
         amount = budget.amount * fraction if budget.is_target else int(budget.amount * fraction)
         names = [group_set.name for group_set in budget.group_sets]
-        while True:  # more than once only where groups save less the more of the others are gone
+        while True:  # more than once only where groups save less when more of the others are removed
             left = amount - plan.savings.of({name: chosen[name] for name in names if name in chosen})
             if left <= amount * SUM_TOLERANCE or left < budget.smallest:
                 break
@@ -41,7 +41,7 @@ def choose_removed(
 
 
 def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], gone: Removed, left: float) -> Removed:
-    """The sets that lose more, with all that they have lost then: next steps worth `left`, the cheapest first."""
+    """The sets that lose more groups, with all that they have then lost: steps worth `left`, least important first."""
     queues = [_Queue.of(plan, sets, scores, gone) for sets in budget.lockstep_sets]
     prices = torch.cat([queue.prices for queue in queues])
     order = prices.sort(stable=True).indices if len(queues) > 1 else torch.arange(len(prices))  # one is sorted
@@ -64,12 +64,12 @@ def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], gone: Removed,
 
 @dataclass(frozen=True)
 class _Queue:
-    """The steps of one sets that are still to come.
+    """The next steps of sets that lose groups in lockstep.
 
     Attributes:
-        orders: For each set its groups, the least important first; those that have gone come before.
-        begin: How many groups are gone before the first step.
-        ends: How many are gone after each.
+        orders: For each set its groups, the least important first, after those already removed.
+        begin: How many groups are removed before the first step.
+        ends: How many are removed after each.
         prices: Importance lost for what each step saves; they rise.
         savings: What it saves.
     """
@@ -102,7 +102,7 @@ class _Queue:
 
 
 def least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
-    """All groups in the order in which they may go: those that have gone, then by score, as `balance` demands."""
+    """All groups in the order of removal: first those already removed, then by score, as `balance` demands."""
     score = score.clone()
     score[torch.tensor(group_set.pinned, dtype=torch.long)] = torch.inf
     score[torch.tensor(gone, dtype=torch.long)] = -torch.inf

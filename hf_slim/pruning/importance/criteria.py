@@ -1,4 +1,4 @@
-"""Criteria: what makes a group important, told from its weights, gradients and what flows through it."""
+"""Criteria: the importance of a group, computed from its weights, gradients and activations."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -226,7 +226,7 @@ def place_sums(change_: Callable[[Tensor], Tensor], *factors: Tensor) -> Tensor:
     Returns: `(count, width)`, float32.
     """
     first = factors[0]
-    # the dimensions in the order in which they lie in memory, so that every piece is read in one go
+    # the dimensions in memory order, so that every piece is read sequentially
     order = sorted(range(first.dim()), key=lambda dim: (first.shape[dim] > 1, first.stride(dim)), reverse=True)
     lying = [factor.permute(order) for factor in factors]
     rows = max(1, PIECE * len(lying[0]) // max(1, first.numel()))

@@ -1,4 +1,4 @@
-"""Least squares: what the removed inputs of a layer did is taken over, as far as possible, by those that stay."""
+"""Least squares: the kept inputs of a layer compensate, as far as possible, for the removed ones."""
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ PRODUCT_BYTES = 2**28  # how much the products of one pass may take; more layers
 
 @torch.no_grad()
 def repair_readers_(model: nn.Module, group_sets: list[GroupSet], removed: Removed, run_batches: RunBatches) -> None:
-    """Changes the columns that stay, in every layer that reads removed groups, in place.
+    """Changes the kept columns of every layer that reads removed groups, in place.
 
     Layers are repaired in the order of the forward pass; each pass over the batches sees the earlier ones repaired.
 
@@ -38,7 +38,7 @@ def repair_readers_(model: nn.Module, group_sets: list[GroupSet], removed: Remov
         summed_over_ranks_(moments)
         for path in paths:
             gone = waiting.pop(path)
-            if path in moments:  # a part of the model that the data never reaches stays as it is
+            if path in moments:  # a part of the model that the data never reaches is unchanged
                 layer = inner.get_submodule(path)
                 repair_(layer, gone.to(layer.weight.device), moments[path])
 
@@ -72,7 +72,7 @@ def _gone(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dic
     gone: dict[str, list[Tensor]] = {}
     for group_set in group_sets:
         if group_set.masked_norms or group_set.is_depth:
-            continue  # norms rescale what stays, a tied head is the embedding too; and of a block nothing stays
+            continue  # norms rescale what is kept, a tied head is also the embedding, and of a block nothing is kept
         for part in group_set.slices:
             if part.reads and _is_linear(matrix_of(model.get_submodule(part.module))):
                 gone.setdefault(part.module, []).append(part.places(removed.get(group_set.name, [])).flatten())

@@ -1,4 +1,4 @@
-"""How much every group of a model matters: one score per group, higher is dearer."""
+"""How much every group of a model matters: one score per group, higher is more important."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping

@@ -26,7 +26,7 @@ Predicate = Callable[[nn.Module], bool]
 
 @dataclass
 class Moments:
-    """Sums over all tokens that a layer has read so far, float32, as far as they were asked for.
+    """Sums over all tokens that a layer has read so far, float32; only those that a criterion needs.
 
     Attributes:
         total: Of x, `(channels,)`, like the next two.
@@ -54,7 +54,7 @@ class Moments:
 
 @dataclass
 class AngularDistance:
-    """Angles between what goes into a layer and what comes out, as shares of a half turn: their sum over tokens."""
+    """Angles between the input and the output of a layer, as shares of 180 degrees: their sum over tokens."""
 
     tokens: float = 0.0
     angle: Tensor | None = None
@@ -113,7 +113,7 @@ def watched(
 def watched_layers(
     model: nn.Module, paths: list[str], when: Predicate = always
 ) -> Iterator[dict[str, AngularDistance]]:
-    """Likewise how far the layers at `paths` turn what flows through them."""
+    """The same for the angles between input and output of the layers at `paths`."""
     found: dict[str, AngularDistance] = {}
 
     def adding(path: str) -> Callable[[nn.Module, tuple, dict, object], None]:
@@ -136,7 +136,7 @@ def watched_layers(
 
 
 def summed_over_ranks_(found: dict[str, Moments] | dict[str, AngularDistance]) -> None:
-    """Makes every process hold the sums over all of them, so that all choose alike."""
+    """Replaces the sums of every process by those over all processes, so that all make the same choice."""
     if not is_distributed():
         return
     for seen in found.values():

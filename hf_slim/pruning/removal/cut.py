@@ -23,7 +23,7 @@ Removed = dict[str, list[int]]  # group set name -> indices of its groups
 def remove_groups_(
     model: nn.Module, group_sets: list[GroupSet], removed: Removed, optimizer: Optimizer | None = None
 ) -> None:
-    """Cuts the removed groups out of every layer, in place; the function of the masked model stays.
+    """Cuts the removed groups out of every layer, in place; the function of the masked model does not change.
 
     Args:
         optimizer: Goes on with the smaller parameters; its state is cut like them.

@@ -12,7 +12,7 @@ LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # how conf
 
 
 def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) -> None:
-    """Takes layers out of their stack and tells everybody who counts them."""
+    """Removes layers from their stack and updates the modules and configs that count them."""
     stack = model.get_submodule(group_set.stack)
     kept = [index for index in range(len(stack)) if index not in removed]
     for new, old in enumerate(kept):
@@ -32,7 +32,7 @@ def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) ->
 
 
 def renamed(path: str, group_set: GroupSet, removed: list[int]) -> str | None:
-    """What a module is called once layers are gone; None if it went with them."""
+    """The name of a module after layers are removed; None if it was removed with them."""
     head = f"{group_set.stack}."
     if not path.startswith(head):
         return path

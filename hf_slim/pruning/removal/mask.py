@@ -14,7 +14,7 @@ def zero_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
     """Sets every weight and bias of the removed groups to zero, so that they no longer act.
 
     Args:
-        readers_only: Zero only what reads the groups, which silences them as well and lets them come back.
+        readers_only: Zero only the weights that read the groups, which silences them too and lets them regrow.
     """
     for group_set in group_sets:
         indices = torch.tensor(removed.get(group_set.name, []), dtype=torch.long)
@@ -47,7 +47,7 @@ def mark_kept_columns_(model: nn.Module, group_sets: list[GroupSet], removed: Re
 
 
 def _cuts_columns(module: nn.Module, part: Slice) -> bool:
-    """Whether a slice lies among what a weight matrix has in its columns: its inputs, of an embedding its channels."""
+    """Whether a slice is among the columns of a weight matrix: its inputs; of an embedding, its channels."""
     is_vector = part.tensor.endswith(".bias")
     return not is_vector and (reads_along(module, part.dim) or (isinstance(module, nn.Embedding) and part.dim == 1))
 

@@ -1,4 +1,4 @@
-"""Modules that mix all groups see, while groups are masked, only those that stay; masked layers are passed over.
+"""While groups are masked, modules that mix all groups receive only the kept ones; masked layers are bypassed.
 
 A norm over the hidden width counts its channels, and a router over experts chooses among all of them: zeros in their
 weights would not silence a group. So they compute as they will once the groups are removed.
@@ -17,10 +17,10 @@ from hf_slim.pruning.removal.cut import Removed, kept_places
 
 
 class MaskedNorm(PreparedHook):
-    """A pair of forward hooks around one module, which computes with the places that stay.
+    """A pair of forward hooks around one module, which computes with the kept places.
 
     Args:
-        kept: Parameter or buffer name -> (dimension, indices that stay).
+        kept: Parameter or buffer name -> (dimension, kept indices).
         is_router: Whether the module answers with choices among the groups; otherwise with one value per channel.
     """
 
@@ -75,7 +75,7 @@ class MaskedNorm(PreparedHook):
 
 
 class BypassedLayer(PreparedHook):
-    """A forward hook that lets a layer hand on what it was given."""
+    """A forward hook that makes a layer return its input."""
 
     def __call__(self, module: nn.Module, given: tuple, named: dict[str, Any], made: Any) -> Any:
         """The input of the layer in the form of its output."""

@@ -1,4 +1,4 @@
-"""An optimizer that goes on after its parameters have become smaller."""
+"""Continuing with an optimizer after its parameters have become smaller."""
 
 import torch
 from torch import Tensor, nn

@@ -59,7 +59,7 @@ def block_sets(model: nn.Module, found: Sequence[GroupSet]) -> Iterator[GroupSet
 
 
 def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """The lists of layers, those within a layer left out."""
+    """The lists of layers, without those inside a layer."""
     found: list[str] = []
     for path, module in model.named_modules():
         is_inner = any(path.startswith(f"{outer}.") for outer in found)

@@ -24,7 +24,7 @@ def example_inputs(model: nn.Module, tokens: int = TOKENS) -> dict[str, Tensor]:
 
     Args:
         tokens: Length of texts; from 1.
-    Raises: SlimError: if what the model reads cannot be told from it.
+    Raises: SlimError: if the model does not show what it reads.
     """
     config, name = config_of(model), field_of(model, "main_input_name")
     if config is None or name is None:

@@ -36,7 +36,7 @@ def understand(
     """The prunable group sets, and why other layers have none.
 
     Args:
-        model: Any module; may lie on the meta device.
+        model: Any module, also on the meta device.
         inputs: Keyword arguments of a forward pass, one short example; None: made up from the model's config.
         kinds: Those to look for: each takes its time to be proven.
     Returns: group sets in the order of the forward pass, and a sentence for every part that cannot be pruned.
@@ -79,19 +79,19 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor], kinds: set[str]) ->
 def _depth_sets(
     model: nn.Module, twin: nn.Module, probe: Probe, found: list[GroupSet], kinds: set[str]
 ) -> tuple[list[GroupSet], list[Refusal]]:
-    """Blocks and whole layers that may go, and why others may not."""
+    """Blocks and whole layers that can be removed, and why others cannot."""
     sets, refusals = [], []
     for blocks in block_sets(model, found):
-        if blocks.kind in kinds and (harm := removable_blocks(twin, probe, blocks)):
-            refusals.append(Refusal(blocks.kind, f"Parts of '{blocks.name}' cannot be removed: {harm}"))
+        if blocks.kind in kinds and (difference := removable_blocks(twin, probe, blocks)):
+            refusals.append(Refusal(blocks.kind, f"Parts of '{blocks.name}' cannot be removed: {difference}"))
         elif blocks.kind in kinds:
             sets.append(blocks)
     for stack in layer_sets(model, probe) if "layers" in kinds else ():
-        removable, harm = removable_layers(twin, probe, stack)
+        removable, difference = removable_layers(twin, probe, stack)
         if removable:
             sets.append(removable)
         else:
-            refusals.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {harm}"))
+            refusals.append(Refusal("layers", f"Layers of '{stack.stack}' cannot be removed: {difference}"))
     return sets, refusals
 
 
@@ -179,7 +179,7 @@ def _slices(model: nn.Module, family: list[Pattern]) -> Iterator[Slice]:
 
 
 def _query_slices(model: nn.Module, family: list[Pattern]) -> Iterator[Slice]:
-    """Heads one by one: what serves the whole key-value group stays."""
+    """Heads one by one: what serves the whole key-value group is kept."""
     seen: set[str] = set()
     for pattern in family:
         whole = {output: sum(length for _, length in runs) for output, runs in pattern.rows.items()}
@@ -188,7 +188,7 @@ def _query_slices(model: nn.Module, family: list[Pattern]) -> Iterator[Slice]:
                 continue
             seen.add(output.layer)
             for start, length in runs:
-                # heads of one group lie side by side; keys and values of the group may come before the next
+                # heads of one group are adjacent; keys and values of the group may come before the next
                 beside = {"period": pattern.per_group, "stride": _stride(pattern, output, start, whole[output])}
                 yield from _written(model, output.layer, length, start, **beside)
     for pattern in family:
@@ -219,7 +219,7 @@ def _read(model: nn.Module, layer: str, width: int, seen: set[str]) -> Iterator[
 
 
 def _distinct(found: list[GroupSet]) -> list[GroupSet]:
-    """Sets that lie in the same part of the model take the name of the first layer that reads them."""
+    """Sets in the same part of the model take the name of the first layer that reads them."""
     names = [group_set.name for group_set in found]
     return [
         group_set

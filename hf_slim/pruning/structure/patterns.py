@@ -16,9 +16,9 @@ class Pattern:
     Attributes:
         reading: What the layer was given.
         block: Channels of the smallest unit: 1 for neurons, the size of a head for attention.
-        per_group: Blocks that hang together: the query heads of one key-value head.
-        rows: Output -> where its channels for the first group lie; those of group i lie i times the length further.
-        own_rows: The same for the first block, channels that serve other blocks too left out.
+        per_group: Blocks that depend on each other: the query heads of one key-value head.
+        rows: Output -> runs of its channels for the first group; those of group i are i times the length later.
+        own_rows: The same for the first block, without channels that other blocks use too.
         is_shared: Whether all blocks depend on some outputs in common, such as the only key and value head.
         reason: Why the groups cannot be pruned; empty: they can.
     """
@@ -61,7 +61,9 @@ def find_pattern(probe: Probe, reading: Reading) -> Pattern | None:
     shared = blocks[0] & blocks[pattern.blocks - 1] if pattern.blocks > 1 else set()
     if pattern.blocks == 1 or shared == blocks[0]:
         pattern.rows = _runs(blocks[0])
-        return _refused(pattern, "all its inputs hang together, as behind one single head or a norm over all heads")
+        return _refused(
+            pattern, "all its inputs depend on each other, as after a single head or a norm over all heads"
+        )
     pattern.is_shared = bool(shared)
     pattern.per_group = _connected(blocks, pattern.blocks, shared)
     if pattern.blocks % pattern.per_group:
@@ -122,7 +124,7 @@ def _block_size(probe: Probe, reading: Reading, first: set[Place]) -> int:
 
 
 def _connected(blocks: _Blocks, count: int, shared: set[Place]) -> int:
-    """How many blocks from the start share outputs with the first one, those that all share left out."""
+    """How many blocks from the start share outputs with the first one, not counting outputs that all share."""
     connected = 1
     while connected < count and (blocks[connected] & blocks[0]) - shared:
         connected += 1

@@ -86,7 +86,7 @@ class Probe:
         return [output for output, gradient in zip(self.outputs, found, strict=True) if gradient is not None]
 
     def depends_on(self, reading: Reading, start: int, length: int = 1) -> Dependence:
-        """The channels of outputs, those of the stream left out, that channels of a reading depend on."""
+        """The channels of outputs, except those of the stream, that channels of a reading depend on."""
         candidates = [output for output in self.outputs if not output.is_stream]
         if not candidates or not reading.value.requires_grad:
             return {}

@@ -17,27 +17,29 @@ from hf_slim.pruning.structure.depth import DOWN
 from hf_slim.pruning.structure.probe import FAILURES, Probe, Reading, module_copy, run_cut
 
 
-def _harm(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
+def _difference(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
     """What differs between removing groups of every set and zeroing them; "": nothing.
 
     Equal numbers everywhere would hide that layers depend on each other: every two sets lose different ones once.
     """
     for bit in range(max(1, (len(sets) - 1).bit_length())):
-        removed = {group_set.name: _victims(group_set, 1 + (index >> bit & 1)) for index, group_set in enumerate(sets)}
-        harm = _harm_of(twin, probe, sets, removed)
-        if harm:
-            return harm
+        removed = {
+            group_set.name: _some_groups(group_set, 1 + (index >> bit & 1)) for index, group_set in enumerate(sets)
+        }
+        difference = _difference_of(twin, probe, sets, removed)
+        if difference:
+            return difference
     return ""
 
 
-def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Removed) -> str:
+def _difference_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Removed) -> str:
     whole_twin = twin
     if any(group_set.masked_norms for group_set in sets):
         whole_twin = module_copy(twin)
         mask_norms_(whole_twin, sets, removed)
     sets, removed = without_blocks(sets, removed)
-    gone = _Gone(sets, removed)
-    masked, smaller = _answers(probe, gone)
+    removed_channels = _RemovedChannels(sets, removed)
+    masked, smaller = _answers(probe, removed_channels)
     small_twin = module_copy(twin)
     cut_out_(small_twin, sets, removed)
     try:
@@ -47,12 +49,12 @@ def _harm_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed: Remov
     if [reading.layer for reading in whole.readings] != [reading.layer for reading in rest.readings]:
         return "without one group other layers run"
     for before, after in zip(whole.readings, rest.readings, strict=True):
-        if not _is_same(_kept_channels(before, gone), after.value):
+        if not _is_same(_kept_channels(before, removed_channels), after.value):
             return f"'{before.layer}' reads something else once a group is removed instead of zeroed"
     return "" if _is_same(whole.result, rest.result) else "what the model gives back would lose channels"
 
 
-def _victims(group_set: GroupSet, number: int) -> list[int]:
+def _some_groups(group_set: GroupSet, number: int) -> list[int]:
     if group_set.balance:
         number = min(number, group_set.balance - 1)
         return [first + inner for first in range(0, group_set.count, group_set.balance) for inner in range(number)]
@@ -61,13 +63,13 @@ def _victims(group_set: GroupSet, number: int) -> list[int]:
     return list(range(start, start + number))
 
 
-def _answers(probe: Probe, gone: "_Gone") -> tuple[dict, dict]:
+def _answers(probe: Probe, removed_channels: "_RemovedChannels") -> tuple[dict, dict]:
     """What each layer answers with the groups zero, and without them: layer -> one tensor per call."""
     masked: dict[str, list[Tensor]] = {}
     smaller: dict[str, list[Tensor]] = {}
     for output in probe.outputs:
         value, dim = output.value.detach(), output.value.dim() + output.dim
-        places = gone.of(output.layer, reads=False)
+        places = removed_channels.of(output.layer, reads=False)
         kept = kept_places(output.channels, places)
         masked.setdefault(output.layer, []).append(value.index_fill(dim, places, 0) if len(places) else value)
         smaller.setdefault(output.layer, []).append(value.index_select(dim, kept) if len(places) else value)
@@ -75,13 +77,13 @@ def _answers(probe: Probe, gone: "_Gone") -> tuple[dict, dict]:
 
 
 def removable_layers(twin: nn.Module, probe: Probe, stack: GroupSet) -> tuple[GroupSet | None, str]:
-    """The set of whole layers in the form in which removing some does no harm; None, and why, where there is none.
+    """The set of whole layers in the form in which removing some equals masking them; None, and why, if there is none.
 
-    In turn: any layer may go; any but the first, which T5's others depend on; masked layers are passed over.
+    Tried in turn: any layer may be removed; any but the first, on which others depend (T5); masked layers bypassed.
     """
     harms = []
     for form in (stack, replace(stack, pinned=(0,)), replace(stack, bypassed=True)):
-        harms.append(_depth_harm(twin, probe, form))
+        harms.append(_depth_difference(twin, probe, form))
         if not harms[-1]:
             return form, ""
     return None, harms[0]
@@ -93,11 +95,11 @@ def removable_blocks(twin: nn.Module, probe: Probe, blocks: GroupSet) -> str:
     if odd := next((path for path in readers if not isinstance(twin.get_submodule(path), nn.Linear)), None):
         return f"'{odd}' cannot do without inputs"
     free = [index for index in range(blocks.count) if index not in blocks.pinned]
-    harms = (_harm_of(twin, probe, [blocks], {blocks.name: half}) for half in (free[::2], free[1::2]) if half)
+    harms = (_difference_of(twin, probe, [blocks], {blocks.name: half}) for half in (free[::2], free[1::2]) if half)
     return next(filter(None, harms), "")
 
 
-def _depth_harm(twin: nn.Module, probe: Probe, stack: GroupSet) -> str:
+def _depth_difference(twin: nn.Module, probe: Probe, stack: GroupSet) -> str:
     for removed in (list(range(0, stack.count, 2)), list(range(1, stack.count, 2))):
         removed = [index for index in removed if index not in stack.pinned]
         writers = {part.module for part in stack.slices if part.only in removed}
@@ -126,15 +128,15 @@ def _is_same(before: Tensor, after: Tensor) -> bool:
     return before.shape == after.shape and torch.allclose(before.float(), after.float(), rtol=1e-3, atol=1e-4)
 
 
-def _kept_channels(reading: Reading, gone: "_Gone") -> Tensor:
-    places = gone.of(reading.layer, reads=True)
+def _kept_channels(reading: Reading, removed_channels: "_RemovedChannels") -> Tensor:
+    places = removed_channels.of(reading.layer, reads=True)
     if not len(places):
         return reading.value
     return reading.value.index_select(reading.value.dim() + reading.dim, kept_places(reading.channels, places))
 
 
-class _Gone:
-    """The channels of every layer that go: those it reads, and those it writes."""
+class _RemovedChannels:
+    """The removed channels of every layer: those it reads, and those it writes."""
 
     def __init__(self, sets: list[GroupSet], removed: Removed):
         self._places: dict[tuple[str, bool], list[Tensor]] = {}

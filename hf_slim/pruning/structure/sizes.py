@@ -12,7 +12,7 @@ from torch import nn
 from hf_slim.core.modules import config_of, config_value
 from hf_slim.pruning.groups import GroupSet, Refusal, common_ancestor
 from hf_slim.pruning.structure.probe import Probe
-from hf_slim.pruning.structure.proof import _harm
+from hf_slim.pruning.structure.proof import _difference
 
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads", "num_kv_heads", "n_heads", "n_head")
 RATIOS = ("num_key_value_groups",)  # query heads per key-value head: shrinks with the query heads alone
@@ -29,27 +29,27 @@ COUNTED = {"experts": EXPERT_COUNTS, "hidden": HIDDEN_WIDTHS}  # kinds whose num
 
 
 def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[Refusal]]:
-    """`found` with the attributes that shrink, and why sets were dropped that cannot be removed without harm.
+    """`found` with the attributes that shrink, and why sets were dropped whose removal changes the model's function.
 
     Sets that may only shrink together become one: T5's layers hand a position bias for each head to the next.
     """
     checked, failed = [], []
     for kind in dict.fromkeys(group_set.kind for group_set in found):
         alike = [group_set for group_set in found if group_set.kind == kind]
-        together, _ = _first_harmless(twin, probe, alike)
+        together, _ = _first_equal(twin, probe, alike)
         if together:
             checked += together
             continue
         dependent = []
         for group_set in alike:  # some of them stand out: find them
-            alone, _ = _first_harmless(twin, probe, [group_set])
+            alone, _ = _first_equal(twin, probe, [group_set])
             checked += alone
             dependent += [group_set] * (not alone)
         for count in dict.fromkeys(group_set.count for group_set in dependent):
             members = [group_set for group_set in dependent if group_set.count == count]
-            merged, harm = _first_harmless(twin, probe, [_merged(members)])
+            merged, difference = _first_equal(twin, probe, [_merged(members)])
             checked += merged
-            reasons = (f"'{group_set.name}' was not understood: {harm}" for group_set in members if harm)
+            reasons = (f"'{group_set.name}' was not understood: {difference}" for group_set in members if difference)
             failed += [Refusal(kind, reason) for reason in reasons]
     order = {group_set.name: index for index, group_set in enumerate(found)}
     return sorted(checked, key=lambda group_set: order.get(group_set.name, len(order))), failed
@@ -63,8 +63,8 @@ def _merged(sets: list[GroupSet]) -> GroupSet:
     return replace(sets[0], name=f"{layer}/{sets[0].kind}", slices=tuple(slices))
 
 
-def _first_harmless(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> tuple[list[GroupSet], str]:
-    harm = ""
+def _first_equal(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> tuple[list[GroupSet], str]:
+    difference = ""
     for ambiguous, configs in ((False, False), (True, False), (False, True), (True, True)):
         candidates = [
             replace(
@@ -74,10 +74,10 @@ def _first_harmless(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> tupl
             )
             for group_set in sets
         ]
-        harm = _harm(twin, probe, candidates)
-        if not harm:
+        difference = _difference(twin, probe, candidates)
+        if not difference:
             return candidates, ""
-    return [], harm
+    return [], difference
 
 
 def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: bool) -> Iterator[tuple[str, str]]:
@@ -101,7 +101,7 @@ def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: 
 
 
 def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
-    """Candidates; whoever writes a config builds a model from it and compares."""
+    """Candidates: the config is only written after a model built from it was compared."""
     if config_of(twin) is None:
         return
     names = COUNTED.get(group_set.kind, (*HEAD_COUNTS, *CONFIG_WIDTHS))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.config import SlimConfig, require_whole
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimConfigError
 from hf_slim.core.registry import Registry
 
 GRANULARITIES = ("tensor", "channel", "group", "token")
@@ -109,32 +109,34 @@ class Grid(SlimConfig):
         allowed = GRIDS[self.kind].bits
         object.__setattr__(self, "bits", allowed[0] if self.bits is None else self.bits)
         if self.bits not in allowed:
-            raise SlimError(f"A grid of kind '{self.kind}' has {_any_of(sorted(allowed))} bits, got {self.bits!r}.")
+            raise SlimConfigError(
+                f"A grid of kind '{self.kind}' has {_any_of(sorted(allowed))} bits, got {self.bits!r}."
+            )
         for name, value, choices in (
             ("granularity", self.granularity, GRANULARITIES),
             ("rounding", self.rounding, ROUNDINGS),
         ):
             if value not in choices:
-                raise SlimError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+                raise SlimConfigError(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
         if self.granularity == "group":
             require_whole("group_size", self.group_size)
         elif self.group_size is not None:
-            raise SlimError(
+            raise SlimConfigError(
                 f"`group_size` {self.group_size} needs granularity 'group', got '{self.granularity}'. Drop one."
             )
         if self.codebook_channels is not None:
             require_whole("codebook_channels", self.codebook_channels)
         if self.scale is not None and not (self.scale > 0 and self.scale < float("inf")):
-            raise SlimError(
+            raise SlimConfigError(
                 f"`scale` must be positive and finite, got {self.scale}. It is the width of one step, 1/Q."
             )
         affine = not self.symmetric or not self.signed or self.rounding == "floor" or self.zero_point is not None
         if affine and self.kind != "int":
-            raise SlimError(
+            raise SlimConfigError(
                 f"Zero points, unsigned codes and `rounding: floor` belong to integer grids, not to '{self.kind}'."
             )
         if self.zero_point is not None and (self.scale is None or self.symmetric):
-            raise SlimError("A given `zero_point` needs a given `scale` and `symmetric: false`.")
+            raise SlimConfigError("A given `zero_point` needs a given `scale` and `symmetric: false`.")
 
     @property
     def kind_of(self) -> GridKind:

@@ -184,9 +184,7 @@ def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
             return base.forward(self, *inputs, **kwargs)
 
     def matrices(self) -> dict[str, Tensor]:
-        return {
-            name: as_matrix(getattr(self, name), size, self.transposed) for name, size in self.columns.items()
-        }
+        return {name: as_matrix(getattr(self, name), size, self.transposed) for name, size in self.columns.items()}
 
     def plain(self) -> nn.Module:
         module = with_class(self, self.plain_class)

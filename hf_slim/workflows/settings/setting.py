@@ -13,7 +13,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig, field_docs
-from hf_slim.core.errors import SlimError, nearest
+from hf_slim.core.errors import SlimConfigError, nearest
 from hf_slim.integration.techniques import TECHNIQUES, Row
 from hf_slim.pruning.importance.criteria import Criterion
 from hf_slim.quantization.grids.grid import GridKind
@@ -96,12 +96,12 @@ def all_settings() -> Iterator[Setting]:
 
 
 def find_setting(path: str) -> Setting:
-    """The setting at a path. Raises SlimError if there is none."""
+    """The setting at a path. Raises SlimConfigError if there is none."""
     siblings, found = settings_of(Recipe), None
     for number, name in enumerate(path.split(".")):
         by_name = {setting.name: setting for setting in siblings}
         if name not in by_name:
-            raise SlimError(_no_such(path, path.split(".")[:number], name, by_name))
+            raise SlimConfigError(_no_such(path, path.split(".")[:number], name, by_name))
         found = by_name[name]
         siblings = _inside(found)
     return found

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from hf_slim import SlimError
+from hf_slim import SlimDataError, SlimError, SlimLoadError
 from hf_slim.distillation.store.format import StoreInfo, tail_mass
 from hf_slim.distillation.store.reader import StoredTeacher, is_stored_teacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, finish_store
@@ -168,16 +168,16 @@ def test_log_probabilities_of_impossible_classes_are_finite(tmp_path):
 def test_a_row_that_is_not_stored_is_an_error_that_says_what_to_do(folder):
     store = StoredTeacher.open(folder)
     foreign = padded([examples()[0], examples(seed=9)[1]])
-    with pytest.raises(SlimError, match=r"Example 1 of this batch, 5 tokens.*among the 24 examples.*cache-teacher"):
+    with pytest.raises(SlimDataError, match=r"Example 1 of this batch, 5 tokens.*the 24 examples.*cache-teacher"):
         store.top_k(foreign)
-    with pytest.raises(SlimError, match="Row 2 of the training data"):
+    with pytest.raises(SlimDataError, match="Row 2 of the training data"):
         store.check_data([{"input_ids": row.tolist()} for row in (*examples()[:2], examples(seed=9)[2])])
     unmasked = padded(examples()[:3])["input_ids"]
-    with pytest.raises(SlimError, match="is not among"):  # without a mask padding is part of the example
+    with pytest.raises(SlimDataError, match="is not among"):  # without a mask padding is part of the example
         store.top_k({"input_ids": unmasked})
-    with pytest.raises(SlimError, match=r"attention_mask.*shape"):
+    with pytest.raises(SlimDataError, match=r"attention_mask.*shape"):
         store.top_k({"input_ids": unmasked, "attention_mask": torch.ones(3, 1, 6, 6)})
-    with pytest.raises(SlimError, match="pixel_values"):
+    with pytest.raises(SlimDataError, match="pixel_values"):
         store.top_k({"input_ids": unmasked, "pixel_values": torch.ones(1)})
 
 
@@ -211,26 +211,26 @@ def test_a_store_that_is_not_whole_is_refused(folder, tmp_path):
     whole, text = shard.read_bytes(), manifest.read_text()
     assert is_stored_teacher(folder)
     shard.write_bytes(whole[:-100])
-    with pytest.raises(SlimError, match=rf"shard-0-0.safetensors has {len(whole) - 100} of {len(whole)} bytes"):
+    with pytest.raises(SlimLoadError, match=rf"shard-0-0.safetensors has {len(whole) - 100} of {len(whole)} bytes"):
         StoredTeacher.open(folder)
     shard.unlink()
-    with pytest.raises(SlimError, match=r"shard-0-0.safetensors is missing"):
+    with pytest.raises(SlimLoadError, match=r"shard-0-0.safetensors is missing"):
         StoredTeacher.open(folder)
     shard.write_bytes(b"x" * len(whole))
-    with pytest.raises(SlimError, match="is damaged"):
+    with pytest.raises(SlimLoadError, match="is damaged"):
         StoredTeacher.open(folder)
     manifest.write_text(text[:50])
-    with pytest.raises(SlimError, match="not readable"):
+    with pytest.raises(SlimLoadError, match="not readable"):
         StoredTeacher.open(folder)
     manifest.write_text(json.dumps(json.loads(text) | {"version": 99}))
-    with pytest.raises(SlimError, match="of version 99"):
+    with pytest.raises(SlimLoadError, match="of version 99"):
         StoredTeacher.open(folder)
     manifest.unlink()
-    with pytest.raises(SlimError, match=r"unfinished.*--resume"):
+    with pytest.raises(SlimLoadError, match=r"unfinished.*--resume"):
         StoredTeacher.open(folder)
     assert is_stored_teacher(folder)
     assert not is_stored_teacher(tmp_path)
-    with pytest.raises(SlimError, match="contains no stored teacher"):
+    with pytest.raises(SlimLoadError, match="contains no stored teacher"):
         StoredTeacher.open(tmp_path)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hf_slim import SlimError
+from hf_slim import SlimDataError, SlimError
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.quality import accuracy_and_loss
@@ -64,13 +64,13 @@ def test_names_of_the_dataset_meet_the_ids_of_the_model():
     [([0.5, 1.5], r"0\.5, which is not a class"), ([1, None], "None"), ([1, 1], "nothing to learn")],
 )
 def test_labels_that_are_no_classes_are_refused(labels, says):
-    with pytest.raises(SlimError, match=says):
+    with pytest.raises(SlimDataError, match=says):
         TASK.label_names(rows(labels), DATA)
 
 
 @pytest.mark.parametrize("labels", [[0, 1, -1], [0, 1, 2], ["0", "maybe", "1"]])
 def test_a_label_that_the_model_does_not_know_is_refused(labels):
-    with pytest.raises(SlimError, match=r"has the label '(-1|2|maybe)', and the model knows 0, 1"):
+    with pytest.raises(SlimDataError, match=r"has the label '(-1|2|maybe)', and the model knows 0, 1"):
         TASK.examples(rows(labels), padded_tokenizer(), {"0": 0, "1": 1}, DATA, 3, 0)
 
 

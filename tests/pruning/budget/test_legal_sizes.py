@@ -5,6 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hf_slim import PruningConfig, SlimError, convert, prepare
 from hf_slim.pruning.transform import plan_pruning
 from tests import tiny
+from tests.core.test_errors import as_ours
 
 
 def with_eight_heads():
@@ -19,6 +20,17 @@ def test_a_head_count_that_no_config_accepts_is_refused_with_those_that_are():
     model = convert(prepare(with_eight_heads(), PruningConfig({"kv_heads": 0.5}, criterion="l1")))
     assert model.config.num_attention_heads == 4
     assert getattr(model.config, "quantization_config", None) is None
+
+
+def test_a_mistake_of_ours_is_not_an_illegal_size(monkeypatch):
+    def broken(cls, values):
+        raise TypeError("ours")
+
+    monkeypatch.setattr(LlamaConfig, "from_dict", classmethod(as_ours(broken)))
+    with pytest.raises(TypeError, match=r"^ours$"):
+        plan_pruning(with_eight_heads(), PruningConfig({"kv_heads": 0.5}))
+    monkeypatch.setattr(LlamaConfig, "from_dict", classmethod(broken))  # raised by the host: no size is legal to it
+    assert plan_pruning(with_eight_heads(), PruningConfig({"kv_heads": 0.5})).group_sets
 
 
 def test_a_slim_folder_takes_any_head_count():
