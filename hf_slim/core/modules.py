@@ -60,11 +60,6 @@ def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
     return getattr(module, name, None)
 
 
-def output_value(outputs: Any, name: str) -> Any:
-    """A field of a model's output, such as its logits; None where the output has no such field or it is not set."""
-    return getattr(outputs, name, None)
-
-
 def method_or_none(host: object, name: str) -> Callable[..., Any] | None:
     """A method of a host library's object, such as `get_encoder` of a model; None where it has none of this name."""
     return getattr(host, name, None)
@@ -73,14 +68,6 @@ def method_or_none(host: object, name: str) -> Callable[..., Any] | None:
 def main_input_name(model: nn.Module) -> str | None:
     """The keyword argument that a Transformers model reads first, such as "input_ids"; None for any other module."""
     return getattr(model, "main_input_name", None)
-
-
-def text_config_value(model: nn.Module, name: str, default: Any = None) -> Any:
-    """A field of the config of the model's text part, which for most models is the whole config.
-
-    Returns: `default` where there is no config or no such field.
-    """
-    return field_of(text_config_of(model), name, default)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, output_value
+from hf_slim.core.modules import config_value, field_of
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import attention_states
 from hf_slim.distillation.capture.output_layer import (
@@ -218,7 +218,7 @@ class Distiller:
         if current.capture is not None:
             head = output_layer(self.model)
             return Student(current.capture.states, head, self.split.n_classes if self.split else 0, task, sums=sums)
-        logits = output_value(outputs, "logits")
+        logits = field_of(outputs, "logits")
         n_classes = 0 if logits is None else logits.shape[-1]
         return Student(logits, None, n_classes, task, TASK_MEANS.get(self.problem), sums)
 
@@ -274,7 +274,7 @@ class Distiller:
 
 
 def _loss_of(outputs: Any) -> Tensor:
-    loss = output_value(outputs, "loss")
+    loss = field_of(outputs, "loss")
     if loss is None:
         raise SlimError(
             f"The model was given labels and returned no loss ({type(outputs).__name__}), so the teacher's term has "

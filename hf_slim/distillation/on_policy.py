@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
-from hf_slim.core.modules import evaluating, method_or_none, text_config_value
+from hf_slim.core.modules import evaluating, field_of, method_or_none, text_config_of
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.targets import IGNORED
 
@@ -107,7 +107,7 @@ def generated_completions(
     """
     _check(model, inputs)
     inner = unwrapped(model)
-    positions = text_config_value(inner, "max_position_embeddings")
+    positions = field_of(text_config_of(inner), "max_position_embeddings")
     prompts, new_tokens = _with_room(_prompts(inputs, settings.prompt_share), positions, settings.max_new_tokens)
     ends, padding = _special_tokens(inner)
     generation = {"max_new_tokens": new_tokens, "eos_token_id": ends or None, "pad_token_id": padding}
@@ -182,13 +182,10 @@ def _until_end(completion: Tensor, ends: list[int]) -> Tensor:
 
 def _special_tokens(model: nn.Module) -> tuple[list[int], int]:
     """End-of-text tokens, and a token for padding."""
-    generation = vars(model).get("generation_config")
+    configs = (vars(model).get("generation_config"), text_config_of(model))
 
     def ids(name: str) -> list[int]:
-        found = None if generation is None else vars(generation).get(name)
-        found = text_config_value(model, name, []) if found is None else found
-        if found is None:
-            return []
+        found = next((value for config in configs if (value := field_of(config, name)) is not None), [])
         return list(found) if isinstance(found, (list, tuple)) else [found]
 
     ends, vocabulary = ids("eos_token_id"), model.get_input_embeddings().weight.shape[0]

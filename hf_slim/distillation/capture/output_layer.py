@@ -14,9 +14,9 @@ from hf_slim.core.modules import (
     config_value,
     device_of,
     evaluating,
+    field_of,
     main_input_name,
     method_or_none,
-    output_value,
     temporary_hooks,
 )
 from hf_slim.core.record import unwrapped
@@ -82,7 +82,7 @@ def _split(model: nn.Module, head: nn.Module, ids: Tensor) -> Split | None:
     if len(made) != 1 or made[0].shape != large.shape or not torch.equal(made[0], large):
         return None
     outputs = model(input_ids=ids, labels=ids)
-    if output_value(outputs, "aux_loss") is not None:
+    if field_of(outputs, "aux_loss") is not None:
         return None  # for an untrained model the term may be too small to change the loss visibly
     logits, tolerance = outputs.logits.float(), max(1e-5, 2 * torch.finfo(outputs.loss.dtype).eps)
     for shifted in (True, False):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, evaluating, method_or_none, output_value, plain_copy
+from hf_slim.core.modules import config_value, evaluating, field_of, method_or_none, plain_copy
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
 from hf_slim.distillation.capture.output_layer import Split, capture_head, output_layer, split_of
@@ -114,7 +114,7 @@ class LiveTeacher:
                 outputs = self.model(**inputs, **({"output_hidden_states": True} if request.hidden else {}))
         except torch.OutOfMemoryError as error:
             raise SlimError(memory_advice(self.model)) from error
-        predictions, logits = None, output_value(outputs, "logits")
+        predictions, logits = None, field_of(outputs, "logits")
         if capture is not None:
             states, head = capture.states.flatten(0, -2), self._head()
             predictions = LogitPredictions(states, head, self.split.n_classes, dtype)
@@ -164,7 +164,7 @@ def hidden_states(outputs: Any) -> tuple[Tensor, ...]:
     Raises: SlimError: if the output contains none.
     """
     for name in ("decoder_hidden_states", "hidden_states"):
-        if output_value(outputs, name) is not None:
+        if field_of(outputs, name) is not None:
             return outputs[name]
     raise SlimError(
         f"The model returned {type(outputs).__name__} without hidden states. Remove `hidden`, or use a model that "
