@@ -30,7 +30,7 @@ def prepared(**settings) -> tuple[PruningCallback, Layer]:
     config = PruningConfig({"ffn": 0.5}, **({"start": 0.0, "stop": 1.0, "schedule": "linear"} | settings))
     callback, model = PruningCallback(config), Layer()
     parts = (Slice("up.weight", 0, 1), Slice("up.bias", 0, 1), Slice("down.weight", 1, 1, reads=True))
-    callback.plan = plan_removal(model, [GroupSet(NAME, "ffn", COUNT, parts)], config)
+    callback.run.plan = plan_removal(model, [GroupSet(NAME, "ffn", COUNT, parts)], config)
     return callback, model
 
 
@@ -45,7 +45,7 @@ def scored(callback: PruningCallback, scores: list[Tensor], monkeypatch: pytest.
         monkeypatch.setattr("hf_slim.pruning.callback.score_all", lambda *given, s=score: {NAME: s.clone()})
         callback.on_step_begin(None, state(step), None)
         callback.on_pre_optimizer_step(None, state(step), None, model=Layer())
-        means.append(callback.scores[NAME].clone())
+        means.append(callback.run.scores[NAME].clone())
     return means
 
 
@@ -56,7 +56,7 @@ def draw(count: int = 4) -> list[Tensor]:
 @pytest.mark.parametrize("removed", [[], [1, 5]])
 def test_scores_are_a_running_mean_over_steps(removed, monkeypatch):
     callback, _ = prepared()
-    callback.removed = {NAME: removed}
+    callback.run.removed = {NAME: removed}
     expected = draw()[0].double()
     for number, found in enumerate(scored(callback, draw(), monkeypatch)):
         if number:
@@ -70,7 +70,7 @@ def test_groups_that_may_come_back_keep_the_importance_that_they_had(removed, mo
     callback, _ = prepared(regrow=True)
     first, *later = draw()
     scored(callback, [first], monkeypatch)
-    callback.removed = {NAME: removed} if removed else {}
+    callback.run.removed = {NAME: removed} if removed else {}
     expected = first.double()
     for new, found in zip(later, scored(callback, later, monkeypatch), strict=True):
         moved = MEMORY * expected + (1 - MEMORY) * new.double()
@@ -114,7 +114,7 @@ def test_every_score_is_of_what_has_flowed_since_the_one_before():
     config = PruningConfig({"ffn": 0.5}, criterion="activation")
     sets, expected, expected_after = plan_pruning(model, config).group_sets, {}, []
     for step in range(3):
-        with observed(model, sets, config.criterion) as seen, torch.no_grad():
+        with observed(model, sets, config.criterion_by_kind) as seen, torch.no_grad():
             model(tiny.tokens(seed=step))
         new = score_groups(model, sets, "activation", seen["activation"])
         expected = {name: MEMORY * expected.get(name, new[name]) + (1 - MEMORY) * new[name] for name in new}
@@ -124,7 +124,7 @@ def test_every_score_is_of_what_has_flowed_since_the_one_before():
         callback.on_step_begin(None, state(step), None)
         model(tiny.tokens(seed=step))
         callback.on_pre_optimizer_step(None, state(step), None, model=model)
-        torch.testing.assert_close(callback.scores, expected_after[step], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(callback.run.scores, expected_after[step], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, 4])
@@ -132,7 +132,7 @@ def test_every_score_is_of_what_has_flowed_since_the_one_before():
 def test_groups_go_in_the_steps_that_are_due(stop, every):
     """With `linear` a step further is a share further, rounded down; the last removal is at the stop at the latest."""
     callback, model = prepared(every=every, stop=stop)
-    callback.scores = {NAME: torch.arange(8.0)}
+    callback.run.scores = {NAME: torch.arange(8.0)}
     expected = 0
     for step in range(STEPS):
         with torch.no_grad():
@@ -143,7 +143,7 @@ def test_groups_go_in_the_steps_that_are_due(stop, every):
         progress = (step + 1) / STEPS
         if (step + 1) % every == 0 or progress >= stop:
             expected = int(4 * min(1.0, progress / stop) + 1e-9)
-        assert callback.removed.get(NAME, []) == list(range(expected))
+        assert callback.run.removed.get(NAME, []) == list(range(expected))
         for name, parameter in model.named_parameters():
             if name != "down.bias":
                 before[name].narrow(1 if name == "down.weight" else 0, 0, expected).zero_()
@@ -154,7 +154,7 @@ def test_without_scores_nothing_goes():
     callback, model = prepared()
     whole = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     callback.on_optimizer_step(None, state(9), None, model=model)
-    assert callback.removed == {}
+    assert callback.run.removed == {}
     assert all(torch.equal(parameter, whole[name]) for name, parameter in model.named_parameters())
 
 
@@ -162,25 +162,25 @@ def test_without_scores_nothing_goes():
 def test_what_may_come_back_is_silent_and_keeps_what_it_writes(due):
     """Only the layers that read a group are zeroed, in the step that masks it and in those that follow."""
     callback, model = prepared(regrow=True, every=1 if due else 100)
-    callback.scores = {NAME: torch.arange(8.0)}
-    callback.removed = {} if due else {NAME: [0, 1]}
+    callback.run.scores = {NAME: torch.arange(8.0)}
+    callback.run.removed = {} if due else {NAME: [0, 1]}
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     callback.on_optimizer_step(None, state(4), None, model=model)
-    assert callback.removed == {NAME: [0, 1]}
+    assert callback.run.removed == {NAME: [0, 1]}
     before["down.weight"][:, :2] = 0
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_a_group_that_comes_back_acts_again():
     callback, model = prepared(regrow=True)
-    callback.scores, inputs = {NAME: torch.arange(8.0)}, torch.randn(5, 3)
+    callback.run.scores, inputs = {NAME: torch.arange(8.0)}, torch.randn(5, 3)
     callback.on_optimizer_step(None, state(4), None, model=model)
-    assert callback.removed == {NAME: [0, 1]}
+    assert callback.run.removed == {NAME: [0, 1]}
     written = model.up(inputs)[:, :2]
     assert written.abs().min() > 0  # so that a gradient reaches the columns that read it
-    callback.scores = {NAME: torch.arange(8.0).flip(0)}
+    callback.run.scores = {NAME: torch.arange(8.0).flip(0)}
     callback.on_optimizer_step(None, state(4), None, model=model)
-    assert callback.removed == {NAME: [6, 7]}
+    assert callback.run.removed == {NAME: [6, 7]}
     with torch.no_grad():
         model.down.weight.add_(1.0)
     callback.on_optimizer_step(None, state(4), None, model=model)

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 
 from hf_slim.core.config import SlimConfig, field_docs
 from hf_slim.core.errors import SlimConfigError, nearest
+from hf_slim.core.registry import Registry
 from hf_slim.integration.techniques import TECHNIQUES, Row
 from hf_slim.pruning.importance.criteria import Criterion
 from hf_slim.quantization.grids.grid import GridKind
@@ -52,7 +53,8 @@ class Setting:
     @property
     def names(self) -> list[str]:
         """The `choices` without None, which means that the setting is off."""
-        return [name for name in self.choices if name is not None]
+        names = [name for name in self.choices if name is not None]
+        return sorted(names) if isinstance(self.choices, Registry) else names  # registered in any order
 
     @property
     def summary(self) -> str:

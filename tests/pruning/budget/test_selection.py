@@ -127,12 +127,12 @@ def test_a_target_is_spent_on_the_kinds_that_are_named(kind):
 
 
 def test_a_target_spent_on_what_the_model_lacks_says_so():
-    with pytest.raises(SlimError, match="no layer of this model has channels that could go"):
+    with pytest.raises(SlimError, match="no layer of this model has channels that can be removed"):
         plan_pruning(tiny.llama(), PruningConfig(target={"macs": 0.9}, spend_on=["channels"]))
 
 
 def test_a_target_that_floors_forbid_says_how_much_can_go():
-    with pytest.raises(SlimError, match=r"asks for 90% of the parameters to go, but at most \d+% can"):
+    with pytest.raises(SlimError, match=r"asks to remove 90% of the parameters, but at most \d+% can"):
         plan_pruning(tiny.llama(), PruningConfig(target={"parameters": 0.1}, floor=0.5))
 
 
@@ -190,7 +190,7 @@ def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
     [
         ({"sparsity": {"ffn": 0.5}, "target": {"macs": 0.5}}, "Set one of them"),
         ({"target": {"bytes": 0.5}}, "must name one of parameters, macs"),
-        ({"target": {"macs": 0}}, "would leave nothing"),
+        ({"target": {"macs": 0}}, "would keep nothing"),
         ({"sparsity": {"neurons": 0.5}}, "has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["neurons"]}, "`spend_on` has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which are parts of each other"),
