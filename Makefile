@@ -4,7 +4,8 @@
 #   make test-peers   the tests that need torchao and DeepSpeed, in an environment of their own
 #   make test-next    the next transformers, in an environment of its own
 #   make upstream     what the newest releases of all libraries break
-#   make lint         style, and the order of imports
+#   make lint         style, types, and the order of imports
+#   make mutants      whether the tests notice small faults in the rooms that hold arithmetic
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null 2>&1 && \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
@@ -50,9 +51,13 @@ upstream:
 	$(TESTS) $(NEWEST)/bin/python -m pytest -q -n $(WORKERS) $(PYTEST) || broken=1; \
 	exit $$broken
 
+mutants: $(VENV)/.test
+	$(TESTS) $(BIN)/python -m tests.mutants $(MUTANTS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 # The site, in site/. It needs no torch, so it has an environment of its own.
