@@ -11,6 +11,11 @@ ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 
 
+def test_every_recipe_was_found():
+    """Without it a folder that moved would leave nothing to plan, and nothing to fail."""
+    assert len(RECIPES) == 14
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_recipe_plans(path, request, monkeypatch):
