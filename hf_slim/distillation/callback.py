@@ -14,6 +14,7 @@ from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run
 from hf_slim.core.record import forget_state_, is_prepared, state_of
+from hf_slim.core.running.calibration import precision_of_run
 from hf_slim.core.running.logs import add_to_logs
 from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
 from hf_slim.distillation.config import DistillationConfig
@@ -88,7 +89,7 @@ class DistillationCallback(TrainerCallback, PreparedHook):
         forget_state_(model, DistillationState)
         teachers = teachers_for(model, self.given, self.config, processing_class)
         followed = map_layers_(model, teachers, self.config.hidden) if self.config.hidden else None
-        precision = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+        precision = precision_of_run(args.bf16, args.fp16)
         retokenizer = retokenizer_for(self.config, processing_class, self.teacher_tokenizer)
         self.distiller = Distiller(model, teachers, self.config, followed, precision, retokenizer)
         self.run = state_of(model, DistillationState)

@@ -15,6 +15,7 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from hf_slim.core.errors import SlimConfigError, SlimError
+from hf_slim.core.running.calibration import precision_of_run
 from hf_slim.data import reading_once
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.format import StoreInfo, model_hash, row_key, tokenizer_hash
@@ -193,7 +194,7 @@ def _info(work: Work, stage: Recipe, args: TrainingArguments, k: int) -> StoreIn
     """What the numbers will mean; the shortest example is asked to see what answers look like."""
     teacher_hash = model_hash(work.teacher)
     logits = _answers(work, work.batches[-1][-1:], stage, args)[1]
-    autocast = _autocast_dtype(args)
+    autocast = precision_of_run(args.bf16, args.fp16)
     name = _settings(stage).teacher
     return StoreInfo(
         k=min(k, logits.shape[-1]),
@@ -237,14 +238,12 @@ def _answers(
     """Inputs of a batch, and the teacher's logits."""
     collate = TASKS[stage.task].collator(work.tokenizer)
     inputs = {name: values.to(args.device) for name, values in collate([work.rows[index] for index in batch]).items()}
-    predictions = LiveTeacher(work.teacher).forward(inputs, TeacherRequest(_autocast_dtype(args))).predictions
+    predictions = (
+        LiveTeacher(work.teacher).forward(inputs, TeacherRequest(precision_of_run(args.bf16, args.fp16))).predictions
+    )
     logits = predictions.at(torch.arange(len(predictions.states), device=args.device)).states
     ids = inputs["input_ids"]
     return inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
-
-
-def _autocast_dtype(args: TrainingArguments) -> torch.dtype | None:
-    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
 
 
 def _shows_progress(args: TrainingArguments) -> bool:
