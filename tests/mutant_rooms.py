@@ -75,6 +75,7 @@ ROOMS: dict[str, Room] = {
     ),
     "report": Room(
         {
+            "core/counting.py": (),
             "core/report.py": (),
             "evaluation/footprint.py": (),
             "workflows/report.py": ("build_report",),
@@ -82,6 +83,7 @@ ROOMS: dict[str, Room] = {
         },
         (
             "tests/core/test_report.py",
+            "tests/core/test_counting.py",
             "tests/workflows/test_plan.py",
             "tests/evaluation/test_measures.py",
         ),

@@ -185,10 +185,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         mask_groups_(unwrapped(model), self.run.plan.group_sets, self.run.removed, readers_only=self.config.regrow)
 
     def _warn_if_short(self) -> None:
+        if self.config.calibration_batches:
+            return  # all was removed before the first step
         run = self.run
         due = choose_removed(run.plan, run.scores, run.removed, self.config, 1.0) if run.scores else {}
         missing = sum(map(len, due.values())) - run.groups_removed
-        if missing or not (run.scores or self.config.calibration_batches):
+        if missing or not run.scores:
             logger.warning(
                 "Pruning ended short of its target: %s groups fewer were removed than `sparsity` asks for, because "
                 "training stopped early or an earlier checkpoint was best. Train to progress %s, or set "

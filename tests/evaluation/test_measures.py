@@ -1,6 +1,7 @@
 import math
-import time
+import sys
 
+import psutil
 import pytest
 import torch
 from datasets import Dataset
@@ -17,6 +18,7 @@ from hf_slim.evaluation.footprint import (
     ram_bytes,
 )
 from hf_slim.evaluation.latency import inference_speed, spread
+from hf_slim.evaluation.picture import draw, draw_sensitivity
 from hf_slim.evaluation.quality import perplexity
 from hf_slim.evaluation.tasks import causal_lm  # noqa: F401  registers the task
 from hf_slim.evaluation.tasks.task import TASKS, Side
@@ -92,19 +94,38 @@ def test_reports_do_not_count_as_model_files(tmp_path):
     assert disk_bytes(tmp_path) == 5
 
 
+def test_a_missing_matplotlib_costs_the_picture_and_nothing_else(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # import raises ImportError
+    assert draw({"title": "t"}, tmp_path / "report.png") is False
+    assert draw_sensitivity([], {}, tmp_path / "sensitivity.png") is False
+    assert not any(tmp_path.iterdir())
+    assert caplog.text.count("pip install 'hf_slim[demo]'") == 2
+
+
 def test_peak_memory_covers_what_was_allocated():
-    before = peak_rss_bytes()
-    block = torch.ones(30_000_000)
-    assert peak_rss_bytes() >= before
-    assert peak_rss_bytes() > block.numel() * 4
+    before, resident, more = peak_rss_bytes(), psutil.Process().memory_info().rss, 100 * 2**20
+    block = torch.ones((before - resident + more) // 4)
+    peak = peak_rss_bytes()
+    assert before + 0.9 * more <= peak <= before + 1.5 * more
+    del block
+    assert peak_rss_bytes() >= peak  # it never goes down
 
 
-def test_candidates_take_turns():
-    calls = []
-    samples = interleaved_ms({"a": lambda: calls.append("a"), "b": lambda: time.sleep(0.01)}, repeats=3, title="t")
-    assert calls == ["a"] * 4
-    assert [len(values) for values in samples.values()] == [3, 3]
-    assert min(samples["b"]) >= 10
+def test_candidates_take_turns(monkeypatch):
+    calls, clock = [], [0.0]
+    monkeypatch.setattr("hf_slim.timing.time.perf_counter", lambda: clock[0])
+
+    def candidate(name, seconds):
+        def call():
+            calls.append(name)
+            clock[0] += seconds * len(calls)  # every call takes longer than the last
+
+        return call
+
+    samples = interleaved_ms({"a": candidate("a", 0.001), "b": candidate("b", 0.01)}, repeats=3, title="t")
+    assert calls == ["a", "b"] * 4
+    assert samples["a"] == pytest.approx([3, 5, 7])  # without the warm-up, call 1
+    assert samples["b"] == pytest.approx([40, 60, 80])
     assert spread([3.0, 1.0, 2.0])["median"] == 2.0
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, pipeline
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from hf_slim import PruningConfig, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.integration.hf_quantizer import HfSlimConfig, register
@@ -124,8 +125,13 @@ def test_groups_that_an_older_version_packed_are_refused():
 
 
 def test_registering_twice_is_harmless():
+    tables = (AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING)
+    before = [dict(table) for table in tables]
     register()
     register()
+    assert [dict(table) for table in tables] == before
+    assert AUTO_QUANTIZER_MAPPING["hf_slim"].__name__ == "HfSlimQuantizer"
+    assert AUTO_QUANTIZATION_CONFIG_MAPPING["hf_slim"] is HfSlimConfig
 
 
 def test_trainer_refuses_to_train_integers(made, tmp_path):

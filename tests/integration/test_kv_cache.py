@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache, MambaConfig, MambaForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hf_slim import DistillationCallback, QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
 from hf_slim.core.modules import plain_copy
@@ -90,7 +91,29 @@ def test_generate_works_as_ever(how, tmp_path):
     assert torch.equal(tiny.logits(loaded), tiny.logits(model))
 
 
-def test_training_rounds_and_gradients_pass(tmp_path):
+def test_training_rounds_and_gradients_pass(monkeypatch):
+    """Against attention that rounds its keys and values itself, with a straight-through gradient."""
+    model = decoder(bits="int4")
+    reference = prepare(tiny.llama(), QuantizationConfig("w8a16")).eval()
+    reference.load_state_dict(model.state_dict())
+    ids, attend, grid = tiny.tokens(), ALL_ATTENTION_FUNCTIONS["sdpa"], QuantizedLayer(4).grid
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+    def straight_through(states):
+        return states + (fake_quantize_tokens(states.detach(), grid) - states.detach())
+
+    def rounding(module, query, key, value, *args, **kwargs):
+        return attend(module, query, straight_through(key), straight_through(value), *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", rounding)
+    reference(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    expected = {name: parameter.grad for name, parameter in reference.named_parameters()}
+    assert expected["model.layers.0.self_attn.k_proj.weight"].norm() > 0
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_a_model_trained_with_a_rounded_cache_loads_as_it_was(tmp_path):
     model = tiny.llama()
     tiny.trainer(model, tmp_path, [QuantizationCallback({"scheme": "w8a8", "kv_cache": "int4"})]).train()
     model.save_pretrained(tmp_path / "small")

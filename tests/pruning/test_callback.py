@@ -33,6 +33,38 @@ def test_groups_go_gradually_and_stay_away(tmp_path):
     assert watch.zeros[5:] == [32] * 5
 
 
+def test_groups_that_become_important_again_come_back_and_are_trained(tmp_path, monkeypatch):
+    """In the first half of pruning the upper neurons score highest, in the second half the lower ones."""
+    masks, columns = [], {}
+
+    def scores(model, group_sets, criteria, seen):
+        ranks = lambda count: torch.arange(count).float() if len(masks) < 4 else -100 - torch.arange(count).float()  # noqa: E731
+        return {found.name: ranks(found.count) for found in group_sets}
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, model, **kwargs):
+            masks.append([list(indices) for indices in callback.run.removed.values()])
+            down = model.model.layers[0].mlp.down_proj.weight.detach()
+            columns[len(masks)] = down.clone()
+
+    monkeypatch.setattr("hf_slim.pruning.callback.score_all", scores)
+    monkeypatch.setattr("hf_slim.pruning.importance.scores.SCORE_MEMORY", 0.0)
+    config = PruningConfig({"ffn": 0.5}, regrow=True, criterion="l1", start=0.0, stop=0.8, every=1)
+    callback = PruningCallback(config)
+    trainer = tiny.trainer(tiny.llama(), tmp_path, [callback, Watch()], max_steps=10)
+    trainer.train()
+    early, late = set(masks[3][0]), set(masks[-1][0])
+    assert early == set(range(len(early)))
+    assert len(early) > 0
+    assert late == set(range(32, 64))
+    back = sorted(early - late)
+    assert not columns[4][:, back].any()  # silenced
+    assert columns[10][:, back].any(dim=0).all()  # trained again
+    assert not columns[10][:, sorted(late)].any()
+    assert [layer.mlp.up_proj.out_features for layer in trainer.model.model.layers] == [32, 32, 32]
+    assert torch.equal(trainer.model.model.layers[0].mlp.down_proj.weight, columns[10][:, :32])
+
+
 def test_staged_pruning_leaves_steps_to_recover_between_equal_jumps(tmp_path):
     watch = Watch()
     config = PruningConfig({"ffn": 0.75}, schedule="staged", rounds=3, start=0.1, stop=0.9)

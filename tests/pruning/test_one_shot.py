@@ -67,6 +67,15 @@ def test_a_criterion_of_gradients_needs_labels():
         prune(tiny.llama(), CONFIG, [{"input_ids": tiny.tokens()}])
 
 
+@pytest.mark.parametrize("criterion", ["wanda", "taylor"])
+def test_a_run_that_prunes_at_once_does_not_warn_of_an_early_end(criterion, tmp_path, caplog):
+    config = PruningConfig({"ffn": 0.25}, criterion=criterion, calibration_batches=2)
+    trainer = tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(config)], max_steps=2)
+    trainer.train()
+    assert all(layer.mlp.up_proj.out_features == 48 for layer in trainer.model.model.layers)
+    assert "short of its target" not in caplog.text
+
+
 def test_repair_without_batches_to_look_at_is_refused():
     with pytest.raises(SlimError, match="calibration_batches"):
         PruningConfig({"ffn": 0.25}, repair=True)

@@ -1,9 +1,11 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer
+from transformers import AutoModelForCausalLM
 
 from hf_slim import QuantizationCallback, QuantizationConfig, SlimError, convert, prepare
+from hf_slim.quantization.calibration import round_by_gptq_
+from hf_slim.quantization.grids.gptq import gptq
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer, quantizers
 from tests import tiny
 
@@ -137,22 +139,59 @@ def test_static_ranges_cover_the_first_batches_and_no_more():
     assert quantizer(torch.tensor([[100.0, 0.0]]))[0, 0] == quantizer.state().scale.view(()) * 127
 
 
-def test_masters_start_where_gptq_put_them_and_scales_fit():
+def test_a_stored_scale_is_not_decayed():
     quantizer = WeightQuantizer(QuantizationConfig("w4a16").linear_scheme().weights, (4, 8), stored=True)
-    assert isinstance(quantizer, nn.LayerNorm)  # by which Trainer leaves its parameters out of weight decay
+    assert isinstance(quantizer, nn.LayerNorm)  # Trainer excludes the parameters of such modules from weight decay
     assert quantizer.state_dict().keys() == {"scale"}
 
 
-@pytest.mark.parametrize("scheme", ["w8a8", "codebook3"])
-def test_checkpointing_and_autocast_train(scheme, tmp_path):
-    model = tiny.llama()
-    trainer = tiny.trainer(
-        model,
-        tmp_path,
-        [QuantizationCallback({"scheme": scheme})],
-        bf16=True,
-        gradient_checkpointing=True,
-        max_steps=2,
-    )
-    assert isinstance(trainer, Trainer)
-    assert trainer.train().training_loss > 0
+@torch.no_grad()
+def test_masters_start_where_gptq_put_them_and_scales_fit():
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(24, 8, bias=False), torch.randn(60, 24) @ torch.randn(24, 24)
+    weight = layer.weight.clone()
+    config = QuantizationConfig("w3a16", initialize="gptq")
+    model = prepare(nn.Sequential(layer), config)
+    prepared = model[0]
+    round_by_gptq_(model, lambda: (model(rows) for rows in inputs.split(20)), config.observer)
+    expected, state = gptq(weight, inputs.t() @ inputs, prepared.scheme.weights, config.observer)
+    torch.testing.assert_close(prepared.weight, expected, rtol=1e-4, atol=1e-5)
+    scale = prepared.weight_quantizer.state().scale.view(8, 1)
+    torch.testing.assert_close(scale, state.scale.view(8, 1), rtol=1e-4, atol=1e-6)
+    rounded = model(torch.eye(24)).t()
+    torch.testing.assert_close(rounded, (rounded / scale).round() * scale)
+    assert (rounded - prepared.weight).abs().max() <= scale.max() / 2 + 1e-5  # no master lies outside of its scale
+    nearest = convert(prepare(nn.Sequential(_linear(weight)), QuantizationConfig("w3a16")))(torch.eye(24)).t()
+    errors = [((values - weight) @ inputs.t()).norm() for values in (rounded, nearest)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def _linear(weight):
+    layer = nn.Linear(*weight.shape[::-1], bias=False)
+    layer.weight.data.copy_(weight)
+    return layer
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "codebook3", "w8a8-static", "w4a16-g16"])
+def test_checkpointing_and_autocast_change_nothing_but_precision(scheme, tmp_path):
+    """Gradient checkpointing runs a forward pass twice: what is observed or trained must not notice it."""
+    trained = []
+    for checkpointing in (False, True):
+        model = tiny.llama()
+        callback = QuantizationCallback({"scheme": scheme, "calibration_batches": 2})
+        settings = {"bf16": True, "gradient_checkpointing": checkpointing, "max_steps": 3}
+        trainer = tiny.trainer(model, tmp_path / str(checkpointing), [callback], **settings)
+        before = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+        last = {}
+        trainer.add_callback(tiny.EveryStep(lambda model, last=last: last.update(copied(model))))
+        trainer.train()
+        assert not torch.equal(last["model.layers.0.mlp.up_proj.weight"], before)
+        trained.append(last)
+    plain, checkpointed = trained
+    assert plain.keys() == checkpointed.keys()
+    for name, value in plain.items():
+        assert torch.equal(checkpointed[name], value), name
+
+
+def copied(model):
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

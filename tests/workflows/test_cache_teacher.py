@@ -187,7 +187,7 @@ def test_two_processes_store_what_one_does(recipe_file, tmp_path):  # noqa: F811
     whole = tmp_path / "whole"
     recipe = load_recipe(recipe_file, ["training.max_steps=8"])  # twice the steps, half the processes
     cache_teacher.cache_teacher(recipe, whole, k=8)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29531"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*launcher, "-m", "hf_slim.cli", "cache-teacher", str(recipe_file), "--k", "8", "--output", tmp_path / "two"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

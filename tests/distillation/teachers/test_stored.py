@@ -59,10 +59,27 @@ def test_padding_and_batch_order_do_not_matter(tmp_path):
     tokenizer = tiny.tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     data = Dataset.from_dict({"input_ids": rows, "labels": [len(row) % 3 for row in rows]})
-    args = TrainingArguments(str(tmp_path), max_steps=4, use_cpu=True, disable_tqdm=True)
-    callback = DistillationCallback({"teacher": str(folder)})
-    collator = DataCollatorWithPadding(tokenizer)
-    Trainer(tiny.bert(), args, train_dataset=data, callbacks=[callback], data_collator=collator).train()
+    settings = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 8,
+        "max_grad_norm": 0.0,
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    found = []
+    for callback in (
+        DistillationCallback({"teacher": str(folder), "alpha": 1.0}),
+        DistillationCallback({"alpha": 1.0}, teacher=teacher),
+    ):
+        args, watch = TrainingArguments(str(tmp_path), **settings), Gradients()
+        collator = DataCollatorWithPadding(tokenizer)  # rows of several lengths, in the order of the sampler
+        trainer = Trainer(tiny.bert(), args, train_dataset=data, callbacks=[callback, watch], data_collator=collator)
+        trainer.train()
+        found.append(watch.first)
+    stored, live = found
+    assert sum(gradient.norm() for gradient in live.values()) > 0
+    for name, gradient in live.items():
+        assert (stored[name] - gradient).norm() <= 2e-3 * gradient.norm() + 1e-6, name  # stored in half precision
 
 
 @pytest.mark.parametrize(
