@@ -207,9 +207,10 @@ def examined(chosen: list[tuple[str, Mutant]], seconds: dict[str, float], jobs: 
 
 
 def notices(status: int) -> bool:
-    """Whether an exit status means that a test failed, could not be collected, crashed or never ended."""
-    if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
-        sys.exit(f"pytest ended with status {status}: the list of tests in tests/mutant_rooms.py is wrong.")
+    """Whether an exit status means that a test failed, could not be collected, crashed or never ended.
+
+    Without the fault all tests of the room pass, see `warm_up`: whatever else happens is the fault's doing.
+    """
     return status not in (pytest.ExitCode.OK, NEVER_IMPORTED)
 
 
