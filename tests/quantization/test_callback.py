@@ -159,8 +159,7 @@ def test_masters_start_where_gptq_put_them_and_scales_fit():
     scale = prepared.weight_quantizer.scale.view(8, 1)
     torch.testing.assert_close(scale, state.scale.view(8, 1), rtol=1e-4, atol=1e-6)
     rounded = model(torch.eye(24)).t()
-    torch.testing.assert_close(rounded, (rounded / scale).round() * scale)
-    assert (rounded - prepared.weight).abs().max() <= scale.max() / 2 + 1e-5  # no master lies outside of its scale
+    torch.testing.assert_close(rounded, (prepared.weight / scale).round().clamp(-4, 3) * scale)
     nearest = convert(prepare(nn.Sequential(_linear(weight)), QuantizationConfig("w3a16")))(torch.eye(24)).t()
     errors = [((values - weight) @ inputs.t()).norm() for values in (rounded, nearest)]
     assert errors[0] < 0.8 * errors[1]
