@@ -67,7 +67,7 @@ ROOMS: dict[str, Room] = {
     ),
     "selection": Room(
         {"pruning/budget/selection.py": (), "pruning/budget/plan.py": ()},
-        ("tests/pruning/budget/test_selection.py",),
+        ("tests/pruning/budget/test_selection.py", "tests/pruning/budget/test_legal_sizes.py"),
     ),
     "fused": Room(
         {"distillation/losses/fused.py": (), "distillation/losses/divergences.py": ()},
@@ -137,6 +137,12 @@ EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
     (
         "pruning/importance/criteria.py", "target = total if order.index(0) < order.index(1) else total.t()",
         "target = total if order.index(0) <= order.index(1) else total.t()", "two places are never the same",
+    ),
+    ("distillation/losses/fused.py", "CHUNK_BYTES = 2 ** 25", None, _SPEED),
+    ("distillation/losses/fused.py", "BLOCK_BYTES = 2 ** 20", None, _SPEED),
+    (
+        "distillation/losses/fused.py", "for chunk in rows.split(max(1, CHUNK_BYTES // (4 * work.n_classes))):",
+        "for chunk in rows.split(max(1, CHUNK_BYTES // work.n_classes)):", _SPEED,
     ),
     ("quantization/grids/gptq.py", "BLOCK = 128", None, _SPEED),
     ("quantization/grids/codebook.py", "ITERATIONS = 25", None, _REFINES),

@@ -65,3 +65,11 @@ def test_attention_has_a_row_of_its_own_whose_length_is_noted():
     assert "256 tokens" in notes(made)[0]
     assert "2.0 M" in as_text(made)
     assert "attention" not in as_text(report(compute={"multiply_adds_per_token": 3e6}))
+
+
+def test_texts_are_laid_out_for_a_terminal_and_a_file():
+    lines = as_text(report(quality={"perplexity": 10.0})).splitlines()
+    assert set(lines[1]) == {"-"}
+    assert len(lines[1]) == len(lines[0]) == len(lines[2])
+    assert as_markdown(report()).endswith("\n")
+    assert not as_markdown(report()).endswith("\n\n")

@@ -130,3 +130,29 @@ def test_a_second_backward_pass_is_an_error_not_a_wrong_gradient():
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="Run forward again"):
         total.backward()
+
+
+@pytest.mark.parametrize("how", ["forward hook", "forward pre-hook", "replaced forward"])
+def test_a_linear_layer_that_computes_something_else_keeps_its_own_gradient(how):
+    output = head()
+    if how == "forward hook":
+        output.register_forward_hook(lambda module, given, made: 3 * made)
+    elif how == "forward pre-hook":
+        output.register_forward_pre_hook(lambda module, given: (given[0] * 3,))
+    else:
+        own = output.forward
+        output.forward = lambda states: 3 * own(states)
+    found = []
+    loss = LogitLoss(0.4, [Term(DIVERGENCES["forward_kl"], 0.0, 0.6)], 2.0, None)
+    teacher, rows = draw(POSITIONS, CLASSES, seed=1), some_rows()
+    for compute in (
+        lambda states: logit_sums(states, output, rows, LogitPredictions(teacher, None, CLASSES), loss, CLASSES).total,
+        lambda states: naive(states, output, rows, teacher, loss),
+    ):
+        output.zero_grad()
+        states = draw(POSITIONS, WIDTH).requires_grad_()
+        total = compute(states)
+        total.backward()
+        found.append((total.detach(), states.grad, output.weight.grad.clone()))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected)

@@ -178,6 +178,14 @@ def test_groups_come_back_only_when_they_may():
         assert removed == {"layer0/ffn": expected}
 
 
+def test_nothing_comes_back_once_training_is_over():
+    """The last choice is about what is missing: what was trained without a group cannot do with it."""
+    config = PruningConfig({"ffn": 0.5}, regrow=True, start=0.0, stop=0.5)
+    plan = plan_removal(nn.Module(), sets([4]), config)
+    removed = {"layer0/ffn": [0, 1]}
+    assert choose_removed(plan, {"layer0/ffn": torch.tensor([4.0, 3.0, 2.0, 1.0])}, removed, config, 1.0) is removed
+
+
 def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
     config = PruningConfig({"ffn": 0.5}, regrow=True, start=0.0, stop=0.6, every=2)
     trainer = tiny.trainer(tiny.llama(), tmp_path, [PruningCallback(config)])
