@@ -234,9 +234,7 @@ def as_stored(values: Tensor, grid: Grid) -> Tensor:
 
 def in_grid_units(values: Tensor, state: GridState) -> Tensor:
     """`values` in grid units: divided by their scale, plus their zero point."""
-    scaled = (
-        values * state.scale.reciprocal()
-    )  # x * Q, not x / scale: rounds as bitsandbytes and torchao do
+    scaled = values * state.scale.reciprocal()  # x * Q, not x / scale: rounds as bitsandbytes and torchao do
     return scaled if state.zero_point is None else scaled.add_(state.zero_point)
 
 
