@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_slim.core.contracts import PreparedLayer, hand_on_kept_columns_, kept_columns
+from hf_slim.core.contracts import PreparedLayer, copy_kept_columns_, kept_columns
 from hf_slim.core.modules import autocast_dtype
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
@@ -56,7 +56,7 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
     def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        hand_on_kept_columns_(linear, self)
+        copy_kept_columns_(linear, self)
         self.weight_change: Callable[[], Tensor | None] | None = None
         self.read_weight: Callable[[], Tensor] | None = None
         add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
@@ -102,7 +102,7 @@ class FakeQuantEmbedding(nn.Embedding, PreparedLayer):
         self.weight = embedding.weight
         add_quantizers_(self, Scheme(scheme.weights), {"weight": tuple(embedding.weight.shape)}, Training(), ())
         self.scheme = scheme  # a tied head has the same scheme, and may quantize its input
-        hand_on_kept_columns_(embedding, self)
+        copy_kept_columns_(embedding, self)
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows that `input` selects, rounded."""
