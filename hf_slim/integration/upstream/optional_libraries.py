@@ -12,8 +12,8 @@ OPTIONAL_LIBRARIES = (
     # peft
     Upstream(
         f"{TUNER_LAYER}.get_base_layer", "0.21", ("core/adapters.py",),
-        "An adapter stores the layer that it wraps as `base_layer`. With another name, adapters are treated as parts of "
-        "the model.",
+        "An adapter stores the layer that it wraps as `base_layer`. With another name, adapters are treated as parts "
+        "of the model.",
         Check.SAYS, ("base_layer",),
     ),
     Upstream(
@@ -118,7 +118,8 @@ OPTIONAL_LIBRARIES = (
     ),
     Upstream(
         "bitsandbytes.backends.cpu.ops", "0.50", ("workflows/verbosity.py",),
-        "Warns in every process that an optional kernel is missing; the warning is filtered by the name of its logger.",
+        "Warns in every process that an optional kernel is missing; the warning is filtered by the name of its "
+        "logger.",
         Check.SAYS, ("kernels-community",),
     ),
 )  # fmt: skip

@@ -17,8 +17,8 @@ TORCH = (
     Upstream(
         f"{MODULE}._parameters", "2.13",
         (MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py"),
-        "Replaces weights by packed codes with three dimensions, or by narrower weights, without a check of shapes. A "
-        "property of the same name can hide a parameter.",
+        "Replaces weights by packed codes with three dimensions, or by narrower weights, without a check of shapes. "
+        "A property of the same name can hide a parameter.",
         Check.SETS,
     ),
     Upstream(

@@ -20,7 +20,8 @@ TRAINER = (
     ),
     Upstream(
         "transformers.trainer.Trainer.label_smoother", "5.23", (ATTACHING,),
-        "A trainer with label smoothing replaces the model's loss, so the distillation loss is added to the trainer's.",
+        "A trainer with label smoothing replaces the model's loss, so the distillation loss is added to the "
+        "trainer's.",
         Check.SETS,
     ),
     Upstream(
@@ -30,8 +31,8 @@ TRAINER = (
     ),
     Upstream(
         "transformers.trainer.Trainer.training_step", "5.23", (ATTACHING, SPEED),
-        "The distillation loss is scaled for the way in which the Trainer divides the loss. With another rule it has the "
-        "wrong weight, without an error.",
+        "The distillation loss is scaled for the way in which the Trainer divides the loss. With another rule it has "
+        "the wrong weight, without an error.",
         Check.SAYS,
         (
             "loss_is_scaled_for_ga", "model_accepts_loss_kwargs", "num_items_in_batch is not None",
@@ -40,8 +41,8 @@ TRAINER = (
     ),
     Upstream(
         "transformers.trainer.Trainer.compute_loss", "5.23", (ATTACHING,),
-        "The Trainer multiplies a loss that counts the items of all ranks by the number of ranks. The distillation loss "
-        "is multiplied in the same way.",
+        "The Trainer multiplies a loss that counts the items of all ranks by the number of ranks. The distillation "
+        "loss is multiplied in the same way.",
         Check.SAYS, ("average_tokens_across_devices", "num_processes"),
     ),
     Upstream(
@@ -67,7 +68,8 @@ TRAINER = (
     # callbacks and their state
     Upstream(
         "transformers.trainer.Trainer.callback_handler", "5.23", ("distillation/callback.py", SPEED),
-        "The distillation callback moves itself to the front of the list, so that reporters get the values that it logs.",
+        "The distillation callback moves itself to the front of the list, so that reporters get the values that it "
+        "logs.",
         Check.SETS,
     ),
     Upstream(
@@ -114,8 +116,8 @@ TRAINER = (
     ),
     Upstream(
         "transformers.trainer.TRAINER_STATE_NAME", "5.23", ("pruning/callback.py", "workflows/stages.py"),
-        "The mask of the best checkpoint is read from this file. The Trainer writes it last, so a checkpoint that has "
-        "it is complete.",
+        "The mask of the best checkpoint is read from this file. The Trainer writes it last, so a checkpoint that "
+        "has it is complete.",
         Check.EQUALS, ("trainer_state.json",),
     ),
     Upstream(
@@ -131,8 +133,8 @@ TRAINER = (
     # optimizer and arguments
     Upstream(
         "transformers.trainer.Trainer.get_decay_parameter_names", "5.23", ("quantization/layers/scale_holders.py",),
-        "Scales are parameters of a subclass of nn.LayerNorm, because the Trainer applies no weight decay to that type. "
-        "With another rule, scales decay, without an error.",
+        "Scales are parameters of a subclass of nn.LayerNorm, because the Trainer applies no weight decay to that "
+        "type. With another rule, scales decay, without an error.",
         Check.SAYS, ("nn.LayerNorm",),
     ),
     Upstream(
