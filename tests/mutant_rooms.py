@@ -128,8 +128,8 @@ EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
     ("pruning/importance/criteria.py", "PIECE = 2 ** 19", None, _SPEED),
     ("pruning/importance/criteria.py", "seed: int = 0", None, "only a criterion that is given a seed looks at it"),
     (
-        "pruning/importance/criteria.py", "rows = max(1, PIECE * len(lying[0]) // max(1, first.numel()))",
-        "rows = max(1, PIECE * len(lying[0]) // max(2, first.numel()))", "one number is one piece",
+        "pruning/importance/criteria.py", "rows = max(1, PIECE * len(permuted[0]) // max(1, first.numel()))",
+        "rows = max(1, PIECE * len(permuted[0]) // max(2, first.numel()))", "one number is one piece",
     ),
     (
         "pruning/importance/criteria.py", "target = total if order.index(0) < order.index(1) else total.t()",
