@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from hf_slim.core.host import method_or_none
+
 BASE = "base_layer"  # PEFT's attribute for the layer that an adapter wraps
 
 
@@ -39,7 +41,7 @@ def adapters_disabled(module: nn.Module) -> Iterator[None]:
     """
     trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        disable = getattr(module, "disable_adapter", None)  # a method of PEFT's models, not of its layers
+        disable = method_or_none(module, "disable_adapter")  # a method of PEFT's models, not of its layers
         with disable() if disable is not None else _layer_disabled(module):
             yield
     finally:

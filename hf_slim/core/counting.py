@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.contracts import PackedLayer
+from hf_slim.core.host import config_of
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -181,7 +182,7 @@ def _stacks(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def _experts_per_token(model: nn.Module, path: str, count: int) -> int:
     """How many of `count` experts a token visits, from the layer, the modules around it or a config; otherwise all."""
     experts, block = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
-    configs = [config for module in (experts, block, model) if (config := getattr(module, "config", None)) is not None]
+    configs = [config for module in (experts, block, model) if (config := config_of(module)) is not None]
     for owner in (experts, block, *block.children(), *configs):
         for name in EXPERTS_PER_TOKEN:
             number = getattr(owner, name, None)

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hf_slim.core.config import SlimConfig
+from hf_slim.core.host import method_or_none
 from hf_slim.core.modules import RECORD
 
 State = TypeVar("State")
@@ -58,7 +59,7 @@ def forget_state_(model: nn.Module, kind: type) -> None:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside an adapter wrapper such as PEFT's, or the model itself, so that layer names have no prefix."""
-    inner = getattr(model, "get_base_model", None)
+    inner = method_or_none(model, "get_base_model")
     return model if inner is None else inner()
 
 

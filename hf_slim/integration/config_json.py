@@ -13,7 +13,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import is_own_mistake
-from hf_slim.core.modules import config_of, config_value, counts, set_count_
+from hf_slim.core.host import config_of, config_value
+from hf_slim.core.modules import counts, set_count_
 from hf_slim.core.record import is_prepared, record_of, state_of
 from hf_slim.integration.format_version import FORMAT_VERSION
 from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_of
+from hf_slim.core.host import config_of
 from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens

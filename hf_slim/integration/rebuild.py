@@ -5,8 +5,9 @@ from typing import Any
 from torch import nn
 from transformers.core_model_loading import WeightConverter
 
+from hf_slim.core.host import config_of, field_of
 from hf_slim.core.lifecycle import claim
-from hf_slim.core.modules import config_of, field_of, resolve
+from hf_slim.core.modules import resolve
 from hf_slim.core.record import record_of
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_

@@ -5,7 +5,8 @@ from torch import nn
 
 from hf_slim.core.adapters import adapter_parts, without_adapters
 from hf_slim.core.contracts import PackedLayer
-from hf_slim.core.modules import is_transposed_linear, resolve, set_count_
+from hf_slim.core.host import is_transposed_linear
+from hf_slim.core.modules import resolve, set_count_
 from hf_slim.pruning.matrices import set_sizes_
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.modules import is_transposed_linear, parameter_or_none
+from hf_slim.core.host import is_transposed_linear, parameter_or_none
 
 
 @dataclass(frozen=True)

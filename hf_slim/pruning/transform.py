@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.host import config_value
 from hf_slim.core.lifecycle import Technique, claim
-from hf_slim.core.modules import config_value
 from hf_slim.core.record import record_of, state_of
 from hf_slim.pruning.budget.latency import measure_latency
 from hf_slim.pruning.budget.plan import Plan, candidates, plan_removal

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import grouped, ungrouped
 from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, restored
 from hf_slim.quantization.grids.packing import every_code, look_up_bytes, pack_codes, packed_bytes, unpack_codes

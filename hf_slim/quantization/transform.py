@@ -5,8 +5,9 @@ from torch.optim import Optimizer
 
 from hf_slim.core.contracts import PackedLayer, PreparedLayer
 from hf_slim.core.errors import SlimError
+from hf_slim.core.host import parameter_or_none
 from hf_slim.core.lifecycle import Technique, claim
-from hf_slim.core.modules import parameter_or_none, require_finite, set_module_, tied_modules
+from hf_slim.core.modules import require_finite, set_module_, tied_modules
 from hf_slim.core.record import is_prepared
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of, packed_form

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.contracts import PreparedLayer
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_of, field_of
+from hf_slim.core.host import config_of, field_of
 
 ID_ENDINGS = ("_token_id", "_token_index")  # endings of config fields that hold one id or a list of ids
 SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")  # removed tokens are deleted from these lists

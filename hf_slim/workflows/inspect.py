@@ -5,7 +5,8 @@ from torch import nn
 
 from hf_slim.core.contracts import PackedLayer
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, field_of, tied_modules
+from hf_slim.core.host import config_value, field_of
+from hf_slim.core.modules import tied_modules
 from hf_slim.evaluation.footprint import counting_unit, multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.integration.loading import class_of, load_model
 from hf_slim.pruning.structure.find import understand

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
-from hf_slim.core.modules import field_of
+from hf_slim.core.host import field_of
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.footprint import parameter_count
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import field_of
+from hf_slim.core.host import field_of
 from hf_slim.data import DataConfig, load_texts, reading_once
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish

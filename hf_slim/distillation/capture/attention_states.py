@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, method_or_none
+from hf_slim.core.host import config_value, method_or_none
 from hf_slim.core.record import unwrapped
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # name of the table of attention functions in modeling files of transformers

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, evaluating, field_of, method_or_none, plain_copy
+from hf_slim.core.host import config_value, field_of, method_or_none
+from hf_slim.core.modules import evaluating, plain_copy
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
 from hf_slim.distillation.capture.output_layer import Split, capture_head, output_layer, split_of

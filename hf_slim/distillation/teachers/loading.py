@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from hf_slim.core.errors import SlimConfigError, SlimError, SlimLoadError
-from hf_slim.core.modules import method_or_none
+from hf_slim.core.host import method_or_none
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.reader import is_stored_teacher

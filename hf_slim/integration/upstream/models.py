@@ -120,7 +120,7 @@ MODELS = (
     ),
     Upstream(
         "transformers.PreTrainedConfig.get_text_config", "5.23",
-        ("core/modules.py", EXAMPLE_INPUTS, "integration/kv_cache.py", "student/structure.py"),
+        ("core/host.py", EXAMPLE_INPUTS, "integration/kv_cache.py", "student/structure.py"),
         "Returns the text part of a config.",
     ),
     Upstream(
@@ -167,7 +167,7 @@ MODELS = (
     ),
     Upstream(
         "transformers.pytorch_utils.Conv1D.nf", "5.23",
-        ("core/modules.py", "pruning/matrices.py"),
+        ("core/host.py", "pruning/matrices.py"),
         "GPT-2's linear layer, which stores its weight transposed, is recognised by this attribute.",
         Check.SETS,
     ),

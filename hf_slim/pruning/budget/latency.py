@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import field_of, plain_copy, text_config_of
+from hf_slim.core.host import field_of, text_config_of
+from hf_slim.core.modules import plain_copy
 from hf_slim.core.running.distributed import made_by_first_rank
 from hf_slim.pruning.budget.plan import step_ends
 from hf_slim.pruning.budget.selection import least_first

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import is_own_mistake
-from hf_slim.core.modules import config_of, field_of
+from hf_slim.core.host import config_of, field_of
 from hf_slim.pruning.groups import GroupSet
 
 CONSTRAINED = ("kv_heads", "heads", "hidden", "experts")  # config classes take any number of neurons

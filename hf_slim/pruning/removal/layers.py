@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from hf_slim.core.modules import config_of
+from hf_slim.core.host import config_of
 from hf_slim.pruning.groups import GroupSet
 
 LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # config fields with the number of layers

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from hf_slim.core.modules import config_value, parameter_or_none
+from hf_slim.core.host import config_value, parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Slice
 from hf_slim.pruning.matrices import is_experts, matrix_of
 from hf_slim.pruning.structure.probe import Probe

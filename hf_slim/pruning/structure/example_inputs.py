@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_of, field_of
+from hf_slim.core.host import config_of, field_of
 
 TOKENS = 3  # with one position, attention would not depend on the keys
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Slice
 
 # gate and up projection of all experts in one tensor, `(experts, 2 * neurons, hidden)`; the projection that reads it

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.pruning.config import KINDS
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.matrices import is_channelwise, matrix_of

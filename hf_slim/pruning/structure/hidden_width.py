@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from hf_slim.core.modules import field_of, parameter_or_none
+from hf_slim.core.host import field_of, parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.matrices import is_experts, matrix_of
 from hf_slim.pruning.structure.experts import DOWN, GATE_UP, MULTIPLE

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from hf_slim.core.modules import config_of, config_value
+from hf_slim.core.host import config_of, config_value
 from hf_slim.pruning.groups import GroupSet, Refusal, common_ancestor
 from hf_slim.pruning.structure.probe import Probe
 from hf_slim.pruning.structure.proof import _difference

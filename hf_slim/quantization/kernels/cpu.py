@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import fake_quantize_static, fake_quantize_tokens, quantize_tokens
 from hf_slim.quantization.grids.grid import Grid, GridState, encoded
 from hf_slim.quantization.grids.packing import unpack_codes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from hf_slim.core.modules import field_of, is_transposed_linear
+from hf_slim.core.host import field_of, is_transposed_linear
 from hf_slim.quantization.layers.packed import (
     PackedLinear,
     empty_packed_embedding,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.contracts import PackedLayer
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import ungrouped
 from hf_slim.quantization.grids.grid import GridState, decoded
 from hf_slim.quantization.grids.packing import unpack_codes

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.core.running.distributed import range_over_ranks_
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
