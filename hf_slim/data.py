@@ -97,7 +97,7 @@ def load_texts(config: DataConfig, columns: list[str] | None = None) -> tuple[Da
     if config.source == "stdlib" and len(columns) > 1:
         raise SlimDataError(f"'stdlib' has only text, and columns {columns} are needed. Set `data.source`.")
     read = _read_already.get()
-    # the same for all settings that read and split alike
+    # equal for all settings with the same source and splits
     key = replace(config, text_column=columns[0], label_column="", block_size=DataConfig.block_size)
     splits = read[key] if read is not None and key in read else _read(config, columns[0])
     if read is not None:

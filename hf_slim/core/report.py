@@ -144,8 +144,8 @@ def _completions(report: dict[str, Any]) -> str:
 def _layers(layers: list[dict[str, Any]]) -> str:
     if not layers:
         return ""
-    fates = Counter(layer["scheme"] or f"float: {layer['reason']}" for layer in layers)
-    rows = "\n".join(f"| {fate} | {count} |" for fate, count in fates.items())
+    counts = Counter(layer["scheme"] or f"float: {layer['reason']}" for layer in layers)
+    rows = "\n".join(f"| {scheme} | {count} |" for scheme, count in counts.items())
     return f"## Layers\n\n| grid | layers |\n|---|---:|\n{rows}"
 
 

@@ -45,7 +45,7 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """Rounds the starting weights by GPTQ, if the config asks for it and the run is not resumed."""
+        """Rounds the initial weights by GPTQ, if `initialize` is "gptq" and the run is not resumed."""
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "

@@ -41,8 +41,8 @@ class QuantizationConfig(SlimConfig):
     as `{"*.down_proj": w8a8}`. If several patterns match, the last one counts. Empty: every layer uses `scheme`."""
 
     ignore: tuple[str, ...] = ()
-    """Patterns, with `*` as wildcard, of names of layers that stay in floating point, such as `*.lm_head`. A pattern
-    that matches nothing is an error."""
+    """Patterns, with `*` as wildcard, of names of layers that remain in floating point, such as `*.lm_head`. A pattern
+    that matches no layer is an error."""
 
     observer: str = field(default="minmax", metadata={"choices": OBSERVERS})
     """How the scales of the weights are found: a registered observer. With `minmax` they are computed from the weights

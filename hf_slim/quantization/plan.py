@@ -1,4 +1,4 @@
-"""The quantization plan of a model: for every layer its scheme, or the reason why it stays in floating point."""
+"""The quantization plan of a model: for every layer its scheme, or the reason why it remains in floating point."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hf_slim.quantization.scheme import Scheme
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The plan for one layer: its scheme, or the reason why it stays in floating point."""
+    """The plan for one layer: its scheme, or the reason why it remains in floating point."""
 
     name: str
     scheme: Scheme | None

@@ -62,7 +62,7 @@ def save_student(
     structure = structure_of(skeleton, shape)
     cuts = plan_student(structure, shape)
     if not shape.fresh and all(cut.n_kept == cut.group_set.count for cut in cuts):
-        raise SlimConfigError("Nothing to change: this shape is the teacher's. Ask for fewer layers or less width.")
+        raise SlimConfigError("Nothing to change: this shape is the teacher's. Set fewer layers or smaller widths.")
     check_data(cuts, shape, data is not None)
     torch.manual_seed(0)  # a fresh student is the same in every run
     if shape.fresh:

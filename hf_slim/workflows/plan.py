@@ -102,11 +102,11 @@ def bytes_after(model: nn.Module, previews: list[Preview]) -> float:
 
 
 def _layer_lines(model: nn.Module, previews: list[Preview]) -> list[str]:
-    fates = [preview.layers for preview in previews if preview.layers]
+    previewed = [preview.layers for preview in previews if preview.layers]
     lines = []
     for name, module in model.named_modules():
-        told = [layers[name] for layers in fates if name in layers]
-        if fates and (told or isinstance(module, nn.Linear | nn.Embedding)):
+        changes = [layers[name] for layers in previewed if name in layers]
+        if previewed and (changes or isinstance(module, nn.Linear | nn.Embedding)):
             shape = " x ".join(map(str, next(module.parameters(recurse=False)).shape))
-            lines.append(f"  {name:<44} {shape:>14}   {', '.join(told) or 'float'}")
+            lines.append(f"  {name:<44} {shape:>14}   {', '.join(changes) or 'float'}")
     return ["", *lines] if lines else []

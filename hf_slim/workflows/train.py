@@ -110,7 +110,7 @@ def train_stages(recipe: Recipe, folders: RunFolders, resume: bool = False) -> T
     Args:
         folders: Folders of checkpoints, of the models of finished stages, and of the base.
         resume: Continue after the last finished stage, from its last complete checkpoint.
-    Returns: what a comparison of the result with the base needs.
+    Returns: the inputs of a comparison of the result with the base.
     """
     task, finished = TASKS[recipe.task], folders.finished() if resume else 0
     model, tokenizer, has_fresh_head = load_base(recipe)

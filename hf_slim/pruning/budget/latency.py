@@ -81,10 +81,10 @@ def _cut(model: nn.Module, path: str, group_set: GroupSet, config: PruningConfig
     ends = [0, *step_ends(group_set, config).tolist()]
     order = least_first(group_set, torch.zeros(group_set.count), []).tolist()
     inner = _within(group_set, path)
-    for gone in sorted({min(ends, key=lambda end: abs(end - (1 - share) * ends[-1])) for share in SHARES}):
+    for n_removed in sorted({min(ends, key=lambda end: abs(end - (1 - share) * ends[-1])) for share in SHARES}):
         block = _copy_of(model, path)
-        cut_out_(block, [inner], {inner.name: sorted(order[:gone])})
-        yield group_set.count - gone, block
+        cut_out_(block, [inner], {inner.name: sorted(order[:n_removed])})
+        yield group_set.count - n_removed, block
 
 
 def _curve(model: nn.Module, alike: list[GroupSet], times: dict[tuple[str, int], float]) -> dict[str, Any]:
@@ -194,9 +194,8 @@ def _random_like(value: Any, like: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     device = "cpu" if like.is_meta else like.device
-    if (
-        value.is_floating_point()
-    ):  # the random outputs of cut layers are similar, and all tokens would be routed to one expert
+    # new numbers, because the outputs of cut layers are so similar that all tokens would be routed to one expert
+    if value.is_floating_point():
         return torch.randn(value.shape, dtype=like.dtype, device=device)
     return value.detach().to(device)
 

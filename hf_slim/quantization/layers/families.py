@@ -169,7 +169,7 @@ class ConvolutionFamily(LayerFamily):
 class ExpertsFamily(LayerFamily):
     """Mixture-of-experts weights in stacked matrices `(experts, out, in)`.
 
-    Their activations stay in floating point, because the inner ones are not accessible from outside the module.
+    Their activations remain in floating point, because the inner ones are not accessible from outside the module.
     """
 
     def matches(self, module: nn.Module) -> bool:
