@@ -1,4 +1,4 @@
-"""One forward pass of a student: what the model is given, what is recorded, and the loss."""
+"""One forward pass of a student with its teachers: inputs, recorded activations, and the loss."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -85,7 +85,7 @@ class QuantizedLayer(DynamicLayer):
         return torch.cat((codes, state.scale.contiguous().view(torch.int8)), dim=-1)
 
     def _unpacked(self, packed: Tensor, like: Tensor) -> Tensor:
-        """All tokens, with the size and dtype of the newest ones; these differ between keys and values in some models."""
+        """All tokens, with size and dtype of the newest ones; these differ between keys and values in some models."""
         codes = unpack_codes(packed[..., :-SCALE_BYTES].contiguous(), self.grid.storage_bits, like.shape[-1])
         scale = packed[..., -SCALE_BYTES:].contiguous().view(torch.float32)
         return decoded(codes, self.grid, GridState(scale)).to(like.dtype)

@@ -42,7 +42,7 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """What a teacher must return in addition to its predictions.
+    """The outputs that a teacher must return in addition to its predictions.
 
     Attributes:
         autocast_dtype: Autocast precision of the run; None: the teacher's own dtype.
@@ -254,6 +254,6 @@ def _check_length(teacher: nn.Module, inputs: Mapping[str, Any]) -> None:
     ids = inputs.get("input_ids")
     if type(allowed) is int and isinstance(ids, Tensor) and ids.shape[-1] > allowed > 0:
         raise SlimError(
-            f"The teacher takes at most {allowed} tokens, and {ids.shape[-1]} arrived. Use shorter blocks, or a "
+            f"The teacher takes at most {allowed} tokens, got {ids.shape[-1]}. Use shorter blocks, or a "
             "teacher with as many positions as the student."
         )

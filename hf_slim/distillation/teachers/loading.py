@@ -36,7 +36,7 @@ def teachers_for(
     Args:
         student: The model in training.
         given: Frozen models; if there are any, the names in the config are not used.
-        config: Names the teachers and says how they are loaded.
+        config: Names of the teachers, and options for loading them.
         tokenizer: Tokenizer of the data; a stored teacher must have been made with the same.
     Raises: SlimError: if a teacher cannot be loaded, or its predictions do not fit the student.
     """
