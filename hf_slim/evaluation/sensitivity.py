@@ -139,7 +139,7 @@ def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
 
 
 def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], untouched: list[Tensor]) -> SchemeTrial:
-    """What `scheme` does in layer `name` alone, against the predictions of the untouched model."""
+    """The trial of `scheme` in layer `name` alone, compared with the predictions of the original model."""
     layer = model.get_submodule(name)
     with temporary_module(model, name, family_of(layer).fake_quantized(layer, scheme, Training())):
         now = [_predictions(model, ids) for ids in blocks]

@@ -1,5 +1,7 @@
 """The structure of a model as text: every layer with shape, grid and bytes, and the groups that can be pruned."""
 
+import logging
+
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ from hf_slim.pruning.structure.find import understand
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.transform import is_packed, quantized_layers
 
+logger = logging.getLogger(__name__)
+
 
 def inspect(spec: str, dtype: torch.dtype = torch.float32) -> str:
     """The structure of a saved model as text: `hf-slim inspect`.
@@ -22,7 +26,10 @@ def inspect(spec: str, dtype: torch.dtype = torch.float32) -> str:
         dtype: Dtype that the model would run in; the kernel of a layer depends on it.
     Raises: SlimLoadError: if `spec` is not a model that can be loaded.
     """
-    return describe_model(load_model(spec, dtype, class_of(spec)))
+    logger.info("Loading the model '%s'.", spec)
+    model = load_model(spec, dtype, class_of(spec))
+    logger.info("Finding the layers and the groups that can be pruned.")
+    return describe_model(model)
 
 
 def describe_model(model: nn.Module) -> str:

@@ -70,6 +70,7 @@ def save_student(
     else:
         logger.info("Loading the teacher '%s'.", spec)
         student = load_model(spec, dtype, model_class)
+        logger.info("Choosing the layers and groups that are kept.")
         batches = None if data is None else list(batches_of(student, tokenizer, data))
         removed = become_student_(student, structure, cuts, shape, batches)
     student.eval()

@@ -1,5 +1,6 @@
 """The plan of a recipe as text: `hf-slim train --dry-run`. Nothing is trained and nothing is written."""
 
+import logging
 from pathlib import Path
 
 from torch import nn
@@ -16,6 +17,7 @@ from hf_slim.student import student_skeleton
 from hf_slim.vocabulary.rows import trim_vocabulary_
 from hf_slim.workflows.shrink_vocabulary import choose_kept
 
+logger = logging.getLogger(__name__)
 FLOAT_BITS = 32
 
 
@@ -53,6 +55,7 @@ def describe_recipe(recipe: Recipe) -> str:
         choice = choose_kept(model, tokenizer, [stage.data for stage in recipe.runs], recipe.vocabulary.round_to)
         lines.append(f"vocabulary  {before:,} -> {len(trim_vocabulary_(model, choice.new_ids)):,} rows")
     for number, stage in enumerate(recipe.runs, 1):
+        logger.info("Planning stage %d of %d.", number, len(recipe.runs))
         lines += ["", f"stage {number} of {len(recipe.stages)}"] if recipe.stages else []
         if stage.student is not None:
             before = sum(parameter.numel() for parameter in model.parameters())

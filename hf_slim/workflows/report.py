@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import logging
 import os
 import platform
 from pathlib import Path
@@ -17,6 +18,8 @@ from hf_slim.evaluation.picture import draw
 from hf_slim.integration.loading import display_name
 from hf_slim.recipe import Recipe
 from hf_slim.version import __version__
+
+logger = logging.getLogger(__name__)
 
 
 def build_report(
@@ -101,6 +104,7 @@ def _processor() -> str:
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.json, report.md and report.png in `folder`, each moved into place when complete."""
+    logger.info("Writing the report to '%s'.", folder)
     write_atomically(folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     write_atomically(folder / "report.md", lambda path: path.write_text(as_markdown(report)))
     picture = folder / "report.png"
