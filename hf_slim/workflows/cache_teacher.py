@@ -78,23 +78,18 @@ def cache_teacher(
     partial = output.with_name(f"{output.name}.partial")  # on the same disk, so that it can be moved into place
     _check_output(output, partial, overwrite, resume)
     args = stage.training_arguments(str(output))
-    run_inputs = _prepare(recipe, args)
-    info = _info(run_inputs, stage, args, k)
-    _check_space(output, info, run_inputs)
+    inputs = _prepare(recipe, args)
+    info = _info(inputs, stage, args, k)
+    _check_space(output, info, inputs)
     if not resume:
         _on_first_rank(args, lambda: shutil.rmtree(partial, ignore_errors=True))
-    logger.info("Running the teacher over %d examples.", sum(len(batch) for batch in run_inputs.batches))
     with StoredTeacherWriter(partial, info, args.process_index, resume) as writer:
-        _store_predictions(run_inputs, writer, stage, args)
+        _store_predictions(inputs, writer, stage, args)
     _on_first_rank(args, lambda: _publish(partial, output, info))
     store = StoredTeacher.open(output)
-    store.check_data(run_inputs.rows)
-    minutes = (time.perf_counter() - started) / 60
-    return _report(run_inputs, store.manifest) | {
-        "output": str(output),
-        "processes": args.world_size,
-        "minutes": minutes,
-    }
+    store.check_data(inputs.rows)
+    report = _report(inputs, store.manifest) | {"output": str(output), "processes": args.world_size}
+    return report | {"minutes": (time.perf_counter() - started) / 60}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -198,10 +193,10 @@ def _prepare(recipe: Recipe, args: TrainingArguments) -> CachingInputs:
     return CachingInputs(freeze_(teacher), tokenizer, rows, batches, keys, lengths)
 
 
-def _info(run_inputs: CachingInputs, stage: Recipe, args: TrainingArguments, k: int) -> StoreInfo:
+def _info(inputs: CachingInputs, stage: Recipe, args: TrainingArguments, k: int) -> StoreInfo:
     """The metadata of the store; the teacher runs on the shortest example, to find the shape of its predictions."""
-    teacher_hash = model_hash(run_inputs.teacher)
-    logits = _run_teacher(run_inputs, run_inputs.batches[-1][-1:], stage, args)[1]
+    teacher_hash = model_hash(inputs.teacher)
+    logits = _run_teacher(inputs, inputs.batches[-1][-1:], stage, args)[1]
     autocast = precision_of_run(args.bf16, args.fp16)
     name = _settings(stage).teacher
     return StoreInfo(
@@ -209,16 +204,16 @@ def _info(run_inputs: CachingInputs, stage: Recipe, args: TrainingArguments, k: 
         n_classes=logits.shape[-1],
         per="token" if logits.dim() == 3 else "example",
         temperature=_settings(stage).temperature,
-        dtype=str(autocast or run_inputs.teacher.dtype).removeprefix("torch."),
-        tokenizer_hash=tokenizer_hash(run_inputs.tokenizer),
+        dtype=str(autocast or inputs.teacher.dtype).removeprefix("torch."),
+        tokenizer_hash=tokenizer_hash(inputs.tokenizer),
         teacher_hash=teacher_hash,
         teacher=stage.model if name == "self" else name,
     )
 
 
-def _check_space(output: Path, info: StoreInfo, run_inputs: CachingInputs) -> None:
-    indices = [index for batch in run_inputs.batches for index in batch]
-    answers = sum(run_inputs.lengths[index] for index in indices) if info.per == "token" else len(indices)
+def _check_space(output: Path, info: StoreInfo, inputs: CachingInputs) -> None:
+    indices = [index for batch in inputs.batches for index in batch]
+    answers = sum(inputs.lengths[index] for index in indices) if info.per == "token" else len(indices)
     needed = answers * info.k * (2 + info.id_dtype.itemsize)
     free = shutil.disk_usage(next(path for path in output.absolute().parents if path.exists())).free
     if needed > free:
@@ -229,35 +224,36 @@ def _check_space(output: Path, info: StoreInfo, run_inputs: CachingInputs) -> No
 
 
 def _store_predictions(
-    run_inputs: CachingInputs, writer: StoredTeacherWriter, stage: Recipe, args: TrainingArguments
+    inputs: CachingInputs, writer: StoredTeacherWriter, stage: Recipe, args: TrainingArguments
 ) -> None:
     """Stores this rank's share of the batches. A resumed run has the same batches, and so the same predictions."""
-    mine = run_inputs.batches[args.process_index :: args.world_size]
-    total = sum(run_inputs.lengths[index] for batch in mine for index in batch)
+    mine = inputs.batches[args.process_index :: args.world_size]
+    total = sum(inputs.lengths[index] for batch in mine for index in batch)
+    logger.info("Running the teacher over %d tokens.", total)
     with progress(None, "running the teacher", "token", total, _shows_progress(args), scaled=True) as bar:
         for batch in mine:
-            if not all(run_inputs.keys[index] in writer.keys for index in batch):
-                writer.add(*_run_teacher(run_inputs, batch, stage, args))
-            bar.update(sum(run_inputs.lengths[index] for index in batch))
+            if not all(inputs.keys[index] in writer.keys for index in batch):
+                writer.add(*_run_teacher(inputs, batch, stage, args))
+            bar.update(sum(inputs.lengths[index] for index in batch))
 
 
 @torch.inference_mode()
 def _run_teacher(
-    run_inputs: CachingInputs, batch: list[int], stage: Recipe, args: TrainingArguments
+    inputs: CachingInputs, batch: list[int], stage: Recipe, args: TrainingArguments
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """The inputs of a batch, and the teacher's logits."""
-    collate = TASKS[stage.task].collator(run_inputs.tokenizer)
-    inputs = {
-        name: values.to(args.device) for name, values in collate([run_inputs.rows[index] for index in batch]).items()
+    collate = TASKS[stage.task].collator(inputs.tokenizer)
+    model_inputs = {
+        name: values.to(args.device) for name, values in collate([inputs.rows[index] for index in batch]).items()
     }
     predictions = (
-        LiveTeacher(run_inputs.teacher)
-        .forward(inputs, TeacherRequest(precision_of_run(args.bf16, args.fp16)))
+        LiveTeacher(inputs.teacher)
+        .forward(model_inputs, TeacherRequest(precision_of_run(args.bf16, args.fp16)))
         .predictions
     )
     logits = predictions.at(torch.arange(len(predictions.states), device=args.device)).states
-    ids = inputs["input_ids"]
-    return inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
+    ids = model_inputs["input_ids"]
+    return model_inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
 
 
 def _shows_progress(args: TrainingArguments) -> bool:
@@ -272,11 +268,11 @@ def _on_first_rank(args: TrainingArguments, act: Callable[[], Any]) -> None:
     args.distributed_state.wait_for_everyone()
 
 
-def _report(run_inputs: CachingInputs, manifest: dict[str, Any]) -> dict[str, Any]:
+def _report(inputs: CachingInputs, manifest: dict[str, Any]) -> dict[str, Any]:
     size = sum(shard["size_bytes"] for shard in manifest["shards"])
     return {
-        "examples": sum(len(batch) for batch in run_inputs.batches),
-        "tokens": sum(run_inputs.lengths[index] for batch in run_inputs.batches for index in batch),
+        "examples": sum(len(batch) for batch in inputs.batches),
+        "tokens": sum(inputs.lengths[index] for batch in inputs.batches for index in batch),
         "bytes": size,
         "bytes_per_answer": size / manifest["n_answers"],
         **{name: manifest[name] for name in ("k", "n_classes", "per", "n_answers", "mass_held")},

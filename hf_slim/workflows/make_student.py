@@ -46,8 +46,7 @@ def save_student(
 ) -> dict[str, Any]:
     """Saves a student of a teacher, with the teacher's tokenizer, as an ordinary checkpoint: `hf-slim make-student`.
 
-    The saved student is loaded again before it is moved into place; its outputs must equal those of the student in
-    memory.
+    The saved student is loaded again, and compared with the student in memory, before it is moved into place.
 
     Args:
         spec: A Hub id, a folder, or `package:<module>/<file>`.
@@ -70,12 +69,10 @@ def save_student(
     else:
         logger.info("Loading the teacher '%s'.", spec)
         student = load_model(spec, dtype, model_class)
-        logger.info("Choosing the layers and groups that are kept.")
         batches = None if data is None else list(batches_of(student, tokenizer, data))
         removed = become_student_(student, structure, cuts, shape, batches)
-    student.eval()
     logger.info("Saving the student to '%s'.", output)
-    publish(student, tokenizer, output, lambda folder: _check_saved(folder, student))
+    publish(student.eval(), tokenizer, output, lambda folder: _check_saved(folder, student))
     stacks = (cut.group_set for cut in cuts if cut.group_set.stack)
     layers = {found.stack: [i for i in range(found.count) if i not in removed.get(found.name, ())] for found in stacks}
     return {"before": before, "after": sizes_of(student, dtype), "layers": layers}
