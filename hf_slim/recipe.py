@@ -54,8 +54,8 @@ class Recipe:
     """Removal of the tokens that the data never uses, before training. Absent: the vocabulary is kept."""
 
     student: StudentShape | None = None
-    """Shape of a smaller model that is cut out of `model` and trained instead of it; the teacher `self` is then
-    `model`. Absent: `model` itself is trained."""
+    """Shape of a smaller model that is cut out of `model` and trained instead of it; the teacher `self` is then the
+    model before the cut. Absent: `model` itself is trained."""
 
     training: dict[str, Any] = field(default_factory=dict)
     """Arguments of `transformers.TrainingArguments`, such as `max_steps` and `learning_rate`; all are allowed except
