@@ -1,7 +1,7 @@
 """Fine-tune with the Trainer you have, and get a small model: quantization, pruning and distillation as callbacks.
 
-Importing this package lets `from_pretrained` load compressed checkpoints. Everything else is imported when it is first
-used. What `hf-slim` does on the command line are functions here:
+After importing this package, `from_pretrained` can load compressed checkpoints. Everything else is imported when it is
+first used. The commands of `hf-slim` are functions of this package:
 
     train              run(recipe)                  train --dry-run    dry_run(recipe)
     inspect            inspect(model)               eval               evaluate(model, against)

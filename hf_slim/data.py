@@ -1,4 +1,4 @@
-"""Text for training and held-out evaluation, from anything `datasets` reads or from Python's own library."""
+"""Text for training and held-out evaluation, from any source of `datasets` or from Python's standard library."""
 
 import hashlib
 import logging
@@ -22,15 +22,15 @@ from hf_slim.progress import progress
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 NOT_PROSE = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 logger = logging.getLogger(__name__)
-HELD_OUT_PARTS = 10  # one document in ten is held out where a source has no split of its own
+HELD_OUT_PARTS = 10  # one document in ten is held out if a source has no held-out split
 
 
 @dataclass(frozen=True)
 class DataConfig(SlimConfig):
-    """Where the text comes from and how it is cut into examples."""
+    """The source of the text, and how it is split into examples."""
 
     source: str = "stdlib"
-    """Where the text comes from: `stdlib` (the source files of Python's standard library), a file (.parquet, .json,
+    """Source of the text: `stdlib` (the source files of Python's standard library), a file (.parquet, .json,
     .jsonl, .csv, .txt, .arrow), a folder, or a name that `datasets.load_dataset` takes. Environment variables, such as
     `$HF_SLIM_DATA`, are filled in."""
 
@@ -38,7 +38,7 @@ class DataConfig(SlimConfig):
     """Further arguments of `datasets.load_dataset`, such as `{name: wikitext-2-raw-v1}`. Empty: none."""
 
     text_column: str | list[str] = "text"
-    """Name of the column that holds the text; a list of two names where pairs of texts are classified."""
+    """Name of the column that holds the text; a list of two names if pairs of texts are classified."""
 
     label_column: str = "label"
     """Name of the column that holds the class of a text; used by the task `sequence-classification` only."""
@@ -51,8 +51,8 @@ class DataConfig(SlimConfig):
     hash."""
 
     block_size: int = 512
-    """Tokens in one training example, a whole number of at least 8. For a classifier it is the most that a text may
-    have; longer texts are truncated."""
+    """Tokens in one training example, a whole number of at least 8. For a classifier it is the maximum; longer texts
+    are truncated."""
 
     def __post_init__(self) -> None:
         columns = self.text_columns
@@ -66,15 +66,15 @@ class DataConfig(SlimConfig):
         return list(self.text_column) if isinstance(self.text_column, list | tuple) else [self.text_column]
 
 
-# what `load_texts` has read since `reading_once` was opened: source and splits -> data sets; None outside of it
+# cache of `load_texts` inside `reading_once`: source and splits -> data sets; None outside
 _read_already: ContextVar[dict[DataConfig, tuple[Dataset, Dataset]] | None] = ContextVar("read", default=None)
 
 
 @contextmanager
 def reading_once() -> Iterator[None]:
-    """While it is open, `load_texts` reads, splits and hashes every source once, and then returns the same data sets.
+    """Context in which `load_texts` reads, splits and hashes every source once, and then returns the same data sets.
 
-    A run opens it; what is opened within it shares its data sets. Also a decorator: `@reading_once()`.
+    Nested contexts share the data sets of the outermost one. Also a decorator: `@reading_once()`.
     """
     if _read_already.get() is not None:
         yield
@@ -90,14 +90,14 @@ def load_texts(config: DataConfig, columns: list[str] | None = None) -> tuple[Da
     """Training and held-out documents.
 
     Args:
-        columns: What must be there; the columns of text if not given.
+        columns: Columns that must exist; None: the columns of text.
     Raises: SlimDataError: if the source cannot be read or has no such column.
     """
     columns = columns or config.text_columns
     if config.source == "stdlib" and len(columns) > 1:
-        raise SlimDataError(f"'stdlib' is text and nothing else, and {columns} are needed. Set `data.source`.")
+        raise SlimDataError(f"'stdlib' has only text, and columns {columns} are needed. Set `data.source`.")
     read = _read_already.get()
-    # the same for all settings that read and split alike
+    # equal for all settings with the same source and splits
     key = replace(config, text_column=columns[0], label_column="", block_size=DataConfig.block_size)
     splits = read[key] if read is not None and key in read else _read(config, columns[0])
     if read is not None:
@@ -105,12 +105,12 @@ def load_texts(config: DataConfig, columns: list[str] | None = None) -> tuple[Da
     for split in splits:
         _check_columns(split, columns, config)
     if not len(splits[0]) or not len(splits[1]):
-        raise SlimDataError(f"'{config.source}' is empty or too small to hold anything out. Give more documents.")
+        raise SlimDataError(f"'{config.source}' is empty or too small for a held-out split. Give more documents.")
     return splits
 
 
 def _read(config: DataConfig, name_column: str) -> tuple[Dataset, Dataset]:
-    """Training and held-out documents; where the source has no held-out split, chosen by what is in a column."""
+    """Training and held-out documents; without a held-out split they are chosen by a hash of column `name_column`."""
     logger.info("Reading the data '%s'.", config.source)
     if config.source == "stdlib":
         sources = _stdlib_sources()
@@ -126,9 +126,9 @@ def _read(config: DataConfig, name_column: str) -> tuple[Dataset, Dataset]:
 def text_blocks(
     texts: Dataset, tokenizer: PreTrainedTokenizerBase, config: DataConfig, n_blocks: int, seed: int, title: str
 ) -> Dataset:
-    """Up to `n_blocks` examples of `block_size` tokens: shuffled documents, joined by the end-of-text token and cut.
+    """Up to `n_blocks` examples of `block_size` tokens: shuffled documents, joined by the end-of-text token and split.
 
-    Returns: a dataset with `input_ids` and equal `labels`; stops reading once it has enough.
+    Returns: a dataset with `input_ids` and equal `labels`; reads only as many documents as it needs.
     Raises: SlimDataError: if the text is shorter than one block.
     """
     size, buffer, blocks = config.block_size, [], []
@@ -151,7 +151,7 @@ def text_blocks(
 
 
 def _stdlib_sources() -> dict[str, str]:
-    """Python's own modules: a first line that names the module -> its source, which begins with that line."""
+    """The modules of Python's standard library: first line with the path of the module -> source with this line."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(p for p in root.rglob("*.py") if not NOT_PROSE & set(p.relative_to(root).parts))
     if not files:
@@ -161,10 +161,10 @@ def _stdlib_sources() -> dict[str, str]:
 
 
 def _split(rows: Dataset, names: Iterable[str | None]) -> tuple[Dataset, Dataset]:
-    """One document in ten held out, chosen by a hash of its name: the same ones everywhere.
+    """Holds out one document in ten, chosen by a hash of its name, so that the choice is the same everywhere.
 
     Args:
-        names: One for each row; a column of the data set is read as it is iterated over, never as a whole.
+        names: One for each row; may be a column of the data set, which is read in parts while it is iterated over.
     """
     buckets = [int(hashlib.sha256((name or "").encode()).hexdigest(), 16) % HELD_OUT_PARTS for name in names]
     kept = [index for index, bucket in enumerate(buckets) if bucket]
@@ -183,7 +183,7 @@ def _check_columns(rows: Dataset, columns: list[str], config: DataConfig) -> Non
 
 
 def _expanded(source: str) -> str:
-    """The source with environment variables filled in."""
+    """The source with environment variables replaced by their values."""
     path = os.path.expandvars(source)
     if unset := re.search(r"\$\{?(\w+)", path):
         raise SlimDataError(
@@ -199,13 +199,13 @@ def _load(config: DataConfig) -> DatasetDict:
     arguments = dict(config.load)
     if path.is_file():
         if path.suffix not in BUILDERS:
-            raise SlimDataError(f"'{path}' is of a kind that is not known. Use one of {', '.join(BUILDERS)}.")
+            raise SlimDataError(f"'{path}' has an unknown file type. Use one of {', '.join(BUILDERS)}.")
         name, arguments["data_files"] = BUILDERS[path.suffix], str(path)
     elif not path.exists() and (path.suffix in BUILDERS or path.is_absolute()):
         raise SlimDataError(f"The data file '{path}' does not exist. Check `data.source`.")
     try:
         loaded = load_dataset(name, **arguments)
-    except Exception as error:  # datasets raises many kinds, all of them about the source
+    except Exception as error:  # datasets raises many types of errors, all about the source
         raise SlimDataError(
             f"'{config.source}' could not be read as a dataset: {error} Give 'stdlib', a file, a folder, or a name "
             "that `datasets.load_dataset` takes."

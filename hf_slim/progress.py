@@ -17,14 +17,14 @@ def progress(
     shown: bool = True,
     scaled: bool = False,
 ) -> tqdm:
-    """A progress bar on stderr around `iterable`, or one that the caller moves with `update`.
+    """A progress bar on stderr around `iterable`, or a bar that the caller updates.
 
     Args:
-        iterable: What to iterate over; None for a bar that is moved by hand, in a `with` block.
-        description: What is being done, in a few words: "reading text".
-        unit: What is counted, in the singular: "block".
-        total: How many there are, where `iterable` has no length.
-        shown: False hides this one bar, as on all ranks but the first.
+        iterable: The items to iterate over; None for a bar that is used in a `with` block and updated with `update`.
+        description: The task in a few words: "reading text".
+        unit: Name of an item in the singular: "block".
+        total: Number of items, if `iterable` has no length.
+        shown: False hides this bar, for example on all ranks except the first.
         scaled: Whether counts are shortened: 1.2M for 1,200,000.
     """
     is_hidden = not (shown and progress_is_shown())

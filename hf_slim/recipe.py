@@ -1,4 +1,4 @@
-"""Recipes: one strict YAML file that says everything about a run."""
+"""Recipes: one YAML file that describes a whole run; unknown keys are errors."""
 
 import re
 from collections.abc import Callable
@@ -45,32 +45,32 @@ class Recipe:
     """Folder that the compressed model and the report are written to."""
 
     task: str = field(default="causal-lm", metadata={"choices": TASKS})
-    """What the model is trained for: a registered task."""
+    """Task that the model is trained for: a registered task."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    """Where the text comes from and how it is cut into examples."""
+    """The source of the text, and how it is split into examples."""
 
     vocabulary: VocabularyConfig | None = None
     """Removal of the tokens that the data never uses, before training. Absent: the vocabulary is kept."""
 
     student: StudentShape | None = None
-    """Shape of a smaller model that is cut from `model` and trained instead of it; the teacher `self` is the whole
-    model. Absent: `model` itself is trained."""
+    """Shape of a smaller model that is cut out of `model` and trained instead of it; the teacher `self` is then the
+    model before the cut. Absent: `model` itself is trained."""
 
     training: dict[str, Any] = field(default_factory=dict)
     """Arguments of `transformers.TrainingArguments`, such as `max_steps` and `learning_rate`; all are allowed except
     `output_dir`. Defaults are those of transformers, except `save_strategy: no` and `disable_tqdm: false`."""
 
     techniques: dict[str, SlimConfig] = field(default_factory=dict)
-    """The techniques in use: name -> config, in the order of the table. In a file each is a section of its own."""
+    """The techniques in use: name -> config, in the order of the table. In a file each is a separate section."""
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How much is measured when the result is compared with the base."""
 
     stages: tuple["Recipe", ...] = ()
-    """Runs that follow each other, each on the model that the one before produced. A stage is a mapping of what
-    differs from the recipe: single settings of `data` and `training`, and whole sections `student`, `distillation`,
-    `pruning` and `quantization` (`null` switches one off). Empty: the recipe is a single run."""
+    """Several runs in order, each with the model that the one before produced. A stage is a mapping with the
+    differences from the recipe: single settings of `data` and `training`, and whole sections `student`,
+    `distillation`, `pruning` and `quantization` (`null` switches one off). Empty: the recipe is a single run."""
 
     @classmethod
     def of(cls, recipe: "Recipe | str | Path") -> "Recipe":
@@ -83,11 +83,11 @@ class Recipe:
         return self.stages or (self,)
 
     def section(self, name: str) -> SlimConfig | None:
-        """The settings of one section, such as "data" or "pruning"; None where it is not in use."""
+        """The settings of one section, such as "data" or "pruning"; None if it is not used."""
         return self.techniques.get(name) if name in TECHNIQUE_CONFIGS else vars(self)[name]
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain data, what is not in use left out; of a stage, what differs from the recipe."""
+        """The recipe as plain data, without sections that are not used; of a stage, only the differences."""
         plain = {"model": self.model, "output": self.output, "task": self.task, "training": dict(self.training)}
         sections = {name: self.section(name) for name in SECTIONS}
         plain |= {name: config.to_dict() for name, config in sections.items() if config is not None}
@@ -96,7 +96,7 @@ class Recipe:
         return plain | ({"stages": changes} if changes else {})
 
     def training_arguments(self, output_dir: str) -> TrainingArguments:
-        """The Trainer's arguments. Raises SlimConfigError where the Trainer refuses a value."""
+        """The Trainer's arguments. Raises SlimConfigError for a value that the Trainer does not accept."""
         without_bars = {} if progress_is_shown() else {"disable_tqdm": True}
         try:
             return TrainingArguments(output_dir=output_dir, **(TRAINING_DEFAULTS | self.training | without_bars))
@@ -109,11 +109,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
     Args:
         overrides: `section.key=value` pairs that replace or add values; the value is read as YAML.
-    Raises: SlimConfigError: naming file and line, for anything that is unknown, misspelt, missing or out of range.
+    Raises: SlimConfigError: with file and line, for a key or value that is unknown, missing or out of range.
     """
     path = Path(path)
     if not path.is_file():
-        raise SlimConfigError(f"The recipe '{path}' does not exist. Recipes of this project lie in recipes/.")
+        raise SlimConfigError(f"The recipe '{path}' does not exist. The recipes of this project are in recipes/.")
     try:
         node = yaml.compose(path.read_text("utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -126,7 +126,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1.1 takes `1e-4` for text, and the `no` of `save_strategy: no` for false."""
+    """YAML with two changes: `1e-4` is a number, which YAML 1.1 reads as text; and `no` is text, not false."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012  PyYAML's own table, less its reading of booleans
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
@@ -143,14 +143,14 @@ _Loader.add_implicit_resolver(
 
 
 def _plain(node: yaml.Node, path: tuple[str, ...], lines: Lines, file: str) -> Any:
-    """The node as Python data; notes the line of every key and refuses a key that stands twice."""
+    """The node as Python data; stores the line of every key, and raises SlimConfigError for a duplicate key."""
     if isinstance(node, yaml.MappingNode):
         values = {}
         for key_node, value_node in node.value:
             key = str(key_node.value)
             line = key_node.start_mark.line + 1
             if key in values:
-                raise SlimConfigError(f"{file}, line {line}: '{key}' stands twice. Keep one of them.")
+                raise SlimConfigError(f"{file}, line {line}: '{key}' occurs twice. Keep one of them.")
             lines[(*path, key)] = line
             is_bare = isinstance(value_node, yaml.ScalarNode) and value_node.value == ""
             # `pruning:` alone means its defaults; `pruning: null` means none
@@ -205,7 +205,7 @@ def _build(values: Any, lines: Lines, file: str) -> Recipe:
 
 
 def _stages(values: dict[str, Any], lines: Lines, file: str) -> tuple[Recipe, ...]:
-    """The recipe of every stage: the top level with what the stage changes."""
+    """The recipe of every stage: the top level with the changes of the stage."""
     stages = values.get("stages")
     if stages is None:
         return ()
@@ -232,7 +232,7 @@ def _stages(values: dict[str, Any], lines: Lines, file: str) -> tuple[Recipe, ..
 
 
 def _located(build: Callable[[], Any], section: str, lines: Lines, file: str) -> Any:
-    """What `build` returns; what it raises gets the line of the section that it is about."""
+    """The result of `build`; a SlimError that it raises gets the line of the section."""
     try:
         return build()
     except SlimError as error:

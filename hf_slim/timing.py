@@ -18,7 +18,7 @@ def interleaved_ms(
     """Wall-clock milliseconds of each call, `repeats` per candidate, taken in turn after one warm-up each.
 
     Args:
-        title: Of a progress bar over the rounds; None: no bar.
+        title: Title of a progress bar over the rounds; None: no bar.
     """
     samples: dict[Name, list[float]] = {name: [] for name in candidates}
     rounds = range(-WARM_UPS, repeats)

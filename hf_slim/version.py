@@ -1,3 +1,3 @@
-"""The version of hf_slim, in the one place that everything reads; folders have a format number of their own."""
+"""The version of hf_slim. All code reads it from here. The folder format has a separate number."""
 
 __version__ = "0.3.0.dev0"

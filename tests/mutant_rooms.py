@@ -116,10 +116,9 @@ _NO_CORRECTION = "the group ends within the block, or nothing has been rounded i
 _REFINES = "a constant of the search: a little more or less only refines what it finds"
 _BLOCK_BORDER = "if column + group_size > end and column > start:"
 _ONE_BOOK = "with one codebook nothing is added"
-_HERE = "here = places + block * entries if books {} 1 else places"
-_PLACES = (
-    "places = table.index_select(0, (cells + block * (CELLS + 1) if books {} 1 else cells).view(-1)).view(cells.shape)"
-)
+_HERE = "here = indices + block * entries if books {} 1 else indices"
+_CELLS_OF_BOOKS = "(cells + block * (CELLS + 1) if books {} 1 else cells)"
+_INDICES = f"indices = table.index_select(0, {_CELLS_OF_BOOKS}.view(-1)).view(cells.shape)"
 _MOST = "most_in_a_cell = int((edges.unsqueeze(-1) == edges.unsqueeze(-2)).sum(-1).max()) if entries > 1 else 0"
 _CELLS = "return values.clamp(-1, 1).nan_to_num_(0).add_(1).mul_(CELLS / 2).int()"
 # (path, before, after; None: any change of this line, why)
@@ -131,8 +130,8 @@ EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
     ("pruning/importance/criteria.py", "PIECE = 2 ** 19", None, _SPEED),
     ("pruning/importance/criteria.py", "seed: int = 0", None, "only a criterion that is given a seed looks at it"),
     (
-        "pruning/importance/criteria.py", "rows = max(1, PIECE * len(lying[0]) // max(1, first.numel()))",
-        "rows = max(1, PIECE * len(lying[0]) // max(2, first.numel()))", "one number is one piece",
+        "pruning/importance/criteria.py", "rows = max(1, PIECE * len(permuted[0]) // max(1, first.numel()))",
+        "rows = max(1, PIECE * len(permuted[0]) // max(2, first.numel()))", "one number is one piece",
     ),
     (
         "pruning/importance/criteria.py", "target = total if order.index(0) < order.index(1) else total.t()",
@@ -156,7 +155,7 @@ EQUIVALENT: tuple[tuple[str, str, str | None, str], ...] = (
     ),
     ("quantization/grids/kinds.py", "if books > 1:", "if books >= 1:", _ONE_BOOK),
     ("quantization/grids/kinds.py", _HERE.format(">"), _HERE.format(">="), _ONE_BOOK),
-    ("quantization/grids/kinds.py", _PLACES.format(">"), _PLACES.format(">="), _ONE_BOOK),
+    ("quantization/grids/kinds.py", _INDICES.format(">"), _INDICES.format(">="), _ONE_BOOK),
     (
         "quantization/grids/kinds.py", "if torch.compiler.is_compiling():", "if not torch.compiler.is_compiling():",
         "both ways give the same",

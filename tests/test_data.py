@@ -92,7 +92,7 @@ def test_columns_stay_together_when_some_documents_are_held_out(tmp_path):
         assert list(split["text"]) == [f"text {i}" for i in split["label"]]
     with pytest.raises(SlimDataError, match=r"no column 'kind'.*`data\.label_column`"):
         load_texts(DataConfig(source=str(path), label_column="kind"), ["text", "kind"])
-    with pytest.raises(SlimDataError, match="'stdlib' is text and nothing else"):
+    with pytest.raises(SlimDataError, match="'stdlib' has only text"):
         load_texts(DataConfig(), ["text", "label"])
 
 

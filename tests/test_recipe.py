@@ -47,7 +47,7 @@ def test_a_recipe_says_what_is_in_use_and_the_rest_has_defaults(tmp_path):
         ("distillation: {alpha: 50}", r"line 11, in `distillation`.*\[0, 1\].*write 0\.5"),
         ("distillation: {temprature: 2}", r"line 11.*'temperature'"),
         ("distillation: yes", r"must be a mapping"),
-        ("pruning: {}", r"line 11: 'pruning' stands twice"),
+        ("pruning: {}", r"line 11: 'pruning' occurs twice"),
         ("evaluation: {repeats: many}", r"whole number of at least 1, got 'many'"),
     ],
 )

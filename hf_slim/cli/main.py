@@ -27,9 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: Those after the name of the program; None: of this process.
-    Returns: 0 if all is well; 2, with one paragraph on stderr, where the user has something to mend; 130 if
-        interrupted; 1 for an unexpected error.
+        arguments: Command-line arguments without the name of the program; None: those of this process.
+    Returns: 0 on success; 2, with one paragraph on stderr, for an error that the user can fix; 130 if interrupted;
+        1 for an unexpected error.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -70,7 +70,7 @@ def _explain(error: Exception, with_traceback: bool) -> int:
 
 
 def _written_traceback(error: Exception) -> str:
-    """A file with the traceback: a long run may have led to it, and is not repeated for it."""
+    """A file with the traceback, so that a long run need not be repeated to see it."""
     with tempfile.NamedTemporaryFile("w", prefix="hf-slim-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
     return file.name
@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "Fine-tune a Transformers model and get a small one."
     parser = argparse.ArgumentParser(prog="hf-slim", description=text, parents=[_for_every_verb(False)], **style)
     commands = parser.add_subparsers(title="commands")
-    # suppressed, so that a verb does not reset what stands before it
+    # SUPPRESS: the defaults of a verb do not override options that are given before it
     style["parents"] = [_for_every_verb(argparse.SUPPRESS)]
     for verb in VERBS:
         verb.add(commands, style)
@@ -89,12 +89,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _for_every_verb(default: Any) -> argparse.ArgumentParser:
-    """Options that may stand before the verb or after it."""
+    """Options that are allowed before and after the verb."""
     parser = argparse.ArgumentParser(add_help=False)
     for name, text in (
         ("--quiet", "show no progress bars, only warnings and the result"),
-        ("--verbose", "also say where a long step starts"),
-        ("--traceback", "show where in the code an error came from"),
+        ("--verbose", "also print a line when a long step starts"),
+        ("--traceback", "print the traceback of an error"),
     ):
         parser.add_argument(name, action="store_true", default=default, help=text)
     parser.add_argument("--version", action="version", version=f"hf-slim {__version__}")

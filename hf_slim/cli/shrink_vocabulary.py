@@ -20,14 +20,18 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     parser.add_argument("--data", default="stdlib", help="'stdlib', a file, a folder, or a name load_dataset takes")
     parser.add_argument("--text-column", default="text", help="the column that holds the text (default: text)")
     parser.add_argument("--output", type=Path, required=True, help="folder for the smaller model and tokenizer")
-    parser.add_argument("--round-to", type=int, default=64, help="rows become a multiple of this (default: 64)")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the written weights")
+    parser.add_argument(
+        "--round-to", type=int, default=64, help="rows are rounded up to a multiple of this (default: 64)"
+    )
+    parser.add_argument(
+        "--dtype", default="float32", choices=["float32", "bfloat16"], help="dtype of the saved weights"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Prints sizes before and after, and what was checked."""
+    """Prints sizes before and after, and the results of the checks."""
     import torch
 
     from hf_slim.data import DataConfig

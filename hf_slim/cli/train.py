@@ -7,8 +7,8 @@ HELP = """\
 Runs a recipe: fine-tunes the model with the techniques it names, saves the small model, loads it back in a fresh
 process and measures it against the base. Writes report.json, report.md and report.png into the model's folder.
 
-  hf-slim train recipes/quickstart.yaml --dry-run                     what would happen, touching nothing
-  hf-slim train recipes/quickstart.yaml --set training.max_steps=20   the same with other values
+  hf-slim train recipes/quickstart.yaml --dry-run                     print the plan, change nothing
+  hf-slim train recipes/quickstart.yaml --set training.max_steps=20   replace values of the recipe
 """
 
 
@@ -19,7 +19,7 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the recipe"
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, touch nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check everything and print the plan; change nothing")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in the output folder")
     parser.add_argument("--resume", action="store_true", help="continue from the last complete checkpoint")
     parser.set_defaults(run=run)

@@ -1,1 +1,1 @@
-"""What every technique shares. Stdlib and torch only."""
+"""Code that all techniques share. Needs only the standard library and torch."""

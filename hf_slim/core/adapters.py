@@ -1,4 +1,4 @@
-"""Adapters around layers, such as LoRA's: which modules belong to the model, and which to its adapters."""
+"""Finds adapters such as LoRA's: which modules belong to the model, and which to its adapters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import nn
 
-BASE = "base_layer"  # where PEFT keeps the layer that an adapter wraps
+from hf_slim.core.host import method_or_none
+
+BASE = "base_layer"  # PEFT's attribute for the layer that an adapter wraps
 
 
 def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -15,7 +17,7 @@ def adapter_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def adapter_parts(model: nn.Module) -> set[str]:
-    """Names of the modules that belong to an adapter and not to the model: everything around a base layer."""
+    """Names of the modules that belong to an adapter and not to the model: all parts of an adapter but its base."""
     parts: set[str] = set()
     for name, adapter in adapter_layers(model).items():
         base = {f"{name}.{inner}".rstrip(".") for inner in (BASE, *_prefixed(adapter))}
@@ -24,22 +26,22 @@ def adapter_parts(model: nn.Module) -> set[str]:
 
 
 def without_adapters(path: str) -> str:
-    """The path that a module or tensor has once adapters are merged."""
+    """The path of a module or tensor after adapters are merged."""
     return ".".join(part for part in path.split(".") if part != BASE)
 
 
 @contextmanager
 def adapters_disabled(module: nn.Module) -> Iterator[None]:
-    """A PEFT model, or one adapted layer, without its adapters; afterwards as it was, also after an exception.
+    """Context in which a PEFT model, or one adapted layer, runs without its adapters; restored on exit.
 
-    PEFT makes every adapter trainable when it enables them again; parameters that were frozen stay frozen here.
+    PEFT makes every adapter trainable when it enables them again; here frozen parameters remain frozen.
 
     Args:
         module: A `PeftModel`, or one of the modules that `adapter_layers` finds.
     """
     trainable = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     try:
-        disable = getattr(module, "disable_adapter", None)  # a method of PEFT's models, not of its layers
+        disable = method_or_none(module, "disable_adapter")  # a method of PEFT's models, not of its layers
         with disable() if disable is not None else _layer_disabled(module):
             yield
     finally:

@@ -16,21 +16,21 @@ Config = TypeVar("Config", bound="SlimConfig")
 
 @dataclass(frozen=True)
 class SlimConfig:
-    """A technique's settings. Subclasses add fields and check their ranges in `__post_init__`.
+    """Base of all settings classes. Subclasses add fields and check their ranges in `__post_init__`.
 
-    Under every field stands its docstring: what it means, which values are allowed, what its default does. Where the
-    allowed values are names, `field(metadata={"choices": names})` holds them, and `{"keys": names}` the keys of a
-    mapping; both may be registries, which are read when the reference is made.
+    Every field has a docstring below it: its meaning, its allowed values, and the effect of its default. If the
+    allowed values are names, they are in `field(metadata={"choices": names})`, and the keys of a mapping in `{"keys":
+    names}`; both may be registries, which are read when the reference is made.
     """
 
     def __new__(cls, *values: Any, **settings: Any) -> Self:
-        """Refuses unknown settings before `__init__`, whose TypeError would not name the nearest valid one."""
+        """Checks the names of settings before `__init__`, whose TypeError would not name the nearest valid one."""
         cls._check_names(settings)
         return super().__new__(cls)
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        # otherwise `dataclass` adds one, which fails for lists and dictionaries
+        # otherwise `dataclass` adds a hash that fails for lists and dictionaries
         cls.__hash__ = SlimConfig.__hash__  # type: ignore[method-assign]
 
     def __hash__(self) -> int:
@@ -58,7 +58,7 @@ class SlimConfig:
 
     @classmethod
     def of(cls: type[Config], config: "Config | dict[str, Any]") -> Config:
-        """`config` itself, or built from a dictionary: what every callback accepts."""
+        """The given config, or a config built from a dictionary."""
         return config if isinstance(config, cls) else cls.from_dict(cast("dict[str, Any]", config))
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,11 +69,10 @@ class SlimConfig:
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring of every field of a dataclass, by name, in the order of its fields; one paragraph each.
 
-    A field's docstring is the string literal under it, which editors show. Python does not keep it, so it is read from
+    A field's docstring is the string literal below it, which editors show. Python does not keep it, so it is read from
     the source. Inherited fields are included; a subclass that declares a field again may document it again.
 
-    Returns: name -> text. Fields without a docstring are left out, and so are all fields of a class without source,
-        such as one typed into an interpreter.
+    Returns: name -> text, without fields that have no docstring; empty for a class whose source cannot be read.
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -99,7 +98,7 @@ def _docs_in_source(cls: type) -> dict[str, str]:
 
 
 def _hashable(value: Any) -> Hashable:
-    """The same for equal values; lists and dictionaries included."""
+    """A hashable form that is equal for equal values, also for lists and dictionaries."""
     if isinstance(value, dict):
         return frozenset((key, _hashable(inner)) for key, inner in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, (list, tuple)) else value
@@ -119,7 +118,7 @@ def require_whole(name: str, value: Any, least: int = 1, hint: str = "") -> None
 
     Args:
         hint: A sentence that ends the message, such as what to set instead.
-    Raises: SlimConfigError: if it is anything else; `True` is not a number here.
+    Raises: SlimConfigError: if it is not; booleans are not accepted as numbers.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SlimConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}. {hint}".rstrip())

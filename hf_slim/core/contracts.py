@@ -1,7 +1,7 @@
-"""What the techniques promise each other, as types: they never import one another.
+"""Interfaces between the techniques, which never import each other.
 
-Quantization builds the layers, pruning cuts them, distillation copies the model they are in, and integration writes
-them down. Everything that one of them may read or call on another's layers or hooks is declared here.
+Quantization creates the layers, pruning removes parts of them, distillation copies the model that has them, and
+integration saves them. All attributes and methods that they use of each other's layers and hooks are declared here.
 """
 
 from abc import abstractmethod
@@ -13,11 +13,11 @@ _KEPT_COLUMNS = "kept_columns"
 
 
 class PreparedLayer:
-    """Base of a layer in its training-time form: float masters, forward on a grid.
+    """Base of a layer in its training-time form: float parameters, rounded in the forward pass.
 
     Attributes:
-        scheme: The grids that it is trained on.
-        columns: Weight name -> number of columns of its matrix, what a product sums over.
+        scheme: The grids of weights and activations.
+        columns: Weight name -> number of columns of its matrix; a matrix product sums over the columns.
     """
 
     scheme: Any
@@ -32,23 +32,23 @@ class PreparedLayer:
         """Every weight on a grid by name, as float `(rows, columns)`."""
 
     def keep_rows_(self, name: str, kept: Tensor) -> None:
-        """Called after rows were cut out of weight `name`: drops what the layer stores about the others.
+        """Called after rows of weight `name` were removed: deletes the state of the removed rows.
 
         Args:
-            kept: Indices of the rows that are left.
+            kept: Indices of the rows that are kept.
         """
 
     def keep_columns_(self, name: str, count: int) -> None:
-        """Called after columns were cut out of weight `name`, of which `count` are left."""
+        """Called after columns of weight `name` were removed; `count` columns are kept."""
         self.columns = self.columns | {name: count}
 
 
 class PackedLayer:
-    """Base of a layer in its final form: integer codes in place of float weights.
+    """Base of a layer in its final form: integer codes instead of float weights.
 
     Attributes:
         scheme: The grids of weights and activations.
-        columns: Weight name -> number of columns of its matrix; of linear layers and embeddings absent.
+        columns: Weight name -> number of columns of its matrix; linear layers and embeddings do not have it.
     """
 
     scheme: Any
@@ -59,19 +59,19 @@ class PackedLayer:
         """The shape that weight `name` has in floating point."""
 
     def mark_filled_(self) -> None:
-        """Called once the layer holds values; until then its weights must have the shapes that the file has."""
+        """Called once the layer holds values; until then its weights must have the shapes of the file."""
 
     @abstractmethod
     def kernel(self, input: Tensor) -> str:
-        """How `forward` computes for this input: the name of a kernel, or "dequantize"."""
+        """The name of the kernel that `forward` uses for this input; "dequantize" is the float copy."""
 
 
 class PreparedHook:
-    """Base of an object whose methods are forward hooks while a model is prepared; a plain copy does not have them."""
+    """Base of an object whose methods are forward hooks of a prepared model; `plain_copy` removes them."""
 
 
 def set_kept_columns_(layer: nn.Module, kept: dict[str, Tensor] | None) -> None:
-    """Notes which columns of a layer's weights pruning will keep, for the grids that group columns.
+    """Sets the columns of a layer's weights that pruning will keep, for grids that group columns.
 
     Args:
         kept: Weight name -> indices of the columns that are kept; None or a missing name: all.
@@ -84,6 +84,6 @@ def kept_columns(layer: nn.Module, name: str) -> Tensor | None:
     return (layer.__dict__.get(_KEPT_COLUMNS) or {}).get(name)
 
 
-def hand_on_kept_columns_(layer: nn.Module, other: nn.Module) -> None:
-    """Lets `other`, which replaces `layer`, keep the same columns."""
+def copy_kept_columns_(layer: nn.Module, other: nn.Module) -> None:
+    """Copies the kept columns of `layer` to `other`, which replaces it."""
     other.__dict__[_KEPT_COLUMNS] = layer.__dict__.get(_KEPT_COLUMNS)

@@ -1,6 +1,6 @@
 """Multiply-adds of a forward pass: one counter for reports and for pruning budgets.
 
-One multiply-add is one multiplication and the addition of its product to a sum: half of what profilers call two FLOPs.
+One multiply-add is a multiplication and the addition of the product to a sum. Profilers count it as two FLOPs.
 Additions of biases, norms, activation functions and embedding lookups are not counted.
 """
 
@@ -16,15 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
 from hf_slim.core.contracts import PackedLayer
+from hf_slim.core.host import config_of
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
-# how routers, the blocks around them and their configs call the number of experts that one token visits
-VISITED = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk")
-# matrix products of torch -> place of the left factor among the arguments; the right one follows
+# names of the number of experts per token in routers, in the blocks around them and in their configs
+EXPERTS_PER_TOKEN = ("top_k", "num_experts_per_tok", "top_k_experts", "moe_top_k", "moe_topk")
+# matrix products of torch -> index of the left factor among the arguments; the right factor is the next one
 PRODUCTS = {torch.ops.aten.mm: 0, torch.ops.aten.bmm: 0, torch.ops.aten.addmm: 1, torch.ops.aten.baddbmm: 1}
-# how torch's fused attention operators start, such as _scaled_dot_product_flash_attention_for_cpu(query, key, value)
+# prefix of torch's fused attention operators, such as _scaled_dot_product_flash_attention_for_cpu(query, key, value)
 FUSED_ATTENTION = "_scaled_dot_product_"
 
 
@@ -33,10 +34,10 @@ class MultiplyAdds:
     """Multiply-adds of one forward pass.
 
     Attributes:
-        weights: Path of a weight -> multiply-adds of activations with it; its sum is the cost that does not depend on
-            the length of a text. A weight that a forward pass does not use is not in it.
-        attention: Of activations with activations: queries with keys, and attention probabilities with values. Every
-            query counts with every key of the example, whether or not a mask hides the key.
+        weights: Path of a weight -> multiply-adds of activations with it. Their sum per token does not depend on the
+            length of a text. A weight that the forward pass does not use is missing.
+        attention: Multiply-adds of activations with activations: queries with keys, and attention probabilities with
+            values. Every query is counted with every key of the example, also if a mask hides the key.
     """
 
     weights: dict[str, int]
@@ -45,21 +46,21 @@ class MultiplyAdds:
 
 @torch.no_grad()
 def count_multiply_adds(model: nn.Module, run: Callable[[], object], per_token: bool) -> MultiplyAdds:
-    """What one forward pass of `model` multiplies and adds.
+    """Counts the multiply-adds of one forward pass of `model`.
 
-    Layers are counted by their sizes, so packed and fake-quantized layers count as their float forms do, and a layer
-    under an adapter counts in addition to the layers of the adapter. Of fused experts (weights of three dimensions),
-    only as many count as a token visits. A layer that the pass runs several times counts several times, and a layer
-    that it does not run, such as an expert in a `ModuleList` that is not chosen, does not count. Recurrent layers of
-    torch (`nn.LSTM`) and attention kernels from other libraries are not seen.
+    Layers are counted by their sizes, so packed and fake-quantized layers count as their float forms, and a layer with
+    an adapter counts in addition to the layers of the adapter. Of fused experts (weights with three dimensions), only
+    the number of experts per token is counted. A layer that runs several times is counted several times. A layer that
+    does not run, such as an expert in a `ModuleList` that is not chosen, is not counted. Recurrent layers of torch
+    (`nn.LSTM`) and attention kernels of other libraries are not counted.
 
     Args:
-        model: On any device; also without values, if `run` can do without them.
+        model: On any device; also on the meta device, if `run` works without values.
         run: Runs one forward pass of `model` on one example, for example `lambda: model(**inputs)`.
-        per_token: True: every run of a layer counts as one position, which gives multiply-adds per token whatever the
-            length of the example; a layer that runs once per text, such as a pooler, counts once. Of an encoder and a
-            decoder it is one token for each. `attention` is always that of the whole example. False: every position
-            counts, which gives multiply-adds per example; for pictures and sounds.
+        per_token: True: every run of a layer counts as one position, which gives multiply-adds per token for any
+            length of the example. A layer that runs once per text, such as a pooler, counts once. For an encoder and a
+            decoder it is one token of each. `attention` is always for the whole example. False: all positions are
+            counted, which gives multiply-adds per example; for pictures and sounds.
     """
     products = _Products(model, per_token)
     handles = [handle for name, module in model.named_modules() for handle in products.watch(model, name, module)]
@@ -73,15 +74,15 @@ def count_multiply_adds(model: nn.Module, run: Callable[[], object], per_token: 
 
 
 def reads_tokens(inputs: Mapping[str, Any]) -> bool:
-    """Whether an example is text alone: all of its tensors hold whole numbers."""
+    """Whether an example is only text: all its tensors are integer tensors."""
     return not any(isinstance(value, Tensor) and value.is_floating_point() for value in inputs.values())
 
 
 class _Products(TorchDispatchMode):
-    """Counts known layers by hooks, and all other matrix products by watching the operators of torch.
+    """Counts known layers by hooks, and all other matrix products by intercepting torch's operators.
 
-    Inside a known layer operators are passed over: its weight may be a copy made of codes, its kernel one of our own.
-    Outside, a product with a parameter, or with a copy of one, counts for that parameter.
+    Operators inside a known layer are ignored: its weight may be a dequantized copy, and its kernel a custom one.
+    Outside, a product with a parameter, or with a copy of a parameter, is counted for that parameter.
     """
 
     def __init__(self, model: nn.Module, per_token: bool):
@@ -91,10 +92,10 @@ class _Products(TorchDispatchMode):
         self._per_token, self._depth = per_token, 0
         self._paths = {_address(parameter): name for name, parameter in model.named_parameters()}
         self._paths.pop(0, None)
-        self._alive: list[Tensor] = []  # an address may not be given to another tensor while it stands in _paths
+        self._alive: list[Tensor] = []  # keeps tensors in memory, so that no address in _paths is used again
 
     def watch(self, model: nn.Module, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
-        """Hooks that count `module`, if it is of a known kind."""
+        """Hooks that count `module`, if it is a known layer."""
         costs = {f"{name}.{key}".lstrip("."): cost for key, cost in _costs(model, name, module).items()}
         if not costs:
             return
@@ -119,14 +120,14 @@ class _Products(TorchDispatchMode):
         return made
 
     def _count(self, operator: Any, args: tuple, made: Any) -> bool:
-        """Whether `operator` multiplies activations or weights; then it is counted."""
+        """Counts `operator` if it is a matrix product. Returns whether it is."""
         if operator in PRODUCTS:
             left, right = args[PRODUCTS[operator] :][:2]
             self._add(left, right, left.numel() * right.shape[-1], is_sum=left.shape[-1] > 1)
         elif operator is torch.ops.aten.convolution:
             value, weight, transposed = args[0], args[1], args[6]
-            places = value.numel() // value.shape[1] if transposed else made.numel() // made.shape[1]
-            self._add(value, weight, weight.numel() * places, is_sum=True)
+            positions = value.numel() // value.shape[1] if transposed else made.numel() // made.shape[1]
+            self._add(value, weight, weight.numel() * positions, is_sum=True)
         elif operator is not None and operator.__name__.startswith(FUSED_ATTENTION):
             query, key, value = args[:3]
             scores = query.numel() // query.shape[-1] * key.shape[-2]
@@ -140,11 +141,11 @@ class _Products(TorchDispatchMode):
         if weights:
             weight = max(weights, key=Tensor.numel)  # a learned input, such as a class token, times a matrix
             self.weights[self._paths[_address(weight)]] += weight.numel() if self._per_token else cost
-        elif is_sum:  # an outer product sums nothing; some rotary embeddings make their angles with one
+        elif is_sum:  # an outer product has no sum; some rotary embeddings compute their angles with one
             self.attention += cost
 
     def _note_copies(self, args: tuple, made: Any) -> None:
-        """What is made of parameters alone, such as a copy in another precision, counts for the first of them."""
+        """A tensor that is computed only from parameters, such as a cast copy, counts for the first of them."""
         paths = [path for path in (self._paths.get(_address(tensor)) for tensor in _tensors(args)) if path]
         if paths and len(paths) == len(list(_tensors(args))):
             for tensor in _tensors((made,)):
@@ -154,7 +155,7 @@ class _Products(TorchDispatchMode):
 
 
 def _costs(model: nn.Module, path: str, module: nn.Module) -> dict[str, int]:
-    """Names of the own weights of a known layer -> multiply-adds at one position."""
+    """Names of the weights of a known layer -> multiply-adds at one position."""
     if isinstance(module, nn.Linear):
         return {"weight": module.in_features * module.out_features}
     if hasattr(module, "nf") and hasattr(module, "nx"):  # GPT-2's Conv1D
@@ -163,11 +164,11 @@ def _costs(model: nn.Module, path: str, module: nn.Module) -> dict[str, int]:
     if isinstance(module, CONVOLUTIONS):
         return {"weight": module.in_channels * module.out_channels // module.groups * prod(module.kernel_size)}
     stacks = _stacks(module)
-    return {name: _visited(model, path, count) * prod(matrix) for name, (count, *matrix) in stacks.items()}
+    return {name: _experts_per_token(model, path, count) * prod(matrix) for name, (count, *matrix) in stacks.items()}
 
 
 def _stacks(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shapes of the fused weights of many experts, `(experts, ..., ...)` in either order, packed or not."""
+    """Shapes of the fused weights of many experts, `(experts, rows, columns)` or `(experts, columns, rows)`."""
     own: dict[str, tuple[int, ...]] = {
         name: module.float_shape(name) if isinstance(module, PackedLayer) else tuple(weight.shape)
         for name, weight in module.named_parameters(recurse=False)
@@ -178,12 +179,12 @@ def _stacks(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return dict(found) if is_mixture and len(counts) == 1 and counts != {1} else {}
 
 
-def _visited(model: nn.Module, path: str, count: int) -> int:
-    """How many of `count` experts one token visits: as the layer, its neighbours or a config says; else all."""
+def _experts_per_token(model: nn.Module, path: str, count: int) -> int:
+    """How many of `count` experts a token visits, from the layer, the modules around it or a config; otherwise all."""
     experts, block = model.get_submodule(path), model.get_submodule(path.rpartition(".")[0])
-    configs = [config for module in (experts, block, model) if (config := getattr(module, "config", None)) is not None]
+    configs = [config for module in (experts, block, model) if (config := config_of(module)) is not None]
     for owner in (experts, block, *block.children(), *configs):
-        for name in VISITED:
+        for name in EXPERTS_PER_TOKEN:
             number = getattr(owner, name, None)
             if isinstance(number, int) and 0 < number <= count:
                 return number
@@ -191,7 +192,7 @@ def _visited(model: nn.Module, path: str, count: int) -> int:
 
 
 def _positions(module: nn.Module, value: Tensor, output: Any) -> int:
-    """At how many places a known layer was computed: those of a convolution's output; of any other layer's input."""
+    """The number of positions at which a layer ran: those of a convolution's output, or of another layer's input."""
     if not isinstance(module, CONVOLUTIONS):
         return value.numel() // value.shape[-1]
     return value.numel() // module.in_channels if module.transposed else output.numel() // module.out_channels

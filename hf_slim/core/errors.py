@@ -1,4 +1,4 @@
-"""The errors that users are meant to read, and how to tell them from mistakes in our own code."""
+"""Errors with a message for users, and a check for errors that come from mistakes in hf_slim's code."""
 
 import difflib
 import traceback
@@ -8,9 +8,9 @@ MISTAKES = (AssertionError, AttributeError, NameError, TypeError)  # kinds that 
 
 
 class SlimError(ValueError):
-    """Something the user can cure: says what arrived, what is allowed and what to do next.
+    """An error that the user can fix. The message says which value was given, what is allowed and what to do next.
 
-    The command line prints its message as one paragraph and exits with code 2; nothing on disk has changed by then.
+    The command line prints the message as one paragraph and exits with code 2.
     """
 
 
@@ -27,7 +27,7 @@ class SlimLoadError(SlimError):
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """A short phrase that leads from a wrong name to the right one, to end an error message with."""
+    """The end of an error message about a wrong name: the most similar allowed name, and all allowed names."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""
@@ -35,14 +35,14 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def is_own_mistake(error: BaseException) -> bool:
-    """Whether code of hf_slim raised `error`, and it is of a kind that only a mistake in code raises.
+    """Whether `error` comes from a mistake in hf_slim's code: it has such a type, and hf_slim's code raised it.
 
-    A function that calls a host library and turns whatever the library raises into a SlimError asks this first: such a
-    mistake must not be reported as a damaged file or an illegal size.
+    A function that turns all errors of a host library into a SlimError calls this first, so that a mistake in hf_slim
+    is not reported as a damaged file or an illegal size.
 
     Args:
-        error: As caught, with its traceback. What the host library raised by itself, called by hf_slim, is no mistake
-            of ours; what hf_slim raised when the library called it back is.
+        error: The caught error, with its traceback. If the host library raised it, it is not a mistake in hf_slim;
+            if hf_slim's code raised it while the library called it, it is.
     """
     if not isinstance(error, MISTAKES):
         return False

@@ -1,8 +1,8 @@
-"""prepare and convert: the two moves of every technique, in the one order that works.
+"""prepare and convert: the two operations of every technique, in the order that works.
 
-`prepare` puts a model into its training-time form, `convert` produces the final form. Which techniques there are is
-written in one table, `integration/techniques.py`; it is looked up by name when it is first needed, because a callback
-that ends a run converts for techniques that it does not know.
+`prepare` puts a model into its training-time form, `convert` produces the final form. All techniques are listed in one
+table, `integration/techniques.py`. It is imported by name when it is first needed, because `core` must not depend on
+techniques, and the callback that ends a run also converts for other techniques.
 """
 
 import importlib
@@ -25,11 +25,11 @@ class Technique:
     """How one technique prepares and converts a model. Lower `order` runs first: prune, then quantize.
 
     Attributes:
-        check: Raises SlimError where `prepare` could not work, and changes nothing. What it returns is the third
+        check: Raises SlimError if `prepare` cannot work, and does not change the model. Its result is the third
             argument of `prepare`, so that nothing is planned twice.
         convert: Produces the final form; also receives the optimizer that continues with the converted model, if any.
         trains_on: Whether a converted model can be trained further.
-        state_class: Of its run state, which a converted model no longer has; see `core.record.state_of`.
+        state_class: Class of its run state, which is deleted when a model is converted; see `core.record.state_of`.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Technique:
 
 @dataclass(frozen=True)
 class Lifecycle:
-    """Every technique that changes a model, and what follows each change.
+    """All techniques that change a model, and the functions that run after each change.
 
     Attributes:
         techniques: In any order.
@@ -63,15 +63,14 @@ class Lifecycle:
                 return technique
         allowed = ", ".join(technique.config_class.__name__ for technique in self.techniques)
         raise SlimError(
-            f"`prepare` cannot use {type(config).__name__}. Allowed: {allowed}; anything else needs its callback."
+            f"`prepare` cannot use {type(config).__name__}. Allowed: {allowed}; another config needs its callback."
         )
 
 
 def claim(model: nn.Module, technique: str, config: SlimConfig) -> bool:
-    """Notes that `technique` now works on this model; False where the same config has claimed it already.
+    """Records that `technique` works on this model. Returns False if an equal config was recorded before.
 
-    Raises:
-        SlimError: if the model is already prepared with another config of the same technique.
+    Raises: SlimError: if the model is already prepared with another config of the same technique.
     """
     configs = record_of(model).configs
     if technique not in configs:
@@ -79,8 +78,8 @@ def claim(model: nn.Module, technique: str, config: SlimConfig) -> bool:
         return True
     if configs[technique] != config:
         raise SlimError(
-            f"This model is already prepared for {technique} with {configs[technique]}, and now {config} arrived. "
-            "Use one config per technique, or load the model again."
+            f"This model is already prepared for {technique} with {configs[technique]}, so it cannot be prepared with "
+            f"{config}. Use one config per technique, or load the model again."
         )
     return False
 
@@ -88,10 +87,10 @@ def claim(model: nn.Module, technique: str, config: SlimConfig) -> bool:
 def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     """Puts `model` into training-time form, in place, for each config: prune first, then quantize.
 
-    Preparing twice with an equal config changes nothing.
+    Preparing again with an equal config changes nothing.
 
     Args:
-        model: Any `nn.Module`; parameter names stay as they are.
+        model: Any `nn.Module`; parameter names do not change.
         configs: At most one config per technique, in any order.
     Returns: the same model.
     Raises: SlimError: for two configs of one technique, no matching layer, or a config that needs a callback.
@@ -100,7 +99,7 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     chosen = [lifecycle.technique_for(config) for config in configs]
     for technique in chosen:
         if chosen.count(technique) > 1:
-            raise SlimError(f"Two configs for {technique.name} arrived. Pass one config per technique.")
+            raise SlimError(f"`prepare` got two configs for {technique.name}. Pass one config per technique.")
     ordered = sorted(zip(chosen, configs, strict=True), key=lambda pair: pair[0].order)
     inner = unwrapped(model)
     checked = [technique.check(inner, config) for technique, config in ordered]
@@ -111,13 +110,13 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
 
 
 def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
-    """Turns a prepared model into its final form, in place: removed groups disappear, weights are packed.
+    """Turns a prepared model into its final form, in place: masked groups are removed, weights are packed.
 
-    The function does not change: the converted model gives the logits of the prepared one, to float rounding.
+    The converted model gives the logits of the prepared one, up to float rounding.
 
     Args:
-        optimizer: Continues with the pruned model: it receives the smaller parameters, and its state is cut to match.
-    Returns: the same model, ready for `save_pretrained`; of one in an adapter wrapper, the model inside, merged.
+        optimizer: Continues with the pruned model: it gets the smaller parameters, and its state becomes smaller too.
+    Returns: the same model, ready for `save_pretrained`; for a model in an adapter wrapper, the merged model inside.
     Raises: SlimError: if nothing is prepared.
     """
     model, lifecycle = unwrapped(model), _lifecycle()
@@ -140,7 +139,7 @@ def convert(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
 
 
 def begin_run(model: nn.Module, technique: str, run: object) -> None:
-    """Notes that a technique's callback takes part in a training run, so that the run is not finished without it.
+    """Records that a technique's callback takes part in a training run, so that the run is not finished without it.
 
     Args:
         run: Any object that all callbacks of the run share, such as the Trainer's state; another run replaces it.
@@ -152,10 +151,10 @@ def begin_run(model: nn.Module, technique: str, run: object) -> None:
 
 
 def finish_run(model: nn.Module, technique: str, optimizer: Optimizer | None = None) -> None:
-    """Notes that a technique is done with its run. The model is converted once all techniques of the run are.
+    """Records that a technique has finished its run. When all techniques of the run have, the model is converted.
 
     Args:
-        optimizer: Of the run; it continues with a model that was only pruned.
+        optimizer: The optimizer of the run; it continues with a model that was only pruned.
     """
     record = record_of(model)
     record.running.discard(technique)

@@ -1,7 +1,7 @@
-"""Finding, replacing and resizing modules of any model."""
+"""Finds, copies and replaces modules of any model, and changes their state for a while."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -12,70 +12,29 @@ from torch.utils.hooks import RemovableHandle
 from hf_slim.core.adapters import adapter_layers, adapter_parts
 from hf_slim.core.contracts import PreparedHook, PreparedLayer
 from hf_slim.core.errors import SlimError
+from hf_slim.core.host import parameter_or_none
 
-RECORD = "_hf_slim"  # where `core.lifecycle` keeps what it has done to a model
+RECORD = "_hf_slim"  # attribute of a model with its `core.record.Record`
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in evaluation mode, and afterwards as it was, also after an exception."""
+    """Context in which a model is in evaluation mode; its modes are restored on exit, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
         yield
     finally:
         for module, training in modes:
-            module.training = training  # one by one: a part may be kept in evaluation mode while the rest trains
-
-
-def config_of(model: nn.Module) -> Any | None:
-    """The config object of a Transformers model or of one of its modules; None for any other module."""
-    return getattr(model, "config", None)
-
-
-def config_value(model: nn.Module, name: str, default: Any = None) -> Any:
-    """A field of the model's config; `default` where there is no config or no such field."""
-    return field_of(config_of(model), name, default)
-
-
-def field_of(config: object, name: str, default: Any = None) -> Any:
-    """A field of a config object, or of what a model returns; `default` where it has none of this name."""
-    return getattr(config, name, default)
-
-
-def text_config_of(model: nn.Module) -> Any | None:
-    """The part of a model's config that is about text; None for a module without a Transformers config."""
-    config = config_of(model)
-    find = method_or_none(config, "get_text_config")
-    return config if find is None else find()
-
-
-def is_transposed_linear(module: nn.Module) -> bool:
-    """Whether this is GPT-2's `Conv1D`: a linear layer whose weight is stored as `(in_features, out_features)`."""
-    return {"nf", "nx"} <= vars(module).keys()
-
-
-def parameter_or_none(module: nn.Module, name: str) -> Tensor | None:
-    """A tensor of a module, such as its bias; None where it has none of this name or it is switched off."""
-    return getattr(module, name, None)
-
-
-def method_or_none(host: object, name: str) -> Callable[..., Any] | None:
-    """A method of a host library's object, such as `get_encoder` of a model; None where it has none of this name."""
-    return getattr(host, name, None)
-
-
-def main_input_name(model: nn.Module) -> str | None:
-    """The keyword argument that a Transformers model reads first, such as "input_ids"; None for any other module."""
-    return getattr(model, "main_input_name", None)
+            module.training = training  # one by one: some modules may be in evaluation mode while others train
 
 
 @contextmanager
 def temporary_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Hooks that are removed in the end, also after an exception.
+    """Context with hooks that are removed on exit, also after an error.
 
     Args:
-        handles: What registering them returns; a generator, so that those before one that fails are removed as well.
+        handles: Handles of the hooks; a generator, so that if one cannot be registered, those before it are removed.
     """
     with ExitStack() as registered:
         for handle in handles:
@@ -85,9 +44,9 @@ def temporary_hooks(handles: Iterable[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def temporary_module(model: nn.Module, name: str, module: nn.Module) -> Iterator[None]:
-    """A model with `module` at the dotted path `name`, and afterwards with its own one again, also after an exception.
+    """Context in which `module` is at the dotted path `name` of a model; the original is restored on exit.
 
-    The module takes over the training mode of the one it replaces.
+    The module gets the training mode of the one that it replaces.
     """
     own = model.get_submodule(name)
     modes = [(part, part.training) for part in own.modules()]
@@ -101,13 +60,13 @@ def temporary_module(model: nn.Module, name: str, module: nn.Module) -> Iterator
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where inputs go: the place of the first weight that has one, since offloaded weights have none."""
+    """The device for inputs: that of the first weight that is not on the meta device, as offloaded weights are."""
     placed = (parameter.device for parameter in model.parameters() if not parameter.is_meta)
     return next(placed, torch.device("cpu"))
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast computes matrix products in on this kind of device now; None where autocast is off."""
+    """The current dtype of autocast on this type of device; None if autocast is off."""
     kind = device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
@@ -134,9 +93,9 @@ def tied_modules(model: nn.Module) -> dict[str, str]:
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A deep copy with every fake-quantized module back in its plain form: the model as if never prepared.
+    """A deep copy without the changes of `prepare`: fake-quantized modules are plain ones again.
 
-    Hooks that belong to a prepared model (`PreparedHook`) are left out.
+    Hooks of a prepared model (`PreparedHook`) are not copied.
     """
     twin = copy.deepcopy(model)
     prepared = [(name, module) for name, module in twin.named_modules() if isinstance(module, PreparedLayer)]
@@ -148,7 +107,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
 
 
 def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (PreparedHook,)) -> None:
-    """Removes forward hooks that are a `PreparedHook`, or a method of one; with `kinds`, only of these classes."""
+    """Removes the forward hooks that are an instance of one of `kinds`, or a method of one."""
     for module in model.modules():
         for hooks in (module._forward_pre_hooks, module._forward_hooks):
             for key, hook in list(hooks.items()):
@@ -161,9 +120,9 @@ def remove_prepared_hooks_(model: nn.Module, kinds: tuple[type, ...] = (Prepared
 
 
 def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str, str], int | float]:
-    """Every whole number a module holds about itself, such as its head count: (module path, attribute) -> value.
+    """Every integer attribute of the modules, such as a number of heads: (module path, attribute) -> value.
 
-    Those of a config that the module holds are called "config.x"; adapters are passed over.
+    Fields of a module's config are called "config.x". Adapters are skipped.
     """
     found: dict[tuple[str, str], int | float] = {}
     adapters = {*adapter_layers(model), *adapter_parts(model)}
@@ -177,7 +136,7 @@ def counts(model: nn.Module, kinds: tuple[type, ...] = (int,)) -> dict[tuple[str
 
 
 def set_count_(module: nn.Module, attribute: str, value: int | float) -> None:
-    """Sets one of `counts`; a field of a config in a copy for this module alone."""
+    """Sets one of `counts`; a field of a config is set in a copy of the config for this module."""
     target: object = module
     if attribute.startswith("config."):
         module.config = target = copy.copy(module.config)
@@ -190,7 +149,7 @@ def _numbers(values: dict[str, Any], kinds: tuple[type, ...]) -> list[tuple[str,
 
 
 def resolve(model: nn.Module, name: str) -> str | None:
-    """The path of a saved module in this model, with or without the base model's prefix; None if it has no such part.
+    """The path of a saved module in this model, with or without the base model's prefix; None if there is none.
 
     A checkpoint of `LlamaForCausalLM` calls a layer `model.layers.0`, `LlamaModel` calls it `layers.0`.
     """
@@ -206,9 +165,9 @@ def resolve(model: nn.Module, name: str) -> str | None:
 
 
 def require_finite(name: str, tensor: Tensor) -> None:
-    """Raises SlimError if a weight holds NaN or infinity, which no grid can represent."""
+    """Raises SlimError if a weight has NaN or infinite values, which no grid can represent."""
     if not torch.isfinite(tensor).all():
         raise SlimError(
-            f"The weight of '{name}' holds NaN or infinite values, which no grid can hold. "
+            f"The weight of '{name}' has NaN or infinite values, which no grid can represent. "
             "Check the checkpoint, lower the learning rate, or add the layer to `ignore`."
         )

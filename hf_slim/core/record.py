@@ -1,4 +1,4 @@
-"""What hf_slim knows about one model: one record on the model, with one state object per technique."""
+"""The record that hf_slim keeps on a model, with one state object per technique."""
 
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hf_slim.core.config import SlimConfig
+from hf_slim.core.host import method_or_none
 from hf_slim.core.modules import RECORD
 
 State = TypeVar("State")
@@ -13,13 +14,13 @@ State = TypeVar("State")
 
 @dataclass
 class Record:
-    """What hf_slim has done to a model so far; lives on the model, is never saved.
+    """The techniques that were applied to a model; an attribute of the model that is never saved.
 
     Attributes:
-        configs: Technique name -> config, for what is prepared and not yet converted.
-        applied: Technique name -> config as JSON, for everything that was ever converted; goes into config.json.
-        run: The training run under way: any object that its callbacks share, such as the Trainer's state.
-        running: Names of the techniques whose callbacks take part in `run` and are not done.
+        configs: Technique name -> config, for techniques that are prepared and not yet converted.
+        applied: Technique name -> config as JSON, for all techniques that were converted; written to config.json.
+        run: The current training run: any object that its callbacks share, such as the Trainer's state.
+        running: Names of the techniques whose callbacks take part in `run` and have not finished.
         states: Type -> the state object of a technique; see `state_of`.
     """
 
@@ -43,7 +44,7 @@ def record_of(model: nn.Module) -> Record:
 
 
 def state_of(model: nn.Module, kind: type[State]) -> State:
-    """The one state object that a technique keeps about this model, created with its defaults on first use.
+    """The state object of a technique for this model, created with its defaults on first use.
 
     Args:
         kind: The technique's state class; every field has a default.
@@ -52,13 +53,13 @@ def state_of(model: nn.Module, kind: type[State]) -> State:
 
 
 def forget_state_(model: nn.Module, kind: type) -> None:
-    """Drops a technique's state object, for example once the model is converted."""
+    """Deletes the state object of a technique, for example after the model is converted."""
     record_of(model).states.pop(kind, None)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside an adapter wrapper such as PEFT's, or the model itself: layer names are the model's own."""
-    inner = getattr(model, "get_base_model", None)
+    """The model inside an adapter wrapper such as PEFT's, or the model itself, so that layer names have no prefix."""
+    inner = method_or_none(model, "get_base_model")
     return model if inner is None else inner()
 
 

@@ -1,4 +1,4 @@
-"""Named things that a config may ask for: criteria, schemes, schedules."""
+"""Registries of named entries that a config can select: criteria, schemes, schedules."""
 
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
@@ -9,10 +9,10 @@ Entry = TypeVar("Entry")
 
 
 class Registry(Generic[Entry]):
-    """A dictionary whose misses name the nearest entry.
+    """A dictionary whose error for an unknown name contains the most similar entry.
 
     Args:
-        kind: What the entries are, in the singular; used in error messages ("pruning criterion").
+        kind: Name of an entry in the singular, for error messages ("pruning criterion").
     """
 
     def __init__(self, kind: str):
@@ -20,7 +20,7 @@ class Registry(Generic[Entry]):
         self._entries: dict[str, Entry] = {}
 
     def register(self, name: str) -> Callable[[Entry], Entry]:
-        """A decorator that files its function or class under `name`. Raises SlimError if the name is taken."""
+        """A decorator that registers a function or class as `name`. Raises SlimError if the name is in use."""
 
         def add(entry: Entry) -> Entry:
             if name in self._entries:

@@ -1,4 +1,4 @@
-"""The report of a run: one dictionary of measured numbers, and the tables that people read."""
+"""The report of a run: a dictionary of measured numbers, and tables made from it."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 
-# label, where in a model's measures, how to show it, whether smaller is better
+# label, path in the measures of a model, unit of display, whether smaller is better
 ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("held-out perplexity", ("quality", "perplexity"), "plain", True),
     ("held-out accuracy", ("quality", "accuracy"), "percent", False),
@@ -29,7 +29,7 @@ ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
 
 
 def find(measures: dict[str, Any], path: tuple[str, ...]) -> Any:
-    """The measure at `path`; None if it was not taken."""
+    """The measure at `path`; None if there is none."""
     found: Any = measures
     for key in path:
         found = found.get(key) if isinstance(found, dict) else None
@@ -37,12 +37,12 @@ def find(measures: dict[str, Any], path: tuple[str, ...]) -> Any:
 
 
 def value_of(measure: Any) -> float | None:
-    """The number that stands for a measure: the median where there are samples."""
+    """The number of a measure: the median if it has samples."""
     return measure["median"] if isinstance(measure, dict) else measure
 
 
 def improvement(base: Any, result: Any, smaller_is_better: bool) -> float | None:
-    """How many times better the result is than the base; below 1 it is worse. None if either was not measured."""
+    """The factor by which the result is better than the base; below 1, it is worse. None if one was not measured."""
     base, result = value_of(base), value_of(result)
     if not base or not result:
         return None
@@ -60,7 +60,7 @@ def ratios(report: dict[str, Any]) -> dict[str, float]:
 
 
 def table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows (measure, base, result, ratio) as text; a measure that was not taken says so."""
+    """Rows (measure, base, result, ratio) as text, with "not measured" for a missing measure."""
     rows = []
     for label, path, unit, _ in ROWS:
         base, result = find(report["base"], path), find(report["result"], path)
@@ -72,7 +72,7 @@ def table(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The table for a terminal, and what must be known to read it."""
+    """The table for a terminal, with notes."""
     rows = [("", "base", "result", "improvement"), *table(report)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
@@ -81,19 +81,19 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def notes(report: dict[str, Any]) -> list[str]:
-    """What must be known to read the table: sentences, those that the report brings first."""
+    """Remarks that explain the table, as sentences; those of the report are first."""
     found = list(report.get("notes", ()))
     base, result = (find(report[side], ("compute", "vocabulary")) for side in ("base", "result"))
     if base != result and find(report["result"], ("quality", "perplexity")):
         found.append(
-            f"Both perplexities are over the same tokens of the same text; the base chooses each among {base:,}, the "
-            f"result among {result:,}, which alone makes its perplexity a little smaller."
+            f"Both perplexities are for the same tokens of the same text. The base predicts each among {base:,}, the "
+            f"result among {result:,}; this alone makes its perplexity slightly smaller."
         )
     length = find(report["result"], ("compute", "attention_length"))
     if length:
         found.append(
-            f"Attention multiply-adds: queries with keys and probabilities with values, in a text of {length} tokens; "
-            "they grow with its length and are not part of the row above."
+            f"Attention multiply-adds: products of queries and keys, and of probabilities and values, for a text of "
+            f"{length} tokens. They grow with its length and are not part of the row above."
         )
     speed = report["result"].get("inference", {})
     if "samples_per_s" in speed:
@@ -102,7 +102,7 @@ def notes(report: dict[str, Any]) -> list[str]:
 
 
 def as_markdown(report: dict[str, Any]) -> str:
-    """The whole report for people: table, completions, layers, environment and recipe."""
+    """The whole report as Markdown: table, completions, layers, environment and recipe."""
     rows = "\n".join(f"| {label} | {base} | {result} | {ratio} |" for label, base, result, ratio in table(report))
     environment = "\n".join(f"- {name}: {value}" for name, value in report["environment"].items())
     spread = (
@@ -123,7 +123,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file in the folder of `path`, then moves it to `path` in one step."""
+    """Calls `write` with a temporary file in the folder of `path`, then moves the file to `path` in one step."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:
@@ -136,7 +136,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def _completions(report: dict[str, Any]) -> str:
     texts = {side: report[side].get("prompt_and_completion") for side in ("base", "result")}
-    if None in texts.values():  # a model that writes no text
+    if None in texts.values():  # not a language model
         return ""
     return "## The same prompt\n\n" + "\n\n".join(f"```python\n{text}\n```\n*{side}*" for side, text in texts.items())
 
@@ -144,8 +144,8 @@ def _completions(report: dict[str, Any]) -> str:
 def _layers(layers: list[dict[str, Any]]) -> str:
     if not layers:
         return ""
-    fates = Counter(layer["scheme"] or f"float: {layer['reason']}" for layer in layers)
-    rows = "\n".join(f"| {fate} | {count} |" for fate, count in fates.items())
+    counts = Counter(layer["scheme"] or f"float: {layer['reason']}" for layer in layers)
+    rows = "\n".join(f"| {scheme} | {count} |" for scheme, count in counts.items())
     return f"## Layers\n\n| grid | layers |\n|---|---:|\n{rows}"
 
 

@@ -1,4 +1,4 @@
-"""Schedules: how far a gradual change has come, as a function of training progress."""
+"""Schedules: the share of a gradual change that is due, as a function of training progress."""
 
 from collections.abc import Callable
 
@@ -16,21 +16,24 @@ def linear(fraction: float, rounds: int) -> float:
 
 @SCHEDULES.register("cubic")
 def cubic(fraction: float, rounds: int) -> float:
-    """Much at first, little at the end, so that the model can recover. Zhu and Gupta 2017, arXiv:1710.01878, eq. 1."""
+    """Large steps first, small ones at the end, so that the model can recover.
+
+    Source: Zhu and Gupta 2017, arXiv:1710.01878, eq. 1.
+    """
     return 1 - (1 - fraction) ** 3
 
 
 @SCHEDULES.register("one_shot")
 def one_shot(fraction: float, rounds: int) -> float:
-    """Everything at the stop, nothing before."""
+    """The whole amount at the stop, nothing before."""
     return float(fraction >= 1)
 
 
 @SCHEDULES.register("staged")
 def staged(fraction: float, rounds: int) -> float:
-    """Equal jumps with time to recover between: the first at the start, the last at the stop.
+    """Equal steps with time to recover between them; the first at the start, the last at the stop.
 
-    Source: prune, retrain, repeat; Han et al. 2015, arXiv:1506.02626, sec. 3.4.
+    Source: Han et al. 2015, arXiv:1506.02626, sec. 3.4: prune, retrain, repeat.
     """
     return min(1.0, (1 + int(fraction * (rounds - 1))) / rounds)
 
@@ -42,8 +45,8 @@ def scheduled(name: str, progress: float, start: float, stop: float, rounds: int
         name: A registered schedule.
         progress: Share of training that is done, in [0, 1].
         start: Progress up to which nothing happens.
-        stop: Progress from which everything has happened; not below `start`.
-        rounds: Jumps of a schedule that has jumps, from 2.
+        stop: Progress from which the whole amount is due; not below `start`.
+        rounds: Number of steps of a schedule with steps, at least 2.
     """
     if progress >= stop:
         return 1.0

@@ -28,7 +28,7 @@ from hf_slim.distillation.teachers.stored import DiskTeacher
 
 LOG_NAMES = {"task": "loss_task", "distillation": "loss_distill"}  # other terms: "loss_" and their name
 NOT_REACHED = (
-    "The teacher's term never reached the optimizer in the first step: the trainer computes a loss of its own "
+    "The teacher's term did not reach the optimizer in the first step: the trainer computes its own loss "
     "(`compute_loss_func`, label smoothing, or a subclass). Pass the callback in `Trainer(callbacks=[...])`, and call "
     "`callback.attach(trainer)` before `train`."
 )

@@ -19,7 +19,7 @@ QUANTIZATIONS = ("nf4", "fp4", "int8")
 
 @dataclass(frozen=True)
 class DistillationConfig(SlimConfig):
-    """Who the teacher is, what is compared, and how much it counts.
+    """The teacher, the losses that compare it with the student, and their weights.
 
     The loss is `(1 - alpha) * task + alpha * terms`, each term a weighted mean over predicted tokens. Divergences of
     the outputs are multiplied by the square of the temperature, so that gradients keep their size (Hinton et al. 2015,

@@ -1,4 +1,4 @@
-"""One forward pass of a student: what the model is given, what is recorded, and the loss."""
+"""One forward pass of a student with its teachers: inputs, recorded activations, and the loss."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, field_of
+from hf_slim.core.host import config_value, field_of
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import attention_states
 from hf_slim.distillation.capture.output_layer import (

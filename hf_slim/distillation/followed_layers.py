@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, device_of, evaluating, main_input_name
+from hf_slim.core.host import config_value, main_input_name
+from hf_slim.core.modules import device_of, evaluating
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.losses.hidden_states import PROJECTIONS, HiddenConfig, layer_map, projections_for
 from hf_slim.distillation.teachers.live import LiveTeacher, hidden_states

@@ -1,4 +1,4 @@
-"""What is kept between the beginning and the end of one forward pass of the student."""
+"""The state that is kept from the start to the end of one forward pass of the student."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field

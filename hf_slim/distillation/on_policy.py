@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hf_slim.core.config import SlimConfig, require_share, require_whole
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
-from hf_slim.core.modules import evaluating, field_of, method_or_none, text_config_of
+from hf_slim.core.host import field_of, method_or_none, text_config_of
+from hf_slim.core.modules import evaluating
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.targets import IGNORED
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, method_or_none
+from hf_slim.core.host import config_value, method_or_none
 from hf_slim.distillation.losses.fused import Rows
 
 IGNORED = -100  # the label of a position without a prediction

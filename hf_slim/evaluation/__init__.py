@@ -1,1 +1,1 @@
-"""Measuring: quality, memory, compute and speed of a base model and of what became of it."""
+"""Measures quality, memory, compute and speed of a base model and of its compressed form."""

@@ -1,4 +1,4 @@
-"""A base model and its compressed form, measured side by side."""
+"""Measures a base model and its compressed form side by side."""
 
 import logging
 from typing import Any
@@ -18,7 +18,7 @@ from hf_slim.evaluation.tasks.task import Side, Task
 
 logger = logging.getLogger(__name__)
 
-SEED_OF_HELD_OUT = 0  # the same held-out examples in every run, whatever the training seed
+SEED_OF_HELD_OUT = 0  # the held-out examples do not depend on the training seed
 
 
 def measure_models(
@@ -27,9 +27,9 @@ def measure_models(
     """Quality, memory, compute and inference speed of each side: name -> measures.
 
     Args:
-        sides: Name -> model and tokenizer; timings are taken in turn.
-        held_out: Texts; each side reads the same ones with its own tokenizer.
-    Raises: SlimError: if two sides cut the texts into different tokens.
+        sides: Name -> model and tokenizer; they are timed in turn.
+        held_out: The same texts for all sides; each side tokenizes them with its own tokenizer.
+    Raises: SlimError: if the sides split the texts into different tokens.
     """
     count = task.held_out(settings)
     examples = {
@@ -43,14 +43,14 @@ def measure_models(
 
 
 def vocabulary_size(side: Side) -> int:
-    """Rows of the model's vocabulary."""
+    """Number of rows of the model's vocabulary."""
     return side.model.config.get_text_config().vocab_size
 
 
 def check_same_tokens(sides: dict[str, Side], examples: dict[str, Dataset]) -> None:
-    """Raises SlimError if the sides do not read the same tokens, by their names: their losses would not compare.
+    """Raises SlimError if the tokens of the sides have different names, since their losses cannot be compared then.
 
-    Ids may differ, as they do after `shrink-vocabulary`.
+    Ids may differ, as after `shrink-vocabulary`.
     """
     (name, first), *others = sides.items()
     for other, side in others:
@@ -59,9 +59,9 @@ def check_same_tokens(sides: dict[str, Side], examples: dict[str, Dataset]) -> N
         for mine, theirs in zip(examples[name]["input_ids"], examples[other]["input_ids"], strict=True):
             if first.tokenizer.convert_ids_to_tokens(mine) != side.tokenizer.convert_ids_to_tokens(theirs):
                 raise SlimError(
-                    f"A vocabulary of {vocabulary_size(first)} tokens against one of {vocabulary_size(side)}, and the "
-                    "held-out text comes out in other tokens: perplexities over different tokens do not compare. Give "
-                    "as base a model whose tokenizer cuts text as that of the result does."
+                    f"The models have vocabularies of {vocabulary_size(first)} and {vocabulary_size(side)} tokens and "
+                    "split the held-out text in different ways, so their perplexities cannot be compared. Use a base "
+                    "model whose tokenizer splits text in the same way as that of the result."
                 )
 
 
@@ -81,9 +81,9 @@ def _multiply_adds(side: Side, length: int) -> dict[str, float]:
     try:
         counts: dict[str, float] = {"multiply_adds_per_token": multiply_adds_per_token(side.model)}
         attention = attention_multiply_adds_per_token(side.model, length)
-    except SlimError as error:  # a count that fails must not cost the measurements of a whole run
+    except SlimError as error:  # a failed count must not stop the other measurements of a run
         logger.warning("%s", error)
         return {}
-    if attention:  # attention kernels from outside torch are not seen
+    if attention:  # attention kernels of other libraries than torch are not counted
         counts |= {"attention_multiply_adds_per_token": attention, "attention_length": length}
     return counts

@@ -1,4 +1,4 @@
-"""How much is measured, and in what."""
+"""Settings of the evaluation: how much is measured, and in which precision."""
 
 from dataclasses import dataclass, field
 
@@ -15,11 +15,11 @@ class EvaluationConfig(SlimConfig):
     """How much is measured when the result is compared with the base, and in which precision."""
 
     blocks: int = 32
-    """Held-out blocks of text, or batches of examples for a classifier, that quality is measured on, a whole number of
-    at least 1."""
+    """Held-out blocks of text, or batches of examples for a classifier, on which quality is measured, a whole number
+    of at least 1."""
 
     batch_size: int = 32
-    """Examples in one batch where a task measures in batches, a whole number of at least 1."""
+    """Examples in one batch, for tasks that are measured in batches, a whole number of at least 1."""
 
     prefill_tokens: int = 256
     """Length in tokens of the prompt whose processing (prefill) is timed, a whole number of at least 1."""
@@ -47,5 +47,5 @@ class EvaluationConfig(SlimConfig):
             raise SlimConfigError(f"`result_dtype` must be float32 or bfloat16, got {self.result_dtype!r}.")
 
     def dtype_of(self, side: str) -> torch.dtype:
-        """What the base (always float32) or the result is measured in."""
+        """The dtype that the base (always float32) or the result is measured in."""
         return DTYPES[self.result_dtype] if side == "result" else torch.float32

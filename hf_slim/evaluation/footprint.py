@@ -1,4 +1,4 @@
-"""How much a model takes: bytes on disk and in memory, parameters and multiply-adds."""
+"""The size of a model: bytes on disk and in memory, parameters and multiply-adds."""
 
 import math
 import resource
@@ -19,7 +19,7 @@ METADATA = ("report.json", "report.md", "report.png", "README.md")
 
 
 def disk_bytes(folder: str | Path) -> int:
-    """Bytes of a saved model: every file that loading needs, tokenizer included, reports left out."""
+    """Bytes of a saved model: all files that loading needs, with the tokenizer and without reports."""
     return sum(file.stat().st_size for file in Path(folder).iterdir() if file.is_file() and file.name not in METADATA)
 
 
@@ -30,7 +30,7 @@ def ram_bytes(model: nn.Module) -> int:
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Weights and biases that the model computes with; packed codes count one each, scales do not."""
+    """Number of weights and biases; packed weights are counted as in floating point, without scales."""
     total, seen = 0, set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -44,10 +44,10 @@ def parameter_count(model: nn.Module) -> int:
 def multiply_adds_per_token(model: nn.Module) -> int:
     """Multiply-adds of all weights for one token, output head included; see `core.counting`.
 
-    A model that does not read text alone has the count of one example: the picture, or the sound and one token, of
-    `pruning.structure.example_inputs`.
+    For a model whose input is not only text, it is the count of one example from `pruning.structure.example_inputs`:
+    a picture, or a sound and one token.
 
-    Raises: SlimError: if the model cannot be run on a made-up example.
+    Raises: SlimError: if the model cannot be run on a dummy input.
     """
     return sum(_counted(model, 1).weights.values())
 
@@ -56,15 +56,15 @@ def attention_multiply_adds_per_token(model: nn.Module, length: int) -> float:
     """Multiply-adds of attention (queries with keys, probabilities with values) for one token of a text.
 
     Args:
-        length: Tokens of the text, from 2; every token counts with all of them, also where a mask hides some.
-    Returns: 0.0 if no such product was seen: torch has no view into attention kernels from other libraries.
-    Raises: SlimError: if the model cannot be run on a made-up text of this length.
+        length: Tokens of the text, at least 2; products that a mask hides are counted too.
+    Returns: 0.0 if no such product was counted: torch cannot count inside attention kernels of other libraries.
+    Raises: SlimError: if the model cannot be run on a dummy text of this length.
     """
     return _counted(model, length).attention / length
 
 
 def counting_unit(model: nn.Module) -> str:
-    """What `multiply_adds_per_token` counts for: "token", or "example" where the model does not read text alone."""
+    """The unit of `multiply_adds_per_token`: "token", or "example" for a model whose input is not only text."""
     return "token" if reads_tokens(example_inputs(model, 1)) else "example"
 
 
@@ -81,16 +81,16 @@ def _counted(model: nn.Module, tokens: int) -> MultiplyAdds:
             return count_multiply_adds(model, lambda: model(**placed), reads_tokens(inputs))
     except FAILURES as error:
         raise SlimError(
-            f"Multiply-adds of {type(model).__name__} were not counted, because it could not be run on a made-up "
+            f"Multiply-adds of {type(model).__name__} were not counted, because it could not be run on a dummy "
             f"input of {', '.join(inputs)} ({type(error).__name__}: {error}). Call `hf_slim.core.counting."
-            "count_multiply_adds` with an example of your own."
+            "count_multiply_adds` with your own example."
         ) from error
 
 
 def peak_rss_bytes() -> int:
-    """Largest resident memory this process has had so far; it never goes down."""
+    """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
-    if status.exists():  # the portable figure below starts from what the parent process had when it made this one
+    if status.exists():  # the portable value below includes the memory of the parent process at the fork
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

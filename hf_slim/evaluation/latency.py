@@ -1,4 +1,4 @@
-"""Inference speed of several models: every repetition runs all of them in turn, so that noise affects all equally."""
+"""Inference speed of several models; every repetition runs all of them in turn, so that noise affects all equally."""
 
 import statistics
 

@@ -12,7 +12,7 @@ BASE_COLOUR, RESULT_COLOUR = "#b8bec8", "#2a6f97"
 
 
 def draw(report: dict[str, Any], path: Path) -> bool:
-    """Writes a PNG with one bar chart per measure. Returns False, with a warning, where matplotlib is missing."""
+    """Writes a PNG with one bar chart per measure. Returns False, with a warning, if matplotlib is missing."""
     if (pyplot := _pyplot()) is None:
         return False
     shown = {label: (base, result, ratio) for label, base, result, ratio in table(report)}
@@ -26,7 +26,7 @@ def draw(report: dict[str, Any], path: Path) -> bool:
         values = [value_of(find(report[side], measure)) or 0 for side in ("base", "result")]
         axis.barh(["base", "result"], values, color=[BASE_COLOUR, RESULT_COLOUR], height=0.62)
         for position, text in enumerate((base, result)):
-            is_short = values[position] < 0.4 * max(values)  # then the text stands behind the bar
+            is_short = values[position] < 0.4 * max(values)  # then the text is to the right of the bar
             axis.text((values[position] if is_short else 0) + 0.02 * max(values), position, text.split(" [")[0],
                       va="center", fontsize=9, color="white" if position and not is_short else "black")  # fmt: skip
         better = "less is better" if smaller else "more is better"
@@ -42,25 +42,25 @@ def draw(report: dict[str, Any], path: Path) -> bool:
 
 
 def draw_sensitivity(found: list[LayerSensitivity], chosen: dict[str, str], path: Path) -> bool:
-    """Writes a PNG: the harm of every scheme in every layer on a logarithmic scale, the chosen ones marked.
+    """Writes a PNG: the divergence of every scheme in every layer on a logarithmic scale, the chosen ones marked.
 
-    Returns: False, with a warning, where matplotlib is missing.
+    Returns: False, with a warning, if matplotlib is missing.
     """
     if (pyplot := _pyplot()) is None:
         return False
     bits = {choice.scheme: choice.bits for layer in found for choice in layer.choices}
     figure, axis = pyplot.subplots(figsize=(max(7, 0.07 * len(found) + 3), 4.2), layout="constrained")
-    for place, scheme in enumerate(sorted(bits, key=bits.get)):
+    for rank, scheme in enumerate(sorted(bits, key=bits.get)):
         points = [(i, c.divergence) for i, layer in enumerate(found) for c in layer.choices if c.scheme == scheme]
-        picked = [(i, harm) for i, harm in points if chosen[found[i].name] == scheme]
-        colour = pyplot.get_cmap("viridis")(place / max(len(bits) - 1, 1))
+        picked = [(i, divergence) for i, divergence in points if chosen[found[i].name] == scheme]
+        colour = pyplot.get_cmap("viridis")(rank / max(len(bits) - 1, 1))
         axis.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.6)
         label = f"{scheme}: {len(picked)} of {len(found)} layers"
         axis.scatter(*(zip(*picked, strict=True) if picked else ((), ())), color=colour, s=14, label=label)
     axis.set_yscale("log")
-    axis.set_title("Harm of each scheme in each layer alone; dots are the chosen ones", fontsize=11, loc="left")
+    axis.set_title("Divergence of each scheme in each layer alone; dots: chosen schemes", fontsize=11, loc="left")
     axis.set_xlabel("layer, in model order")
-    axis.set_ylabel("KL to the untouched model, nats per token")
+    axis.set_ylabel("KL to the original model, nats per token")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=110, format="png")

@@ -1,4 +1,4 @@
-"""How good a model still is."""
+"""Quality of a model: perplexity, accuracy and loss, and a sample of its text."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def perplexity(model: nn.Module, blocks: Dataset, title: str = "perplexity") -> 
     """Exponential of the mean loss per predicted token, in nats, over held-out blocks.
 
     Args:
-        blocks: `input_ids` of one length each; every token but the first of a block is predicted.
+        blocks: Rows with `input_ids`; every token of a block except the first is predicted.
     """
     loss_sum, n_tokens = 0.0, 0
     with evaluating(model):

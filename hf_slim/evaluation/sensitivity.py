@@ -1,4 +1,4 @@
-"""Which layers tolerate low precision: the loss increase of each scheme in each layer, and the best mix."""
+"""Sensitivity to low precision: the loss increase of each scheme in each layer, and the choice within a budget."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class SchemeTrial:
     """One scheme for one layer.
 
     Attributes:
-        bits: Per weight, scales included.
-        loss_increase: Of the task loss, nats per token; may be negative by chance.
-        divergence: KL(untouched model || this one), nats per token: the same without the noise of the labels.
+        bits: Bits per weight, scales included.
+        loss_increase: Increase of the task loss, nats per token; may be negative by chance.
+        divergence: KL(original model || model with this scheme), nats per token; it has no noise from labels.
     """
 
     scheme: str
@@ -35,7 +35,7 @@ class SchemeTrial:
 
 @dataclass(frozen=True)
 class LayerSensitivity:
-    """What every fitting scheme does to one layer of `weights` weights."""
+    """The trials of all schemes that fit one layer, which has `weights` weights."""
 
     name: str
     weights: int
@@ -46,15 +46,15 @@ class LayerSensitivity:
 def measure_sensitivity(
     model: nn.Module, blocks: Iterable[Tensor], schemes: list[str], ignore: tuple[str, ...] = ()
 ) -> list[LayerSensitivity]:
-    """The harm of each scheme in each layer, all others untouched.
+    """The loss increase of each scheme in each layer, with all other layers in floating point.
 
-    The model is as before afterwards, also after an error.
+    The model is restored at the end, also after an error.
 
     Args:
         model: A causal language model with float weights.
         blocks: Token ids, each `(1, n_tokens)`.
-        schemes: Names of schemes; one that does not fit a layer's sizes is left out there.
-        ignore: Patterns of layers that stay in float.
+        schemes: Names of schemes; a layer skips those that do not fit its sizes.
+        ignore: Patterns of layers that remain in floating point.
     """
     blocks = list(blocks)
     if not blocks:
@@ -74,34 +74,34 @@ def measure_sensitivity(
 
 
 def choose_schemes(sensitivities: list[LayerSensitivity], budget_bits: float) -> dict[str, str]:
-    """A scheme for each layer: the least summed divergence whose bits per weight, on average, keep to the budget.
+    """A scheme for each layer, with the smallest summed divergence whose mean bits per weight are within the budget.
 
-    Starts from the most precise choices and takes the cheapest step down, in harm per bit saved, as long as it must;
-    along the convex hull of each layer's choices that is optimal up to the last step.
-    Raises: SlimError: if even the coarsest choices exceed the budget.
+    Starts from the most precise schemes and repeats the step to a coarser scheme that costs the least divergence per
+    saved bit, until the budget is met. On the convex hull of each layer's choices this is optimal up to the last step.
+    Raises: SlimError: if even the coarsest schemes exceed the budget.
     """
     total = sum(layer.weights for layer in sensitivities)
     hulls = {layer.name: _hull(layer.choices) for layer in sensitivities}
     weights = {layer.name: layer.weights for layer in sensitivities}
-    least = sum(weights[name] * hull[-1].bits for name, hull in hulls.items()) / total
-    if least > budget_bits:
+    coarsest = sum(weights[name] * hull[-1].bits for name, hull in hulls.items()) / total
+    if coarsest > budget_bits:
         raise SlimConfigError(
             f"A budget of {budget_bits:g} bits per weight cannot be met: the coarsest of these schemes take "
-            f"{least:.2f}. Raise the budget or add a coarser scheme."
+            f"{coarsest:.2f}. Raise the budget or add a coarser scheme."
         )
-    place = dict.fromkeys(hulls, 0)
+    position = dict.fromkeys(hulls, 0)
     spent = sum(weights[name] * hull[0].bits for name, hull in hulls.items())
     while spent > budget_bits * total:
         steps = [
             ((hull[i + 1].divergence - hull[i].divergence) / (hull[i].bits - hull[i + 1].bits) / weights[name], name)
             for name, hull in hulls.items()
-            if (i := place[name]) + 1 < len(hull)
+            if (i := position[name]) + 1 < len(hull)
         ]
         _, name = min(steps)
-        hull, i = hulls[name], place[name]
+        hull, i = hulls[name], position[name]
         spent -= weights[name] * (hull[i].bits - hull[i + 1].bits)
-        place[name] += 1
-    return {name: hulls[name][i].scheme for name, i in place.items()}
+        position[name] += 1
+    return {name: hulls[name][i].scheme for name, i in position.items()}
 
 
 def _hull(choices: tuple[SchemeTrial, ...]) -> list[SchemeTrial]:
@@ -109,7 +109,7 @@ def _hull(choices: tuple[SchemeTrial, ...]) -> list[SchemeTrial]:
     hull: list[SchemeTrial] = []
     for choice in sorted(choices, key=lambda choice: (choice.bits, choice.divergence)):
         if hull and choice.divergence >= hull[-1].divergence:
-            continue  # more bits and no better
+            continue  # more bits without a smaller divergence
         while len(hull) > 1 and _slope(hull[-2], choice) <= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(choice)
@@ -139,13 +139,13 @@ def _fitting(model: nn.Module, name: str, schemes: list[str]) -> list[Scheme]:
 
 
 def _choice(model: nn.Module, name: str, scheme: Scheme, blocks: list[Tensor], untouched: list[Tensor]) -> SchemeTrial:
-    """What `scheme` does in layer `name` alone, against the predictions of the untouched model."""
+    """The trial of `scheme` in layer `name` alone, compared with the predictions of the original model."""
     layer = model.get_submodule(name)
     with temporary_module(model, name, family_of(layer).fake_quantized(layer, scheme, Training())):
         now = [_predictions(model, ids) for ids in blocks]
     columns = next(iter(family_of(layer).shapes(layer).values()))[1]
-    harm = [_harm(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
-    loss, divergence = (sum(values) / len(values) for values in zip(*harm, strict=True))
+    increases = [_increase(before, after, ids) for before, after, ids in zip(untouched, now, blocks, strict=True)]
+    loss, divergence = (sum(values) / len(values) for values in zip(*increases, strict=True))
     return SchemeTrial(str(scheme), scheme.weights.bits_per_value(columns), loss, divergence)
 
 
@@ -154,7 +154,7 @@ def _predictions(model: nn.Module, ids: Tensor) -> Tensor:
     return logits[0, :-1].float().log_softmax(-1)
 
 
-def _harm(before: Tensor, after: Tensor, ids: Tensor) -> tuple[float, float]:
+def _increase(before: Tensor, after: Tensor, ids: Tensor) -> tuple[float, float]:
     labels = ids[0, 1:].to(after.device)
     loss = F.nll_loss(after, labels) - F.nll_loss(before, labels)
     return loss.item(), F.kl_div(after, before, reduction="batchmean", log_target=True).item()

@@ -1,4 +1,4 @@
-"""What a training step takes: with callbacks against without, or one model against another, taken in turn."""
+"""Time of a training step: with and without callbacks, or of several models, measured in turn."""
 
 import copy
 import tempfile
@@ -24,7 +24,7 @@ class StepTiming:
     Attributes:
         training: Fields of `TrainingArguments`.
         batch: One micro-batch, used in every step.
-        repeats: Timed steps of each side.
+        repeats: Number of timed steps of each side.
     """
 
     training: dict[str, Any]
@@ -42,8 +42,8 @@ def training_speed(
 ) -> dict[str, dict]:  # fmt: skip
     """Milliseconds of one optimizer step on one micro-batch, without and with the callbacks.
 
-    Both sides train the same parameters with the same optimizer, so memory is that of one run; with a student, the
-    whole model without callbacks is compared with the student with them.
+    Both sides train the same parameters with the same optimizer, so they need the memory of one run. With a student,
+    the base model without callbacks is compared with the student with callbacks.
 
     Args:
         model: The base model; its weights are changed.
@@ -84,7 +84,7 @@ def training_speed_of(task: Task, models: dict[str, PreTrainedModel], timing: St
 
 @dataclass
 class Stepper:
-    """One optimizer step as the Trainer makes it, callable on its own."""
+    """One optimizer step of a Trainer, callable separately."""
 
     trainer: Trainer
     model: nn.Module
@@ -93,17 +93,17 @@ class Stepper:
 
     @classmethod
     def around(cls, trainer: Trainer, batch: dict) -> "Stepper":
-        """A step of `trainer` on `batch`, in the middle of gradual pruning, where callbacks cost most."""
+        """A step of `trainer` on `batch`, at a point of gradual pruning where callbacks take most time."""
         optimizer = trainer.optimizer or trainer.create_optimizer()
         state = trainer.state
-        state.max_steps, state.global_step = 100, 20  # in the midst of gradual pruning, where it costs most
+        state.max_steps, state.global_step = 100, 20  # during gradual pruning, where it takes most time
         state.stateful_callbacks = {}
-        trainer.current_gradient_accumulation_steps = 1  # `train` would set it, and losses are divided by it
+        trainer.current_gradient_accumulation_steps = 1  # normally set by `train`; losses are divided by it
         trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
         return cls(trainer, trainer.accelerator.prepare_model(trainer.model), optimizer, batch)
 
     def step(self) -> None:
-        """Forward, backward, clipping, update, and everything that callbacks do in between."""
+        """Forward, backward, gradient clipping and update, with the events of the callbacks between them."""
         trainer, handler = self.trainer, self.trainer.callback_handler
         handler.on_step_begin(trainer.args, trainer.state, trainer.control)
         items = (self.batch["labels"][..., 1:] != -100).sum() if trainer.model_accepts_loss_kwargs else None

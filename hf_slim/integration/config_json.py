@@ -1,7 +1,7 @@
-"""What a prepared or converted model says about itself in its config, so that it can be saved and loaded back.
+"""Describes prepared and converted models in their config, so that they can be saved and loaded again.
 
-A model whose smaller shapes a plain config can express becomes an ordinary checkpoint; anything else becomes a slim
-one, whose config lists what differs.
+If a plain config can express the smaller shapes of a model, it becomes an ordinary checkpoint; otherwise a slim one,
+whose config lists the differences.
 """
 
 import copy
@@ -13,7 +13,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.adapters import adapter_layers
 from hf_slim.core.errors import is_own_mistake
-from hf_slim.core.modules import config_of, config_value, counts, set_count_
+from hf_slim.core.host import config_of, config_value
+from hf_slim.core.modules import counts, set_count_
 from hf_slim.core.record import is_prepared, record_of, state_of
 from hf_slim.integration.format_version import FORMAT_VERSION
 from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer
@@ -38,7 +39,7 @@ def describe_converted(model: nn.Module) -> None:
         return
     packed = any(is_packed(module) for module in model.modules())
     _shrink_plain_config(model)
-    _settle_copies_(model)
+    _update_copies_(model)
     if packed:
         _write_config(model, "packed")
         share_tied_scales_(model)
@@ -60,7 +61,7 @@ def _look_loaded_(model: Any) -> None:
 
 
 def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[str, int | float]]]:
-    """Where the modules differ from what the model's config alone would build: (shapes, attributes)."""
+    """The differences between the modules and a model that is built from the config: (shapes, attributes)."""
     skeleton = _skeleton(model, config_of(model))
     expected, found = logical_shapes(skeleton), logical_shapes(model, skeleton)
     shapes = {path: shape for path, shape in found.items() if expected.get(path, shape) != shape}
@@ -73,13 +74,13 @@ def differences(model: nn.Module) -> tuple[dict[str, list[int]], dict[str, dict[
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether the model's config alone builds a model of exactly these tensors: an ordinary checkpoint."""
+    """Whether a model that is built from the config has exactly these tensors: then it is an ordinary checkpoint."""
     skeleton = _skeleton(model, config_of(model))
     return logical_shapes(skeleton) == logical_shapes(model, skeleton) and not any(differences(model))
 
 
 def _skeleton(model: nn.Module, config: Any) -> nn.Module:
-    """The model as its config alone describes it, without memory."""
+    """The model that is built from the config, on the meta device."""
     config = copy.deepcopy(config)
     if getattr(config, "quantization_config", None) is not None:
         config.quantization_config = None
@@ -99,7 +100,7 @@ def _write_config(model: nn.Module, mode: str) -> None:
 
 
 def _shrink_plain_config(model: nn.Module) -> None:
-    """Puts smaller sizes into the config's own fields, where the config then builds exactly this model."""
+    """Writes smaller sizes into the config, if a model that is built from it is then exactly this model."""
     sizes: dict[str, Any] = state_of(model, PruningState).sizes
     if not sizes or not differences(model)[0]:
         return
@@ -107,27 +108,27 @@ def _shrink_plain_config(model: nn.Module) -> None:
     config = copy.deepcopy(own)
     head_sizes = {value for (_, name), value in counts(model).items() if name == "head_dim"}
     if len(head_sizes) == 1 and not isinstance(getattr(type(config), "head_dim", None), property):
-        sizes = sizes | {"head_dim": head_sizes.pop()}  # otherwise it would follow from the number of heads
+        sizes = sizes | {"head_dim": head_sizes.pop()}  # otherwise it would change with the number of heads
     for name, size in sizes.items():
         setattr(config, name, size)
     try:
-        type(config).from_dict(config.to_dict())  # its class checks all fields together only when it is read
+        type(config).from_dict(config.to_dict())  # the class checks all fields together only in `from_dict`
         skeleton = _skeleton(model, config)
-    except Exception as error:  # a config class refuses sizes that it finds illegal: then the folder is a slim one
+    except Exception as error:  # a config class raises any error for sizes that it does not accept
         if is_own_mistake(error):
             raise
         return
     if logical_shapes(skeleton) != logical_shapes(model, skeleton):
         return
-    for (path, attribute), value in counts(skeleton).items():  # what the model as a whole counts, such as its experts
+    for (path, attribute), value in counts(skeleton).items():  # of the whole model, such as its number of experts
         if not path and not attribute.startswith("config."):
             set_count_(model, attribute, value)
     if _same_counts(skeleton, model):
         own.__dict__.update(config.__dict__)
 
 
-def _settle_copies_(model: nn.Module) -> None:
-    """Makes the copies of the config that stacks and layers may hold say the same, where it describes the model."""
+def _update_copies_(model: nn.Module) -> None:
+    """Updates the copies of the config that stacks and layers may have, if the config describes the model."""
     skeleton = _skeleton(model, config_of(model))
     if logical_shapes(skeleton) != logical_shapes(model, skeleton):
         return
@@ -138,8 +139,8 @@ def _settle_copies_(model: nn.Module) -> None:
 
 
 def _same_counts(skeleton: nn.Module, model: nn.Module) -> bool:
-    """Whether modules of both know the same sizes; the configs they share are what is being written."""
-    kinds = (int, float)  # floats too: Gemma scales its embeddings by the root of their width
+    """Whether the modules of both models have the same sizes in their attributes; configs are not compared."""
+    kinds = (int, float)  # also floats: Gemma scales its embeddings by the square root of their width
     expected = counts(skeleton, kinds)
     found = counts(model, kinds).items()
     # numbers about removed layers, such as a rotary embedding of their kind, do not matter

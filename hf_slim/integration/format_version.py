@@ -1,4 +1,4 @@
-"""The number of the folder format: what the keys of `quantization_config` in a slim folder's config.json mean.
+"""The number of the folder format, which defines the keys of `quantization_config` in a slim folder's config.json.
 
 It changes when a folder written before could be read wrongly, and is no version of hf_slim.
 
@@ -16,10 +16,10 @@ FORMAT_VERSION = 3
 
 
 def unnumbered_format(version: str, shapes: Iterable[str]) -> int:
-    """The format of a folder that says none: from 1 to 3.
+    """The format, from 1 to 3, of a folder without a format number.
 
     Args:
-        version: Of the hf_slim that wrote the folder; "" if the folder does not say.
+        version: The version of hf_slim that wrote the folder; "" if unknown.
         shapes: Paths that its `shapes` name.
     """
     if version.startswith("0.1."):

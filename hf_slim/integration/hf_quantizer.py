@@ -23,18 +23,18 @@ MODES = ("pruned", "qat", "packed")
 
 
 class HfSlimConfig(QuantizationConfigMixin):
-    """What `config.json` says about a compressed model, under `quantization_config`.
+    """The description of a compressed model in `config.json`, under `quantization_config`.
 
     Args:
         mode: "pruned": only smaller; "qat": float masters with a fake-quantized forward; "packed": integer weights.
-        shapes: Tensors whose shape differs from what the model's config says: path -> shape.
+        shapes: Tensors with other shapes than in the model's config: path -> shape.
         attributes: Head counts that differ: path -> {attribute: value}.
         layers: Quantized layers: path -> scheme, by name ("w4a16-g32") or in full.
         techniques: The configs that made this model, by technique.
         version: Of hf_slim, when the model was made.
         format_version: Of the folder, see `integration/format_version.py`; None: a folder from before formats had
             numbers, whose format follows from the rest.
-    Raises: SlimError: for a format, a mode or settings that this hf_slim does not know.
+    Raises: SlimError: for a format, a mode or settings that this version does not support.
     """
 
     def __init__(  # noqa: PLR0913  one argument per key of config.json
@@ -63,9 +63,9 @@ class HfSlimConfig(QuantizationConfigMixin):
 
 
 class HfSlimQuantizer(HfQuantizer):
-    """Resizes and swaps modules before the weights are loaded, so that the file fits the model exactly.
+    """Resizes and replaces modules before the weights are loaded, so that the file fits the model exactly.
 
-    The work is done in `integration.rebuild`, which needs all of hf_slim and is imported with the first checkpoint.
+    The code is in `integration.rebuild`, which imports all of hf_slim. It is imported with the first checkpoint.
     """
 
     requires_calibration = False
@@ -83,7 +83,7 @@ class HfSlimQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
-        """The conversions between checkpoint and model; of packed weights only those that rename."""
+        """The conversions between checkpoint and model; for packed weights only conversions of names."""
         conversions = super().update_weight_conversions(weight_conversions, model)
         return _rebuild().of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
 
@@ -93,7 +93,7 @@ class HfSlimQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Whether the Trainer accepts the model: with adapters on packed layers, whose integers stay as they are."""
+        """Whether the Trainer accepts the model: with adapters on packed layers, whose codes are not trained."""
         return True
 
     @property
@@ -103,13 +103,13 @@ class HfSlimQuantizer(HfQuantizer):
 
 
 def register() -> None:
-    """Makes "hf_slim" known to transformers; a second call does nothing."""
+    """Registers "hf_slim" with transformers; a second call does nothing."""
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(HfSlimConfig)
         register_quantizer(METHOD)(HfSlimQuantizer)
 
 
 def _rebuild() -> ModuleType:
-    from hf_slim.integration import rebuild  # seconds of imports, which only a checkpoint of ours needs
+    from hf_slim.integration import rebuild  # takes seconds, and only checkpoints of hf_slim need it
 
     return rebuild

@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hf_slim.core.contracts import PreparedHook
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_of
+from hf_slim.core.host import config_of
 from hf_slim.core.record import record_of
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.grids.fake_quant import fake_quantize_tokens
@@ -19,11 +19,11 @@ from hf_slim.quantization.grids.packing import pack_codes, unpack_codes
 
 BITS = {"int8": 8, "int4": 4}
 SCALE_BYTES = 4
-ARGUMENTS = ("cache", "past_key_values")  # what a forward calls its cache: since transformers 5.24, and before
+ARGUMENTS = ("cache", "past_key_values")  # name of a forward's cache argument since transformers 5.24, and before
 
 
 def cache_argument(model: nn.Module) -> str | None:
-    """The name under which the forward of `model` takes a key-value cache; None if it takes none."""
+    """The name of the argument with which the forward of `model` takes a key-value cache; None if it takes none."""
     parameters = inspect.signature(model.forward).parameters
     return next((name for name in ARGUMENTS if name in parameters), None)
 
@@ -35,10 +35,10 @@ def cache_of(outputs: Any) -> Cache | None:
 
 
 def quantize_kv_cache_(model: nn.Module) -> None:
-    """Lets the attention of a prepared or loaded model see keys and values on the grid that its config names.
+    """Makes the attention of a prepared or loaded model use keys and values that are rounded to its config's grid.
 
-    Each token of each head has its own scale. Any decoder that keeps a `DynamicCache` works, with any attention.
-    Raises: SlimError: if the model keeps no such cache.
+    Each token of each head has its own scale. Any decoder with a `DynamicCache` is supported, with any attention.
+    Raises: SlimError: if the model has no such cache.
     """
     record = record_of(model)
     settings = record.configs.get("quantization")
@@ -56,7 +56,8 @@ def quantize_kv_cache_(model: nn.Module) -> None:
 class QuantizedLayer(DynamicLayer):
     """Keys and values of one layer as codes with their scale: int8 `(batch, heads, tokens, n_bytes + 4)`.
 
-    The scale's bytes follow those of the codes, so that cropping, reordering and repeating need no code of their own.
+    The bytes of the scale are stored after those of the codes, so that cropping, reordering and repeating need no
+    extra code.
     """
 
     def __init__(self, bits: int):
@@ -64,7 +65,7 @@ class QuantizedLayer(DynamicLayer):
         self.grid = Grid(bits=bits, granularity="token")
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Makes empty storage for codes on the device of the first keys."""
+        """Creates empty storage for codes on the device of the first keys."""
         super().lazy_initialization(key_states, value_states)
         self.keys, self.values = (torch.tensor([], dtype=torch.int8, device=self.device) for _ in range(2))
 
@@ -84,14 +85,14 @@ class QuantizedLayer(DynamicLayer):
         return torch.cat((codes, state.scale.contiguous().view(torch.int8)), dim=-1)
 
     def _unpacked(self, packed: Tensor, like: Tensor) -> Tensor:
-        """All tokens in the size and dtype of the newest ones: those of keys and values differ in some models."""
+        """All tokens, with size and dtype of the newest ones; these differ between keys and values in some models."""
         codes = unpack_codes(packed[..., :-SCALE_BYTES].contiguous(), self.grid.storage_bits, like.shape[-1])
         scale = packed[..., -SCALE_BYTES:].contiguous().view(torch.float32)
         return decoded(codes, self.grid, GridState(scale)).to(like.dtype)
 
 
 class _RoundingLayer(DynamicLayer):
-    """Stores nothing: training sees the keys and values that a `QuantizedLayer` would give back."""
+    """Stores nothing, and returns the keys and values that a `QuantizedLayer` would return, for training."""
 
     def __init__(self, bits: int):
         super().__init__()
@@ -103,7 +104,7 @@ class _RoundingLayer(DynamicLayer):
 
 
 class _UseQuantizedCache(PreparedHook):
-    """A forward pre-hook that puts quantized layers into the cache that a decoder is about to fill.
+    """A forward pre-hook that puts quantized layers into the empty cache of a decoder.
 
     Args:
         argument: The name under which the decoder takes its cache, one of `ARGUMENTS`.
@@ -113,7 +114,7 @@ class _UseQuantizedCache(PreparedHook):
         self.bits, self.argument = bits, argument
 
     def __call__(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        for old in ARGUMENTS[ARGUMENTS.index(self.argument) + 1 :]:  # its forward takes the older names too
+        for old in ARGUMENTS[ARGUMENTS.index(self.argument) + 1 :]:  # its forward also accepts the older names
             if old in kwargs:
                 kwargs.setdefault(self.argument, kwargs.pop(old))
         config: Any = config_of(decoder)
@@ -122,7 +123,7 @@ class _UseQuantizedCache(PreparedHook):
         use_cache = config.use_cache if use_cache is None else use_cache
         if decoder.training and getattr(decoder, "is_gradient_checkpointing", False):
             raise SlimError(
-                "Gradient checkpointing takes the key-value cache away, and with it the rounding of keys and values. "
+                "Gradient checkpointing disables the key-value cache, and so the rounding of keys and values. "
                 "Set `gradient_checkpointing: false`, or `kv_cache: null`."
             )
         if cache is None:
@@ -138,7 +139,7 @@ class _UseQuantizedCache(PreparedHook):
         if not isinstance(cache, DynamicCache) or not unused:
             kinds = sorted({type(layer).__name__ for layer in cache.layers})
             raise SlimError(
-                f"This model keeps keys and values on an {self.bits}-bit grid, which works with a fresh DynamicCache; "
+                f"This model rounds keys and values to an {self.bits}-bit grid, which needs an empty DynamicCache; "
                 f"got {type(cache).__name__} with {', '.join(kinds) or 'no layers'}. Call `generate` without "
                 f"`cache_implementation` and without a filled `{self.argument}`."
             )
@@ -146,9 +147,9 @@ class _UseQuantizedCache(PreparedHook):
 
 
 def _argument_of(model: nn.Module, decoder: nn.Module) -> str:
-    """The name under which a decoder takes its cache. Raises SlimError if it keeps none that can be quantized."""
+    """The name of a decoder's cache argument. Raises SlimError if it has no cache that can be quantized."""
     config, argument = getattr(model, "config", None), cache_argument(decoder)
-    attends = any(getattr(module, "is_causal", False) for module in model.modules())  # BERT takes a cache in vain
+    attends = any(getattr(module, "is_causal", False) for module in model.modules())  # BERT ignores a cache
     types = set(getattr(config, "layer_types", None) or ["full_attention"])
     is_usable = config is not None and not config.is_encoder_decoder and types == {"full_attention"}
     if argument is None or not attends or not is_usable:

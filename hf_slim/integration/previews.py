@@ -1,4 +1,4 @@
-"""What each technique would do to a model, for a dry run and for the report: nothing is changed."""
+"""Previews of the effect of each technique on a model, for dry runs and reports. The model is not changed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ from hf_slim.quantization.plan import plan_quantization
 
 @dataclass(frozen=True)
 class Preview:
-    """What a technique would do to a model.
+    """The effect that a technique would have on a model.
 
     Attributes:
         layers: Layer name -> what happens to it, in a few words.
         bits: Layer name -> bits that one weight of it takes on disk, scales included; other layers are kept in float.
         removed: `(parameters, layer)` per removed part: how many on average, and a layer that loses them.
-        lines: What else a reader should know.
+        lines: Further information, as lines of text.
         shrink_: Cuts the model, which may be on the meta device, as the technique would: the next stage starts there.
     """
 
@@ -41,14 +41,14 @@ class Preview:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a preview may need in addition: the run's tokenizer, and the class that loads its models."""
+    """Further inputs of a preview: the run's tokenizer, and the class that loads its models."""
 
     tokenizer: PreTrainedTokenizerBase
     auto_class: type
 
 
 def preview_distillation(model: nn.Module, config: DistillationConfig, inputs: Inputs) -> Preview:
-    """Nothing happens to the model. Raises SlimError: if a teacher does not fit it."""
+    """An empty preview, because distillation does not change the model. Raises SlimError if a teacher does not fit."""
     for name in config.teachers:
         if is_stored_teacher(name):
             DiskTeacher(name, model, inputs.tokenizer, config)
@@ -59,7 +59,7 @@ def preview_distillation(model: nn.Module, config: DistillationConfig, inputs: I
 
 
 def preview_pruning(model: nn.Module, config: PruningConfig, inputs: Inputs) -> Preview:
-    """The groups that every layer loses, on average where layers may differ."""
+    """The number of groups removed from every layer; a mean if layers may differ."""
     plan = plan_pruning(model, config)
     losses, removed = expected_losses(plan), []
     layers: dict[str, str] = {}
@@ -79,7 +79,7 @@ def preview_pruning(model: nn.Module, config: PruningConfig, inputs: Inputs) -> 
 
 
 def preview_quantization(model: nn.Module, config: QuantizationConfig, inputs: Inputs) -> Preview:
-    """The grid of every layer, or why it is kept in floating point."""
+    """The grid of every layer, or the reason why it remains in floating point."""
     plans = plan_quantization(model, config)
     bits = {}
     for plan in plans:
@@ -91,13 +91,13 @@ def preview_quantization(model: nn.Module, config: QuantizationConfig, inputs: I
 
 
 def layer_schemes(model: nn.Module, config: QuantizationConfig) -> list[dict[str, Any]]:
-    """What becomes of each layer, for the report: name, scheme or None, and why a layer is kept in floating point."""
+    """Each layer for the report: name, scheme or None, and the reason why it remains in floating point."""
     plans = plan_quantization(model, config)
     return [{"name": p.name, "scheme": str(p.scheme) if p.scheme else None, "reason": p.reason} for p in plans]
 
 
 def _timing_lines(timings: dict[str, Any]) -> list[str]:
-    """What a target in time is measured by."""
+    """The measured times for a latency target, as lines of text."""
     read = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in timings["inputs"].items())
     lines = [f"measured    on {timings['device']} in {timings['dtype']}, {read}: layers {timings['total_ms']:.1f} ms"]
     for curve in timings["curves"]:

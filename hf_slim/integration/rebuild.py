@@ -1,12 +1,13 @@
-"""The modules that a compressed checkpoint's config describes: built before its weights are read, finished after."""
+"""Builds the modules of a compressed checkpoint before its weights are read, and finishes them afterwards."""
 
 from typing import Any
 
 from torch import nn
 from transformers.core_model_loading import WeightConverter
 
+from hf_slim.core.host import config_of, field_of
 from hf_slim.core.lifecycle import claim
-from hf_slim.core.modules import config_of, field_of, resolve
+from hf_slim.core.modules import resolve
 from hf_slim.core.record import record_of
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
@@ -18,7 +19,7 @@ from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_l
 
 
 def build_(model: nn.Module, config: HfSlimConfig) -> None:
-    """Gives a model without weights the shapes and layers of the checkpoint that `config` describes."""
+    """Changes the shapes and layers of a model without weights to those of the checkpoint that `config` describes."""
     record_of(model).applied = dict(config.techniques)
     for path, shape in config.shapes.items():
         resize_(model, path, shape)
@@ -37,7 +38,7 @@ def build_(model: nn.Module, config: HfSlimConfig) -> None:
 
 
 def finish_(model: nn.Module, config: HfSlimConfig) -> None:
-    """Makes the model, its weights now loaded, ready to compute: packed layers, or an ordinary trainable model."""
+    """Finishes a model after its weights are loaded: with packed layers, or as an ordinary trainable model."""
     quantize_kv_cache_(model)
     if config.mode == "packed":
         mark_filled_(model)
@@ -53,12 +54,12 @@ def finish_(model: nn.Module, config: HfSlimConfig) -> None:
 
 
 def of_whole_tensors(conversions: list) -> list:
-    """The conversions between checkpoint and model that only rename: codes cannot be split, merged or transposed."""
+    """The conversions that only change names, because packed codes cannot be split, merged or transposed."""
     return [conversion for conversion in conversions if not isinstance(conversion, WeightConverter)]
 
 
 def share_tied_scales_(model: nn.Module) -> None:
-    """Lets a head whose packed weight is tied to the embedding use the embedding's scales too; stored once."""
+    """Shares the scales of the embedding with a head whose packed weight is tied to it; they are stored once."""
     declared = getattr(model, "all_tied_weights_keys", {})  # weights are not tied yet while a checkpoint is loading
     for target, source in declared.items():
         head, owner = (model.get_submodule(path.rpartition(".")[0]) for path in (target, source))

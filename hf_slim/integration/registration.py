@@ -1,8 +1,8 @@
-"""Makes "hf_slim" known to transformers as a quantization method, without importing transformers.
+"""Registers "hf_slim" as a quantization method of transformers, without importing transformers.
 
-`transformers.quantizers.auto` holds the two tables that `from_pretrained` reads, and importing it takes more than a
-second (every quantizer of transformers, torch.distributed). So `import hf_slim` registers a callback for when
-that module is imported, which loading any model does.
+`transformers.quantizers.auto` has the two tables that `from_pretrained` reads. Its import takes more than a second
+(every quantizer of transformers, torch.distributed). So `import hf_slim` only adds a hook that runs when this module
+is imported, which happens when any model is loaded.
 """
 
 import importlib.abc
@@ -16,7 +16,7 @@ HOST = "transformers.quantizers.auto"
 
 
 def register_when_loaded() -> None:
-    """Registers the loader now, if transformers has its tables already, else as soon as it has; once only."""
+    """Registers the loader now if transformers is already imported, otherwise after its import; only once."""
     if HOST in sys.modules:
         _register()
     elif not any(isinstance(finder, _RegistersAfterImport) for finder in sys.meta_path):
@@ -24,7 +24,7 @@ def register_when_loaded() -> None:
 
 
 class _RegistersAfterImport(importlib.abc.MetaPathFinder):
-    """Stands in front of the import system until `HOST` is imported, and registers right after its code has run."""
+    """A finder that is the first in the import system until `HOST` is imported; then it registers hf_slim."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -48,7 +48,7 @@ class _Loader(importlib.abc.Loader):
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self.inner  # who asks for the source later finds the loader that has it
+        module.__loader__ = self.inner  # `inspect.getsource` and others need the original loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.inner
         self.inner.exec_module(module)
@@ -56,6 +56,6 @@ class _Loader(importlib.abc.Loader):
 
 
 def _register() -> None:
-    from hf_slim.integration.hf_quantizer import register  # extends classes of transformers, so not earlier
+    from hf_slim.integration.hf_quantizer import register  # imports classes of transformers, so not earlier
 
     register()

@@ -1,4 +1,4 @@
-"""A model and its tokenizer on disk: complete or not there at all."""
+"""Saves a model and its tokenizer in one step, so that the folder never has an incomplete model."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from hf_slim.core.errors import SlimError
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Raises SlimError if the output folder holds something that this run must not touch."""
+    """Raises SlimError if the output folder contains files that this run must not replace."""
     if output.is_file():
         raise SlimError(f"`output` '{output}' is a file. Choose a folder that does not exist yet.")
     if (output / "config.json").exists() and not overwrite:
@@ -33,11 +33,11 @@ def publish(
     """Writes the model next to `output` and moves it into place in one step; an older model is kept until then.
 
     Args:
-        check: Is handed the complete folder before it is moved; what it raises leaves `output` as it was.
+        check: Called with the complete folder before it is moved; if it raises an error, `output` does not change.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in output.parent.glob(f"{output.name}.partial-*"):
-        shutil.rmtree(stale)  # of a run that was killed
+        shutil.rmtree(stale)  # left by a run that was killed
     partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f"{output.name}.partial-"))
     save(model, tokenizer, partial)
     try:
@@ -55,7 +55,7 @@ def publish(
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes model and tokenizer into a folder as `from_pretrained` reads them."""
-    model.config.use_cache = True  # Trainer switches it off for training; who loads the model wants to generate
+    """Writes model and tokenizer into a folder, in the form that `from_pretrained` reads."""
+    model.config.use_cache = True  # Trainer disables it for training, and generation needs it
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,11 +1,12 @@
-"""Shapes of tensors as the model computes with them, and giving a tensor another shape before it is loaded."""
+"""Shapes of tensors in floating point, and changes of a tensor's shape before it is loaded."""
 
 import torch
 from torch import nn
 
 from hf_slim.core.adapters import adapter_parts, without_adapters
 from hf_slim.core.contracts import PackedLayer
-from hf_slim.core.modules import is_transposed_linear, resolve, set_count_
+from hf_slim.core.host import is_transposed_linear
+from hf_slim.core.modules import resolve, set_count_
 from hf_slim.pruning.matrices import set_sizes_
 
 
@@ -13,8 +14,8 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
     """`{path: shape}` of every parameter and running statistic; of packed weights, the shape before packing.
 
     Args:
-        skeleton: The same model in float; says which layers hold their weights transposed (GPT-2's Conv1D), which a
-            packed linear layer does not know of itself.
+        skeleton: The same model in floating point. It tells which layers store their weights transposed (GPT-2's
+            Conv1D), because a packed linear layer does not.
     """
     shapes, adapters = {}, adapter_parts(model)
     for path, module in model.named_modules():
@@ -34,7 +35,7 @@ def logical_shapes(model: nn.Module, skeleton: nn.Module | None = None) -> dict[
 
 
 def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
-    """Gives the tensor at `path` another shape, contents left open; a path that this model lacks is passed over.
+    """Gives the tensor at `path` another shape, with undefined values; a path that the model lacks is ignored.
 
     Folders of formats 1 and 2 have the path of a linear layer instead, and its weight's shape.
     """
@@ -50,7 +51,7 @@ def resize_(model: nn.Module, path: str, shape: list[int]) -> None:
 
 
 def set_attribute_(model: nn.Module, path: str, attribute: str, value: int | float) -> None:
-    """Sets a number that the module at `path` holds about itself, where this model has it."""
+    """Sets an attribute with a size of the module at `path`, if this model has the module."""
     found = resolve(model, path)
     if found is not None:
         set_count_(model.get_submodule(found), attribute, value)

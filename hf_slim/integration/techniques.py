@@ -64,7 +64,7 @@ def callbacks_for(configs: list[SlimConfig], own_teacher: PreTrainedModel | None
     """The callback of each config, in the order of the table.
 
     Args:
-        own_teacher: What the teacher "self" means, where the student is only a part of it.
+        own_teacher: The model for the teacher "self", if it is not the model that is trained.
     """
     callbacks: list[TrainerCallback] = []
     for row in TECHNIQUES:
@@ -77,14 +77,14 @@ def callbacks_for(configs: list[SlimConfig], own_teacher: PreTrainedModel | None
 
 
 def previews_of(model: nn.Module, techniques: dict[str, SlimConfig], inputs: Inputs) -> list[Preview]:
-    """What every technique in use would do to `model`, in the order of the table.
+    """The preview of every technique in use, in the order of the table.
 
-    Raises: SlimError: for everything that its callback would refuse before the first step.
+    Raises: SlimError: for every error that its callback would raise before the first step.
     """
     return [row.preview(model, techniques[row.name], inputs) for row in TECHNIQUES if row.name in techniques]
 
 
 def layers_of(model: nn.Module, techniques: dict[str, SlimConfig]) -> list[dict[str, Any]]:
-    """What becomes of each layer, for the report."""
+    """Scheme, or reason why it remains in floating point, of each layer, for the report."""
     reporting = [(row.layers, techniques[row.name]) for row in TECHNIQUES if row.layers and row.name in techniques]
     return [layer for layers, config in reporting for layer in layers(model, config)]

@@ -1,4 +1,4 @@
-"""The Trainer of a run that hf_slim starts itself."""
+"""Builds the Trainer of a run, and orders its callbacks."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hf_slim.integration.techniques import TECHNIQUES
 def trainer_for(
     model: PreTrainedModel, args: TrainingArguments, loss_counts_items: bool = True, **arguments: Any
 ) -> Trainer:
-    """A Trainer that divides the loss as the model does, and whose reporters see what our callbacks log.
+    """A Trainer that divides the loss as the model does, and whose reporters get the values that callbacks log.
 
     Args:
         loss_counts_items: Whether the model divides its loss by the Trainer's count of predictions. Where it does not,
@@ -24,7 +24,7 @@ def trainer_for(
 
 
 def log_before_reporters_(trainer: Trainer) -> Trainer:
-    """Moves hf_slim's callbacks before those that report, so that TensorBoard and W&B receive what they log.
+    """Moves hf_slim's callbacks before the reporters, so that TensorBoard and W&B get the values that they log.
 
     A Trainer calls its own reporters first, and they take the log as it is then. Progress bars and
     `trainer.state.log_history` need no such call.

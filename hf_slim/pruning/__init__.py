@@ -1,4 +1,4 @@
-"""Gradual structured pruning: groups of weights are masked while training and removed at the end."""
+"""Gradual structured pruning: groups of weights are masked during training and removed at the end."""
 
 from hf_slim.pruning.config import PruningConfig
 

@@ -29,12 +29,12 @@ from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 logger = logging.getLogger(__name__)
-SCORES_PER_RUN = 32  # not in every step of a long run: importance changes slowly,
-STEPS_PER_SCORE = 8  # but a mean over ten scores must not be older than this times ten steps
+SCORES_PER_RUN = 32  # importance changes slowly, so a long run does not compute it in every step,
+STEPS_PER_SCORE = 8  # but at least once in this many steps
 
 
 class PruningCallback(TrainerCallback, ExportableState):
-    """Zeroes more groups as training advances, and removes them when training ends.
+    """Zeroes more and more groups during training, and removes them when training ends.
 
     Logs `sparsity` (share of the groups that are zero) and `groups_removed`.
 
@@ -53,13 +53,13 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Finds what can be pruned and plans the removal. Raises SlimError if the model cannot be pruned so."""
-        if self.config.is_timed:  # measured once training begins, unless the run is resumed and its state has it
+        """Finds the prunable groups and plans the removal. Raises SlimError if the config does not fit the model."""
+        if self.config.is_timed:  # times are measured when training begins, or read from the state of a resumed run
             claim(unwrapped(model), "pruning", self.config)
         else:
             claim_for_pruning(unwrapped(model), self.config)
         self.run = state_of(model, PruningState)
-        self.run.removed, self.run.scores = {}, {}  # of an earlier Trainer, which was given up
+        self.run.removed, self.run.scores = {}, {}  # deletes the state of an earlier Trainer with this model
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
@@ -76,7 +76,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         saved = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         if isinstance(saved, list):
             raise SlimError(
-                "Two PruningCallbacks in one Trainer restore each other's state. Use one, with both kinds."
+                "Two PruningCallbacks in one Trainer overwrite each other's state. Use one with the settings of both."
             )
         begin_run(model, "pruning", state)
         claim_for_pruning(unwrapped(model), self.config, saved["attributes"].get("timings"))
@@ -104,7 +104,7 @@ class PruningCallback(TrainerCallback, ExportableState):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Scores the groups while gradients are there, and adds the scores to the running mean."""
+        """Scores the groups while gradients exist, and adds the scores to the running mean."""
         if not self._scores_now:
             return
         for seen in self._seen.values():
@@ -112,13 +112,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         scores = score_all(unwrapped(model), self.run.plan.group_sets, self.config.criterion_by_kind, self._seen)
         for seen in self._seen.values():
             seen.clear()
-        masked = self.run.removed if self.config.regrow else {}  # what is zero now keeps the importance that it had
+        masked = self.run.removed if self.config.regrow else {}  # masked groups keep their last score
         self.run.scores |= averaged(self.run.scores, scores, masked)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Masks more groups as the schedule asks, and zeroes masked ones again, which momentum has moved."""
+        """Masks more groups by the schedule, and zeroes the masked ones again, because momentum has changed them."""
         step = state.global_step + 1
         progress = step / state.max_steps
         due = step % self.config.every == 0 or progress >= self.config.stop
@@ -147,18 +147,18 @@ class PruningCallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         optimizer: Optimizer | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """Restores the mask of the best checkpoint, and has the model converted once all techniques are done."""
+        """Restores the mask of the best checkpoint, and converts the model after all techniques have finished."""
         self._observing.close()
         if is_prepared(model, "pruning"):
-            self._settle(args, state, model)
+            self._set_final_mask(args, state, model)
         finish_run(model, "pruning", optimizer)
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes into `trainer_state.json`."""
+        """The state that the Trainer writes into `trainer_state.json`."""
         return {"args": {"config": self.config.to_dict()}, "attributes": self.run.to_json()}
 
-    def _settle(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
-        """Restores the mask of the best checkpoint, where the Trainer has just loaded that one."""
+    def _set_final_mask(self, args: TrainingArguments, state: TrainerState, model: nn.Module) -> None:
+        """Sets the mask of the best checkpoint if the Trainer has loaded it, otherwise the current mask."""
         if args.load_best_model_at_end and state.best_model_checkpoint:
             saved = json.loads(Path(state.best_model_checkpoint, "trainer_state.json").read_text())
             self.run.removed = saved["stateful_callbacks"][type(self).__name__]["attributes"]["removed"]
@@ -166,7 +166,7 @@ class PruningCallback(TrainerCallback, ExportableState):
         self._warn_if_short()
 
     def _is_over(self, state: TrainerState) -> bool:
-        """Whether nothing is going to be removed any more."""
+        """Whether no more groups will be masked."""
         return bool(self.config.calibration_batches) or state.global_step / state.max_steps >= self.config.stop
 
     def _is_observed(self, layer: nn.Module) -> bool:
@@ -192,8 +192,8 @@ class PruningCallback(TrainerCallback, ExportableState):
         missing = sum(map(len, due.values())) - run.groups_removed
         if missing or not run.scores:
             logger.warning(
-                "Pruning ended short of its target: %s groups fewer were removed than `sparsity` asks for, because "
-                "training stopped early or an earlier checkpoint was best. Train to progress %s, or set "
+                "Pruning ended short of its target: %s of the planned groups were not removed, because training "
+                "stopped early or an earlier checkpoint was best. Train to progress %s, or set "
                 "`load_best_model_at_end=False`.",
                 missing or "all", self.config.stop,
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How much structure to remove, and when."""
+"""Settings of pruning: how much structure is removed, and when."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,15 +12,15 @@ KINDS = (
     "ffn", "kv_heads", "heads", "channels", "experts", "hidden", "layers", "attention_blocks", "ffn_blocks",
 )  # fmt: skip
 MEASURES = ("parameters", "macs", "latency")
-# what measured best on SmolLM2 and MiniLM (recipes/benchmarks/pruning_criteria.py); taylor where neither has any
+# the best ones on SmolLM2 and MiniLM (recipes/benchmarks/pruning_criteria.py); taylor for kinds that neither has
 DEFAULT_CRITERIA = dict.fromkeys(KINDS, "taylor") | {
     "ffn": "fisher_mask", "kv_heads": "fisher_mask", "heads": "fisher_mask", "layers": "angular",
     "attention_blocks": "taylor_sum", "ffn_blocks": "l2_tail",
 }  # fmt: skip
 SHARED_CRITERION = "fisher_mask"  # for a target that is spent on several kinds
 SPEND_ON = ("ffn", "kv_heads", "channels")
-# no target is spent on both
-APART = {
+# kinds that overlap, so one target cannot be spent on both
+OVERLAPPING = {
     "layers": ("ffn", "kv_heads", "heads", "channels", "experts", "attention_blocks", "ffn_blocks"),
     "heads": ("kv_heads",),
     "attention_blocks": ("kv_heads", "heads"),
@@ -44,14 +44,14 @@ class PruningConfig(SlimConfig):
     0.25}`. One number means that share of `ffn` and of `kv_heads`. `null` without a `target` means `{ffn: 0.5}`."""
 
     target: dict[str, float] | None = field(default=None, metadata={"keys": MEASURES})
-    """How large the stacked layers may still be, as a share in (0, 1) of one measure, such as `{parameters: 0.6}`; set
-    it instead of `sparsity`. `macs` are multiply-adds per token, or per picture or sound where the model reads those;
-    `latency` is time measured on the device of the run. Embeddings and output head do not count. The groups of
-    `spend_on` that cost least for what they save are removed. `null`: `sparsity` says how much."""
+    """Size that the stacked layers may have at the end, as a share in (0, 1) of one measure, such as `{parameters:
+    0.6}`; set it instead of `sparsity`. `macs` are multiply-adds per token, or per picture or sound if the model reads
+    these; `latency` is time measured on the device of the run. Embeddings and output head do not count. The groups of
+    `spend_on` with the least importance per saving are removed. `null`: `sparsity` sets the amount."""
 
     spend_on: list[str] = field(default_factory=lambda: list(SPEND_ON), metadata={"choices": KINDS})
-    """Kinds of structure that a `target` may remove; kinds that the model does not have are left out. With more than
-    one kind their scores are compared, so all of them use one criterion."""
+    """Kinds of structure that a `target` may remove; kinds that the model does not have are skipped. With more than
+    one kind, their scores are compared, so all of them use one criterion."""
 
     uniform: dict[str, bool] | bool = field(default=True, metadata={"keys": KINDS})
     """`true`: the same number of groups is removed from every layer, one that the model's config accepts; the result
@@ -123,7 +123,7 @@ class PruningConfig(SlimConfig):
         require_whole("calibration_batches", self.calibration_batches, least=0)
         if self.repair and not self.calibration_batches:
             raise SlimConfigError(
-                "`repair` looks at what flows through the model: set `calibration_batches`, such as 48."
+                "`repair` needs activations of calibration batches: set `calibration_batches`, such as 48."
             )
         for kind in self.round_to:
             _require_kind("round_to", kind)
@@ -141,7 +141,7 @@ class PruningConfig(SlimConfig):
     def _check_amounts(self) -> None:
         if self.target is not None:
             if self.sparsity is not None:
-                raise SlimConfigError("`sparsity` and `target` both say how much is removed. Set one of them.")
+                raise SlimConfigError("`sparsity` and `target` both set how much is removed. Set only one of them.")
             if len(self.target) != 1 or not set(self.target) <= set(MEASURES):
                 raise SlimConfigError(f"`target` must name one of {', '.join(MEASURES)}, got {self.target!r}.")
             share = next(iter(self.target.values()))
@@ -160,12 +160,12 @@ class PruningConfig(SlimConfig):
     def _check_spend_on(self) -> None:
         for kind in self.spend_on:
             _require_kind("spend_on", kind)
-        for kind, others in APART.items():
+        for kind, others in OVERLAPPING.items():
             clash = [other for other in self.spend_on if other in others]
             if kind in self.spend_on and clash:
                 raise SlimConfigError(
-                    f"`spend_on` names {kind} and {', '.join(clash)}, which are parts of each other: what both save "
-                    "cannot be told apart. Name one of them, and prune the other in a run of its own."
+                    f"`spend_on` names {kind} and {', '.join(clash)}, which overlap: their savings cannot be added. "
+                    "Name one of them, and prune the other in a separate run."
                 )
 
     @cached_property
@@ -198,7 +198,7 @@ class PruningConfig(SlimConfig):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kinds of structure that lose groups."""
+        """The kinds of structure of which groups are removed."""
         if self.target is not None:
             return tuple(self.spend_on)
         return tuple(kind for kind, share in self.sparsity_by_kind.items() if share)

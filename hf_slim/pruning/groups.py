@@ -11,7 +11,7 @@ from hf_slim.core.errors import SlimError
 
 
 class Refusal(NamedTuple):
-    """Why some part of a model cannot be pruned."""
+    """The reason why a part of a model cannot be pruned."""
 
     kind: str
     reason: str
@@ -19,18 +19,18 @@ class Refusal(NamedTuple):
 
 @dataclass(frozen=True)
 class Slice:
-    """The part that one dimension of one tensor plays in a group set.
+    """The indices of one dimension of one tensor that belong to the groups of a set.
 
     Attributes:
         tensor: Path of a parameter or buffer: "model.layers.0.mlp.up_proj.weight".
-        dim: Along which the groups are arranged.
-        width: Consecutive places that belong to one group.
-        offset: Where the first group starts.
-        reads: Whether these are columns that read the group, not rows that write it.
-        period: How many groups are adjacent before others follow; None: all of them.
-        stride: Places from one such run of groups to the next.
-        only: The one group that all these places belong to, where every group has tensors of its own.
-        stays: Whether these places are only zeroed, not cut out; they disappear with what is removed around them.
+        dim: Dimension along which the groups are arranged.
+        width: Number of consecutive indices of one group.
+        offset: Index at which the first group starts.
+        reads: Whether these are columns that read the group; otherwise they are rows that write it.
+        period: Number of adjacent groups before a gap; None: all groups are adjacent.
+        stride: Distance from the start of one such run of groups to the next.
+        only: The group that all these indices belong to, if every group has separate tensors.
+        only_zeroed: Whether the indices are zeroed but not removed; they are removed with the module around them.
     """
 
     tensor: str
@@ -41,7 +41,7 @@ class Slice:
     period: int | None = None
     stride: int = 0
     only: int | None = None
-    stays: bool = False
+    only_zeroed: bool = False
 
     @property
     def module(self) -> str:
@@ -66,20 +66,20 @@ class GroupSet:
     Attributes:
         name: Path of the part of the model and the kind, unique in the model: "model.layers.0.mlp/ffn".
         kind: One of `KINDS` in `pruning/config.py`.
-        count: How many groups there are.
-        slices: Every tensor that takes part; slices that read the groups are last.
-        attributes: (module path, attribute) of sizes that modules keep; they shrink in proportion. An attribute
-            "config.x" is the field x of a config that the module gets for itself.
-        config_fields: Fields of the model's config that shrink by the same share, if all layers do.
-        balance: Length of runs of groups that must lose the same number each; None: any group may be removed.
+        count: Number of groups.
+        slices: All tensors with weights of the groups; slices that read the groups are last.
+        attributes: (module path, attribute) of sizes that modules store; they become smaller in proportion. An
+            attribute "config.x" is the field x of a config, which the module gets as a separate copy.
+        config_fields: Fields of the model's config that become smaller by the same share, if all layers do.
+        balance: Length of runs of groups from which the same number must be removed; None: any group may be removed.
         multiple: The number of kept groups must be a multiple of this.
         keep: Smallest number of groups that must be kept.
         pinned: Groups that must be kept: T5's first layer computes the position bias of all others.
         masked_norms: Paths of modules that mix all groups, such as norms over the hidden width and routers over
-            experts: while groups are masked, they receive only the kept ones.
-        stack: For whole layers: path of the list that holds them.
-        bypassed: Whether a masked layer is bypassed, because zeroing its output does not silence it.
-        parts: For blocks, the attention or feed-forward part of every layer: the set of the groups within each.
+            experts. While groups are masked, they get only the kept ones.
+        stack: For whole layers: path of their list.
+        bypassed: Whether a masked layer is bypassed, because it still has an effect when its output weights are zero.
+        parts: For blocks (the attention or feed-forward part of every layer): the group set within each block.
     """
 
     name: str
@@ -99,11 +99,11 @@ class GroupSet:
 
     @property
     def is_depth(self) -> bool:
-        """Whether every group has tensors of its own: whole layers, or their attention or feed-forward parts."""
+        """Whether every group has separate tensors: whole layers, or their attention or feed-forward parts."""
         return bool(self.stack or self.parts)
 
     def parameters_per_group(self, model: nn.Module) -> int:
-        """Weights and biases that one group takes with it, on average."""
+        """Number of weights and biases of one group, on average."""
         if self.stack:
             return sum(parameter.numel() for parameter in model.get_submodule(self.stack).parameters()) // self.count
         if self.parts:
@@ -113,7 +113,7 @@ class GroupSet:
 
 
 def one_by_one(group_set: GroupSet) -> list[GroupSet]:
-    """A set whose groups have tensors of their own as one set per group; any other set as it is."""
+    """One set per group if the groups have separate tensors; otherwise the set itself."""
     if not group_set.is_depth:
         return [group_set]
     own = [
@@ -126,8 +126,8 @@ def one_by_one(group_set: GroupSet) -> list[GroupSet]:
 def without_blocks(
     group_sets: Sequence[GroupSet], removed: dict[str, list[int]]
 ) -> tuple[list[GroupSet], dict[str, list[int]]]:
-    """The same removal with blocks expanded: a removed block is every group within it."""
-    gone = {name: set(indices) for name, indices in removed.items()}
+    """The same removal without blocks: a removed block is replaced by all groups within it."""
+    expanded = {name: set(indices) for name, indices in removed.items()}
     if len({group_set.name for group_set in group_sets}) < len(group_sets):
         raise ValueError(f"group sets of one name: {[group_set.name for group_set in group_sets]}")
     plain = {group_set.name: group_set for group_set in group_sets if not group_set.parts}
@@ -135,8 +135,8 @@ def without_blocks(
         for index in removed.get(group_set.name, ()) if group_set.parts else ():
             part = group_set.parts[index]
             plain.setdefault(part.name, part)
-            gone[part.name] = set(range(part.count))
-    return list(plain.values()), {name: sorted(gone[name]) for name in plain if gone.get(name)}
+            expanded[part.name] = set(range(part.count))
+    return list(plain.values()), {name: sorted(expanded[name]) for name in plain if expanded.get(name)}
 
 
 def tensor_of(model: nn.Module, path: str) -> Tensor:
@@ -157,7 +157,7 @@ def common_ancestor(paths: list[str]) -> str:
 
 
 def own_parameters(model: nn.Module, group_set: GroupSet) -> list[tuple[Slice, nn.Parameter]]:
-    """The slices of parameters with their tensors; one that is tied to another counts once."""
+    """The slices of parameters with their tensors; tied parameters are listed once."""
     found = {}
     for part in group_set.slices:
         tensor = tensor_of(model, part.tensor)
@@ -172,9 +172,9 @@ def weight_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
 
 
 def gradient_blocks(model: nn.Module, group_set: GroupSet) -> list[Tensor]:
-    """Likewise the gradients.
+    """The gradients of a group set, each as `(count, width, ...)`.
 
-    Raises: SlimError: if a weight has none.
+    Raises: SlimError: if a weight has no gradient.
     """
     blocks = []
     for part, tensor in own_parameters(model, group_set):

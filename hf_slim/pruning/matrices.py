@@ -1,4 +1,4 @@
-"""Layers that hold a matrix: which dimension of what plays which part, and the sizes they keep about themselves."""
+"""Layers with a weight matrix: their input and output dimensions, and the attributes with their sizes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.modules import is_transposed_linear, parameter_or_none
+from hf_slim.core.host import is_transposed_linear, parameter_or_none
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """One kind of layer with a matrix.
+    """One kind of layer with a weight matrix.
 
     Attributes:
         owns: Whether a module is of this kind.
-        out_dim: Dimension of `weight` of the outputs.
-        in_dim: The same for inputs; None: the layer reads no channels.
-        out_sizes: Attributes that hold the number of outputs.
-        in_sizes: Attributes that hold the number of inputs.
+        out_dim: Dimension of `weight` with the outputs.
+        in_dim: Dimension of `weight` with the inputs; None: the layer reads no channels.
+        out_sizes: Attributes with the number of outputs.
+        in_sizes: Attributes with the number of inputs.
         channels: Dimension of the channels in the layer's input and output, counted from the end.
     """
 
@@ -30,7 +30,7 @@ class Matrix:
     channels: int = -1
 
     def output_shape(self, module: nn.Module, value: Tensor) -> tuple[int, ...]:
-        """Of what `module` makes of `value`."""
+        """The shape of the output of `module` for the input `value`."""
         out = module.weight.shape[self.out_dim]
         if self.in_dim is None:
             return (*value.shape, out)
@@ -54,14 +54,14 @@ MATRICES = (
 
 
 def matrix_of(module: nn.Module) -> Matrix | None:
-    """How `module` holds its matrix; None if it holds none that can be cut."""
+    """The kind of the matrix of `module`; None if it has no matrix that can be pruned."""
     if not isinstance(parameter_or_none(module, "weight"), Tensor):
         return None
     return next((matrix for matrix in MATRICES if matrix.owns(module)), None)
 
 
 def reads_along(module: nn.Module, dim: int) -> bool:
-    """Whether dimension `dim` of the weights of `module` holds what it reads."""
+    """Whether dimension `dim` of the weights of `module` is the dimension of its inputs."""
     matrix = matrix_of(module)
     return matrix.in_dim == dim if matrix is not None else is_experts(module) and dim == 2
 
@@ -73,12 +73,12 @@ def is_experts(module: nn.Module) -> bool:
 
 
 def is_channelwise(module: nn.Module) -> bool:
-    """Whether `module` treats every channel on its own, with parameters of its own for each: `(channels,)`."""
+    """Whether `module` computes every channel separately, with parameters of shape `(channels,)`."""
     return isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether `module` has nothing but vectors, one value per channel, as layer norms and layer scales have."""
+    """Whether all parameters of `module` are vectors with one value per channel, as in layer norms and scales."""
     vectors = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() == 1]
     is_leaf = not any(True for _ in module.children())
     return (
@@ -87,7 +87,7 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def set_sizes_(module: nn.Module) -> None:
-    """Writes the sizes of its tensors into the attributes in which a layer keeps them."""
+    """Sets the attributes of a layer that contain the sizes of its tensors."""
     matrix = matrix_of(module)
     if matrix is not None:
         for name in matrix.out_sizes:
@@ -102,6 +102,6 @@ def set_sizes_(module: nn.Module) -> None:
         module.normalized_shape = tuple(module.weight.shape)
 
 
-def answer(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Random numbers in the place of what a layer would compute; positive, so that no ReLU is off."""
+def random_output(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Random numbers that replace the output of a layer; positive, so that no ReLU is zero."""
     return torch.rand(shape, dtype=torch.float32).add_(0.5).to(dtype if dtype.is_floating_point else torch.float32)

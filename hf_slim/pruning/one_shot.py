@@ -1,4 +1,4 @@
-"""The whole target at once, decided on a few batches, and the layers that read what went repaired."""
+"""One-shot pruning: removes the whole target after a few batches, and can repair the layers that read it."""
 
 from collections.abc import Iterable
 
@@ -22,13 +22,13 @@ from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
 
 
 def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict[str, Tensor]]) -> nn.Module:
-    """Prunes a model in one shot, in place, without a Trainer: score, sort, remove the least, repair.
+    """Prunes a model in one shot, in place, without a Trainer: scores groups, removes the least important, repairs.
 
     Args:
-        batches: Keyword arguments of forward passes; with `labels` where the criterion needs gradients.
-    Returns: the smaller model, ready for `save_pretrained` or for training; every module is in its mode of before.
+        batches: Keyword arguments of forward passes; with `labels` if the criterion needs gradients.
+    Returns: the smaller model, ready for `save_pretrained` or for training; the modes of its modules do not change.
     Raises: SlimError: if the config does not fit the model, or the batches do not fit the criterion. The model is then
-        unchanged and may be pruned with another config; only weights that `repair` has changed stay changed.
+        unchanged and can be pruned with another config; only weights that `repair` has changed are not restored.
     """
     config, batches = PruningConfig.of(config), list(batches)
     record, state = record_of(model), state_of(model, PruningState)
@@ -38,15 +38,15 @@ def prune(model: nn.Module, config: PruningConfig | dict, batches: Iterable[dict
         with calibrating(model, batches) as run_batches:
             prune_at_once_(model, plan, config, run_batches)
     except BaseException:
-        record.configs, state.plan = configs, known_plan  # nothing is masked yet: that is the last step
+        record.configs, state.plan = configs, known_plan  # masking is the last step, so nothing is masked yet
         raise
     return convert(model)
 
 
 def prune_at_once_(model: nn.Module, plan: Plan, config: PruningConfig, run_batches: RunBatches) -> None:
-    """Masks the whole target and, with `config.repair`, makes up for it in the layers that read it.
+    """Masks the whole target; with `config.repair`, corrects the layers that read the masked groups.
 
-    Raises: SlimError: if no batch came.
+    Raises: SlimError: if there are no batches.
     """
     scores = summed_scores(model, plan.group_sets, config, run_batches)
     removed = choose_removed(plan, scores, state_of(model, PruningState).removed, config, progress=1.0)
@@ -60,7 +60,7 @@ def summed_scores(
 ) -> dict[str, Tensor]:
     """The score of every group by the criterion of its kind, summed over the batches: name -> `(count,)`.
 
-    Raises: SlimError: if no batch came.
+    Raises: SlimError: if there are no batches.
     """
     inner, total, batches = unwrapped(model), {}, 0
     by_criterion = sets_by_criterion(group_sets, config.criterion_by_kind)
@@ -76,7 +76,7 @@ def summed_scores(
         finally:
             model.zero_grad(set_to_none=True)
     if not batches:
-        raise SlimError("Pruning at once needs calibration batches, and none came. Check the data.")
+        raise SlimError("One-shot pruning needs calibration batches, and there are none. Check the data.")
     for found in seen.values():
         summed_over_ranks_(found)
     sum_over_ranks_(total.values())  # every rank must make the same choice

@@ -1,4 +1,4 @@
-"""Everything that a run of pruning knows about one model, in one object."""
+"""The state of a pruning run for one model, in one object."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,13 +12,13 @@ from hf_slim.pruning.removal.cut import Removed
 
 @dataclass
 class PruningState:
-    """The state of a run; `core.record.state_of(model, PruningState)` is the only one there is of a model.
+    """The state of a run. A model has one: `core.record.state_of(model, PruningState)`.
 
     Attributes:
-        plan: What pruning found in the model and is going to remove, found once; None before.
-        removed: Group set name -> indices of the groups that are masked and wait for removal.
+        plan: The groups of the model and the amounts to remove; None before planning.
+        removed: Group set name -> indices of the groups that are masked, and removed at the end.
         scores: Group set name -> `(count,)`, running mean of the importance of its groups.
-        sizes: Fields of the model's config that would say what was removed, with their new values.
+        sizes: Fields of the model's config that describe the removal, with their new values.
     """
 
     plan: Plan | None = None
@@ -28,12 +28,12 @@ class PruningState:
 
     @property
     def timings(self) -> dict[str, Any] | None:
-        """What was measured for a target in time, on the device of the first process."""
+        """The measured times for a latency target, from the device of the first process."""
         return None if self.plan is None else self.plan.timings
 
     @property
     def groups_removed(self) -> int:
-        """Groups that are masked now."""
+        """Number of groups that are masked now."""
         return sum(map(len, self.removed.values()))
 
     def sparsity(self) -> float:
@@ -41,11 +41,11 @@ class PruningState:
         return self.groups_removed / max(1, sum(found.count for found in self.plan.group_sets))
 
     def to_json(self) -> dict[str, Any]:
-        """What a checkpoint must hold in addition to the weights."""
+        """The state that a checkpoint must have in addition to the weights."""
         scores = {name: torch.as_tensor(score).tolist() for name, score in self.scores.items()}
         return {"removed": self.removed, "timings": self.timings, "scores": scores}
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Takes over what `to_json` wrote; the plan is computed again."""
+        """Restores the state from `to_json`; the plan is computed again."""
         self.removed = saved["removed"]
         self.scores = {name: torch.tensor(score) for name, score in saved["scores"].items()}

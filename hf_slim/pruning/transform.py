@@ -1,4 +1,4 @@
-"""Pruning as prepare and convert: mask now, remove later."""
+"""Pruning as prepare (masks groups) and convert (removes them)."""
 
 import logging
 from dataclasses import replace
@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.host import config_value
 from hf_slim.core.lifecycle import Technique, claim
-from hf_slim.core.modules import config_value
 from hf_slim.core.record import record_of, state_of
 from hf_slim.pruning.budget.latency import measure_latency
 from hf_slim.pruning.budget.plan import Plan, candidates, plan_removal
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
-    """What `config` can prune in this model; changes nothing.
+    """The plan of `config` for this model. Does not change the model.
 
     Args:
-        timings: What was measured before, for a target in time; None: it is measured now.
+        timings: Times that were measured before, for a latency target; None: they are measured now.
     Raises: SlimError: if the model has no matching structure or its weights are packed.
     """
     for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
-            raise SlimError(f"'{name}' holds packed integers, which cannot be pruned. Prune before quantizing.")
+            raise SlimError(f"'{name}' has packed integer values, which cannot be pruned. Prune before quantizing.")
     found, refusals = understand(model, kinds={*config.kinds, *(["kv_heads"] if "heads" in config.kinds else [])})
     missing = [kind for kind in config.kinds if not any(group_set.kind == kind for group_set in found)]
     if missing == ["heads"]:  # multi-head attention: every key-value head has one query head
@@ -52,7 +52,7 @@ def plan_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any
 
 
 def claim_for_pruning(model: nn.Module, config: PruningConfig, timings: dict[str, Any] | None = None) -> Plan:
-    """`plan_pruning`, and a note that the model is going to be pruned; masks nothing."""
+    """The plan of `plan_pruning`, recorded on the model for `config`; masks nothing."""
     state, claimed = state_of(model, PruningState), record_of(model).configs.get("pruning")
     plan = state.plan if claimed == config and state.plan is not None else plan_pruning(model, config, timings)
     claim(model, "pruning", config)
@@ -61,7 +61,7 @@ def claim_for_pruning(model: nn.Module, config: PruningConfig, timings: dict[str
 
 
 def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed, readers_only: bool = False) -> None:
-    """Makes `removed` the model's mask: zeroes the groups and notes them for `convert`."""
+    """Makes `removed` the model's mask: zeroes these groups, and records them for `convert`."""
     state_of(model, PruningState).removed = removed
     zero_groups_(model, group_sets, removed, readers_only)
     mark_kept_columns_(model, group_sets, removed)
@@ -69,21 +69,21 @@ def mask_groups_(model: nn.Module, group_sets: list[GroupSet], removed: Removed,
 
 
 def check_pruning(model: nn.Module, config: PruningConfig) -> Plan:
-    """The plan. Raises SlimError if there is none for this model, or no gradients where they are needed."""
+    """The plan. Raises SlimError if the model cannot be pruned in this way, or if needed gradients are missing."""
     plan = plan_pruning(model, config)
     graded = [
         name for name in sets_by_criterion(plan.group_sets, config.criterion_by_kind) if CRITERIA[name].needs_gradient
     ]
     if graded and all(parameter.grad is None for parameter in model.parameters()):
         raise SlimError(
-            f"Criterion '{graded[0]}' needs gradients and this model holds none. Call `loss.backward()` on "
+            f"Criterion '{graded[0]}' needs gradients and this model has none. Call `loss.backward()` on "
             "some batches before `prepare`, choose criterion 'l1_tail', or use PruningCallback in a Trainer."
         )
     return plan
 
 
 def prepare_pruning(model: nn.Module, config: PruningConfig, plan: Plan) -> None:
-    """Masks the whole target of a plan in one shot: for training loops without a Trainer."""
+    """Masks the whole target of a plan in one shot, for training loops without a Trainer."""
     claim(model, "pruning", config)
     state = state_of(model, PruningState)
     state.plan, state.scores = plan, score_all(model, plan.group_sets, config.criterion_by_kind)
@@ -92,7 +92,7 @@ def prepare_pruning(model: nn.Module, config: PruningConfig, plan: Plan) -> None
 
 
 def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> None:
-    """Removes what is masked, from the state of an optimizer too."""
+    """Removes the masked groups, also from the state of an optimizer."""
     state = state_of(model, PruningState)
     state.sizes = common_sizes(model, state.plan.group_sets, state.removed)
     mask_norms_(model, state.plan.group_sets, {})
@@ -100,7 +100,7 @@ def convert_pruning(model: nn.Module, optimizer: Optimizer | None = None) -> Non
 
 
 def common_sizes(model: nn.Module, group_sets: list[GroupSet], removed: Removed) -> dict[str, int]:
-    """Config fields with the sizes that all layers will have; fields on which they disagree are omitted."""
+    """Config fields with the new sizes; fields for which layers have different sizes are omitted."""
     values: dict[str, set[int]] = {}
     for group_set in group_sets:
         left = group_set.count - len(removed.get(group_set.name, ()))

@@ -1,4 +1,4 @@
-"""Looking at a few batches before training: second-order rounding of the starting weights."""
+"""Second-order rounding (GPTQ) of the initial weights, on a few calibration batches before training."""
 
 from collections.abc import Callable
 
@@ -15,34 +15,34 @@ from hf_slim.quantization.layers.scale_holders import rounding_disabled
 from hf_slim.quantization.layers.training import FakeQuantLinear
 from hf_slim.quantization.transform import fake_quantized_modules
 
-HESSIAN_BYTES = 2**28  # how much all Hessians of one pass may take; more layers need more passes over the batches
+HESSIAN_BYTES = 2**28  # memory for all Hessians of one pass; more layers need more passes over the batches
 
 
 @torch.no_grad()
 def round_by_gptq_(model: nn.Module, run_batches: RunBatches, observer: str) -> None:
-    """Corrects the weights of every fake-quantized linear layer so that they round as GPTQ has it, in place.
+    """Corrects the weights of every fake-quantized linear layer in place, so that rounding them gives GPTQ's result.
 
-    Each pass over the batches serves as many layers as fit into `HESSIAN_BYTES`, and sees those of earlier passes
-    rounded. Layers of other kinds keep the rounding to nearest. Modes, hooks and quantizers are as before afterwards,
-    also after an error; weights that an earlier pass has corrected stay corrected.
+    Each pass over the batches covers as many layers as fit into `HESSIAN_BYTES`; layers of earlier passes are already
+    rounded in it. Other kinds of layers are rounded to nearest. Modes, hooks and quantizers are restored at the end,
+    also after an error; weights that an earlier pass corrected are not restored.
 
     Args:
         model: Prepared, with stored scales.
         run_batches: Runs the calibration batches through the model, one for each item that it yields.
-    Raises: SlimError: if no batch came, or a layer's inputs are not finite.
+    Raises: SlimError: if there is no batch, or a layer's inputs are not finite.
     """
     layers = {name: layer for name, layer in fake_quantized_modules(model).items() if _can_be_rounded(layer)}
-    waiting = dict(layers)
+    remaining = dict(layers)
     unrounded = rounding_disabled(layer.weight_quantizer for layer in layers.values())
     with progress(None, "rounding by GPTQ", "layer", total=len(layers)) as bar, evaluating(model), unrounded:
-        while waiting:
+        while remaining:
             fitting = first_that_fit(
-                {name: 4 * layer.in_features**2 for name, layer in waiting.items()}, HESSIAN_BYTES
+                {name: 4 * layer.in_features**2 for name, layer in remaining.items()}, HESSIAN_BYTES
             )
-            hessians = _hessians(model, {name: waiting[name] for name in fitting}, run_batches)
+            hessians = _hessians(model, {name: remaining[name] for name in fitting}, run_batches)
             _require_finite(hessians)
             for name, hessian in hessians.items():
-                layer = waiting.pop(name)
+                layer = remaining.pop(name)
                 corrected, state = gptq(layer.weight.float(), hessian, layer.scheme.weights, observer)
                 layer.weight.copy_(corrected)
                 layer.weight_quantizer.store_(state)
@@ -75,6 +75,6 @@ def _hessians(model: nn.Module, layers: dict[str, FakeQuantLinear], run_batches:
     with temporary_hooks(layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()):
         batches = sum(1 for _ in run_batches())
     if not batches:
-        raise SlimDataError("GPTQ needs calibration batches, and the training data gave none. Check the dataset.")
-    sum_over_ranks_(found.values())  # every rank must round alike
+        raise SlimDataError("GPTQ needs calibration batches, and the training data has none. Check the dataset.")
+    sum_over_ranks_(found.values())  # every rank must round in the same way
     return found

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class QuantizationCallback(TrainerCallback):
-    """Trains on the grid, and packs the model when training ends.
+    """Rounds weights and activations in the forward pass while training, and packs the model when training ends.
 
     Logs `bits` (average bits per weight of the quantized layers, scales included) and `share_on_grid` (share of these
     layers whose forward pass rounds now).
@@ -45,7 +45,7 @@ class QuantizationCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
         train_dataloader: DataLoader | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """Rounds the starting weights by GPTQ, if the config asks for it and the run is not resumed."""
+        """Rounds the initial weights by GPTQ, if `initialize` is "gptq" and the run is not resumed."""
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "
@@ -62,7 +62,7 @@ class QuantizationCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Switches rounding on once `start` is reached."""
+        """Enables rounding once `start` is reached."""
         if self.config.start:
             enabled = _progress(state) >= self.config.start
             for quantizer in quantizers(model):
@@ -76,16 +76,16 @@ class QuantizationCallback(TrainerCallback):
             for quantizer in quantizers(model):
                 for name, parameter in quantizer.named_parameters(recurse=False):
                     if name != "codebook":
-                        parameter.grad = None  # optimizers pass over it, momentum and all
+                        parameter.grad = None  # optimizers skip such a parameter, and do not apply its momentum
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Lets stored scales follow the weights until they freeze."""
+        """Computes stored min-max scales from the changed weights, until the scales are frozen."""
         config = self.config
         follows = config.learn is None and config.observer == "minmax" and config.initialize == "nearest"
         if follows and config.freeze < 1 and not self._is_frozen(state):
-            observe_weights_(unwrapped(model), "minmax")  # stored scales follow the weights until they freeze
+            observe_weights_(unwrapped(model), "minmax")
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, model: nn.Module,
@@ -99,7 +99,7 @@ class QuantizationCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Has the model packed once all techniques of the run are done; with adapters says how to merge them."""
+        """Packs the model after all techniques of the run have finished; with adapters, logs how to merge them."""
         self._bits = None
         if adapter_layers(unwrapped(model)):
             logger.warning(

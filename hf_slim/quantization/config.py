@@ -1,4 +1,4 @@
-"""What to quantize, to which grid, and how the grid is found and trained."""
+"""Settings of quantization: which layers, on which grids, and how scales are initialised and trained."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ KV_CACHE = (None, "int8", "int4")
 
 @dataclass(frozen=True)
 class QuantizationConfig(SlimConfig):
-    """On which grids the layers compute while training, how scales are found, and whether they are trained.
+    """The quantization grids of the layers, how their scales are found, and whether they are trained.
 
     Layers are linear layers, token embeddings, GPT-2's Conv1D, convolutions and fused experts.
     """
@@ -30,7 +30,7 @@ class QuantizationConfig(SlimConfig):
 
     group_size: int | None = None
     """Input features that share one weight scale, a whole number of at least 1 that divides the inputs of every layer.
-    `null`: what `scheme` says."""
+    `null`: the group size of `scheme`."""
 
     embeddings: str | dict[str, Any] | Scheme | None = field(default=None, metadata={"choices": SCHEMES})
     """Scheme of the token embedding and of an output head that is tied to it, such as `w8a16`. `null` leaves both in
@@ -41,12 +41,12 @@ class QuantizationConfig(SlimConfig):
     as `{"*.down_proj": w8a8}`. If several patterns match, the last one counts. Empty: every layer uses `scheme`."""
 
     ignore: tuple[str, ...] = ()
-    """Patterns, with `*` as wildcard, of names of layers that stay in floating point, such as `*.lm_head`. A pattern
-    that matches nothing is an error."""
+    """Patterns, with `*` as wildcard, of names of layers that remain in floating point, such as `*.lm_head`. A pattern
+    that matches no layer is an error."""
 
     observer: str = field(default="minmax", metadata={"choices": OBSERVERS})
-    """How the scales of the weights are found: a registered observer. With `minmax` scales follow the weights from
-    step to step, unless `learn` or `initialize: gptq` is set; with the other observers they are found once, before
+    """How the scales of the weights are found: a registered observer. With `minmax` they are computed from the weights
+    in every step, unless `learn` or `initialize: gptq` is set; with the other observers they are computed once, before
     training."""
 
     learn: str | None = field(default=None, metadata={"choices": LEARN})
@@ -54,8 +54,8 @@ class QuantizationConfig(SlimConfig):
     `null`: they are not trained."""
 
     learn_activations: str | None = field(default=None, metadata={"choices": LEARN_ACTIVATIONS})
-    """Whether static activation scales are trained parameters: `lsq`, `lsq+` (zero points as well) or `pact` (only
-    clipped values move the range). Needs a scheme with the option `static`. `null`: they are not trained."""
+    """Whether static activation scales are trained parameters: `lsq`, `lsq+` (zero points as well) or `pact` (gradient
+    from clipped values only). Needs a scheme with the option `static`. `null`: they are not trained."""
 
     initialize: str = field(default="nearest", metadata={"choices": INITIALIZE})
     """How the weights are rounded before training: `nearest`, or `gptq`, which corrects the weights of linear layers
@@ -89,7 +89,7 @@ class QuantizationConfig(SlimConfig):
             raise SlimConfigError(
                 f"`ignore` must be a list of patterns, got the string {self.ignore!r}: write [{self.ignore!r}]."
             )
-        put(self, "ignore", tuple(self.ignore))  # JSON brings lists
+        put(self, "ignore", tuple(self.ignore))  # a list in JSON
         if not isinstance(self.overrides, dict):
             raise SlimConfigError(f"`overrides` must map patterns to schemes, got {self.overrides!r}.")
         put(self, "overrides", {name: _checked(scheme) for name, scheme in self.overrides.items()})
@@ -106,20 +106,20 @@ class QuantizationConfig(SlimConfig):
         OBSERVERS[self.observer]
 
     def linear_scheme(self) -> Scheme:
-        """The grids of every layer that no override names."""
+        """The scheme of every layer that no override matches."""
         return Scheme.of(self.scheme).with_groups(self.group_size)
 
     def embedding_scheme(self) -> Scheme | None:
-        """The grids of the embedding and its tied head."""
+        """The scheme of the embedding and its tied head."""
         return Scheme.of(self.embeddings) if self.embeddings else None
 
     @property
     def stores_scales(self) -> bool:
-        """Whether scales are kept from step to step, rather than found anew from the weights in every forward."""
+        """Whether scales are stored, instead of computed from the weights in every forward pass."""
         return self.learn is not None or self.observer != "minmax" or self.freeze < 1 or self.initialize == "gptq"
 
 
 def _checked(scheme: str | dict[str, Any] | Scheme) -> str | dict[str, Any]:
-    """A scheme as it was given, one that is an object as JSON. Raises SlimConfigError if there is no such scheme."""
+    """The given scheme, as JSON if it is a `Scheme`. Raises SlimConfigError if it is not a valid scheme."""
     found = Scheme.of(scheme)
     return found.to_json() if isinstance(scheme, Scheme) else scheme

@@ -1,4 +1,4 @@
-"""What a config does to every layer of a model: a scheme, or the reason why it stays in floating point."""
+"""The quantization plan of a model: for every layer its scheme, or the reason why it remains in floating point."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hf_slim.quantization.scheme import Scheme
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer: its scheme, or the reason why it stays in floating point."""
+    """The plan for one layer: its scheme, or the reason why it remains in floating point."""
 
     name: str
     scheme: Scheme | None
@@ -25,7 +25,7 @@ class LayerPlan:
 
 
 def plan_quantization(model: nn.Module, config: QuantizationConfig) -> list[LayerPlan]:
-    """What `config` does to every layer of `model` that holds a matrix, in model order. Changes nothing.
+    """The plan for every layer of `model` that has a weight matrix, in model order. Does not change the model.
 
     Raises: SlimConfigError: if a pattern or the whole config matches no layer, or a grid does not fit a layer's sizes.
     """
@@ -46,7 +46,7 @@ def plan_quantization(model: nn.Module, config: QuantizationConfig) -> list[Laye
 
 
 class _Planner:
-    """Decides for one layer after the other."""
+    """Plans one layer at a time."""
 
     def __init__(self, model: nn.Module, config: QuantizationConfig, layers: dict[str, nn.Module]):
         self.config, self.layers = config, layers
@@ -73,7 +73,7 @@ class _Planner:
         if ignored:
             return None, f"ignored by '{ignored}'"
         if family is None:
-            return None, f"{type(module).__name__} computes in its own way"
+            return None, f"{type(module).__name__} is not a supported layer"
         if isinstance(module, nn.Embedding) and id(module.weight) not in self.token_embeddings:
             return None, "not the token embedding"
         if self._in_embedding(name, module):
@@ -91,7 +91,7 @@ class _Planner:
 
 
 def _trained(scheme: Scheme, config: QuantizationConfig) -> Scheme:
-    """The scheme with the zero points that `lsq+` will train."""
+    """The scheme, made asymmetric where `lsq+` trains zero points."""
     weights, activations = scheme.weights, scheme.activations
     if config.learn == "lsq+" and weights.kind == "int" and weights.scale is None:
         weights = dataclasses.replace(weights, symmetric=False)
@@ -116,8 +116,8 @@ def _check_fit(name: str, rows: int, columns: int, grid: Grid) -> None:
 def _check_embedding(name: str, grid: Grid) -> None:
     if grid.granularity == "tensor" or grid.kind_of.learns_codebook:
         raise SlimConfigError(
-            f"'{name}' is looked up row by row: its grid needs scales within a row (granularity channel or group) and "
-            f"no learned codebook, got {grid.kind} per {grid.granularity}. Use w8a16, w4a16-g64 or nf4."
+            f"'{name}' reads single rows of its weight, so its grid needs granularity channel or group and no learned "
+            f"codebook, got kind {grid.kind} and granularity {grid.granularity}. Use w8a16, w4a16-g64 or nf4."
         )
 
 
@@ -125,8 +125,8 @@ def _check_static(plans: list[LayerPlan], config: QuantizationConfig) -> None:
     static = any(plan.scheme and _is_static(plan.scheme.activations) for plan in plans)
     if config.learn_activations and not static:
         raise SlimConfigError(
-            f"`learn_activations: {config.learn_activations}` trains static scales, and no layer has any: choose a "
-            "scheme such as 'w8a8-static'."
+            f"`learn_activations: {config.learn_activations}` trains static activation scales, and no layer has them. "
+            "Choose a scheme such as 'w8a8-static'."
         )
 
 

@@ -35,7 +35,7 @@ class Scheme(SlimConfig):
             if isinstance(given := vars(self)[name], dict):
                 object.__setattr__(self, name, Grid.from_dict(given))
         if self.weights.granularity == "token":
-            raise SlimConfigError("Weights have no tokens: their granularity is tensor, channel or group.")
+            raise SlimConfigError("Weights need granularity 'tensor', 'channel' or 'group', got 'token'.")
         if self.activations is None:
             return
         if self.activations.granularity not in ("token", "tensor"):
@@ -44,19 +44,19 @@ class Scheme(SlimConfig):
                 "scales cannot differ along the features that a matrix product sums over."
             )
         if self.activations.kind not in ("int", "fp8"):
-            raise SlimConfigError(f"Activations may lie on an int or fp8 grid, got '{self.activations.kind}'.")
+            raise SlimConfigError(f"Activations need a grid of kind 'int' or 'fp8', got '{self.activations.kind}'.")
 
     def __str__(self) -> str:
         short = self._short()
         return short if short is not None else f"{_describe(self.weights)} | {_describe(self.activations)}"
 
     def to_json(self) -> str | dict[str, Any]:
-        """The scheme's name, or all its settings where it has none; `Scheme.of` restores an equal one."""
+        """The scheme's name, or all its settings if it has none; `Scheme.of` restores an equal scheme."""
         return self._short() or self.to_dict()
 
     @classmethod
     def of(cls, scheme: "str | dict[str, Any] | Scheme") -> "Scheme":  # type: ignore[override]
-        """A scheme by its name ("w8a8", "w4a16-g32"), from its settings, or as it is."""
+        """The scheme with this name ("w8a8", "w4a16-g32") or these settings; a `Scheme` is returned unchanged."""
         if isinstance(scheme, str):
             return cls.parse(scheme)
         return super().of(scheme)
@@ -67,7 +67,7 @@ class Scheme(SlimConfig):
 
         Options: `g<size>` groups of input features, `tensor` one weight scale, `asym` a zero point for the weights,
         `unsigned` and `floor` for the weights' codes, `static` calibrated activation scales.
-        Raises: SlimConfigError: on anything else.
+        Raises: SlimConfigError: if `text` is not such a name.
         """
         match = _NAME.fullmatch(text)
         bits = _BITS.fullmatch(match["name"]) if match else None
@@ -77,11 +77,11 @@ class Scheme(SlimConfig):
         return scheme
 
     def with_groups(self, group_size: int | None) -> "Scheme":
-        """The same scheme with this group size for the weights; None leaves it as it is."""
+        """The same scheme with this group size for the weights; None: unchanged."""
         return dataclasses.replace(self, weights=self.weights.with_groups(group_size)) if group_size else self
 
     def _short(self) -> str | None:
-        """The name that `parse` reads back, or None where options cannot say it all."""
+        """The name that `parse` accepts for this scheme, or None if a name cannot express all its settings."""
         weights, activations = self.weights, self.activations
         if weights.kind == "int":
             name = f"w{weights.bits}a{activations.bits if activations else 16}"
@@ -125,7 +125,8 @@ def _with_option(scheme: Scheme, option: str) -> Scheme:
     if option == "static":
         if scheme.activations is None:
             raise SlimConfigError(
-                "Option 'static' is about activations, and this scheme leaves them in floating point."
+                "Option 'static' needs quantized activations, and this scheme leaves them in floating point. Use one "
+                "such as 'w8a8-static'."
             )
         return dataclasses.replace(scheme, activations=dataclasses.replace(scheme.activations, granularity="tensor"))
     changes = {

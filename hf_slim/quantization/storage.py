@@ -1,11 +1,11 @@
-"""What a packed weight is: codes, scales, zero points and codebooks as a module's parameters and buffers."""
+"""Storage of packed weights: codes, scales, zero points and codebooks as parameters and buffers of a module."""
 
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import grouped, ungrouped
 from hf_slim.quantization.grids.grid import Grid, GridState, decoded, encoded, restored
 from hf_slim.quantization.grids.packing import every_code, look_up_bytes, pack_codes, packed_bytes, unpack_codes
@@ -13,14 +13,14 @@ from hf_slim.quantization.scheme import Scheme
 
 
 class StoredLinear(Protocol):
-    """What a kernel may read of a packed linear layer.
+    """The attributes of a packed linear layer that a kernel may read.
 
     Attributes:
         scheme: Grids of weight and activations.
         in_features: Columns of the weight.
         weight: Codes, int8 `(out_features, n_groups, n_bytes)`.
         bias: `(out_features,)`, or None.
-        kernel_cache: What a kernel keeps between calls, such as the weight in an order of its own.
+        kernel_cache: Data that a kernel keeps between calls, such as a reordered copy of the weight.
     """
 
     scheme: Scheme
@@ -38,7 +38,7 @@ class StoredLinear(Protocol):
 def add_storage_(
     layer: nn.Module, scheme: Scheme, shapes: dict[str, tuple[int, int]], device: str | torch.device | None
 ) -> None:
-    """Gives a layer empty storage that a checkpoint or `fill_storage_` will fill."""
+    """Adds empty storage to a layer, to be filled from a checkpoint or by `fill_storage_`."""
     grid = scheme.weights
     for name, (rows, columns) in shapes.items():
         groups = grid.groups(columns)
@@ -63,7 +63,7 @@ def add_storage_(
 
 
 def fill_storage_(layer: nn.Module, name: str, matrix: Tensor, state: GridState) -> None:
-    """Fills a packed layer's weight `name` with the codes of `(rows, columns)` float values, and their state."""
+    """Stores `(rows, columns)` float values as the weight `name` of a packed layer: their codes and their state."""
     grid = layer.scheme.weights
     codes = pack_codes(encoded(grouped(matrix, grid), grid, state), grid.storage_bits)
     layer._parameters[name] = nn.Parameter(codes, requires_grad=False)
@@ -76,7 +76,7 @@ def fill_storage_(layer: nn.Module, name: str, matrix: Tensor, state: GridState)
 
 
 def stored_state(layer: nn.Module, name: str, grid: Grid) -> GridState:
-    """The state that a packed layer stores for its weight `name`, as `grid.decoded` takes it."""
+    """The state that a packed layer stores for its weight `name`, in the form that `grid.decoded` takes."""
     if grid.scale is not None:
         scale = torch.tensor(grid.scale, dtype=torch.float32, device=layer._parameters[name].device)
         return GridState(scale, None if grid.zero_point is None else torch.full_like(scale, grid.zero_point))
@@ -90,11 +90,11 @@ def unpacked(layer: nn.Module, name: str, columns: int, dtype: torch.dtype) -> T
     """The float values of a packed layer's weight `name`: `(rows, columns)`."""
     grid, packed = layer.scheme.weights, layer._parameters[name]
     state, size = stored_state(layer, name, grid), grid.group_size or columns
-    if grid.storage_bits in (2, 4) and _books(state) == 1:  # from bytes to values at once
+    if grid.storage_bits in (2, 4) and _n_codebooks(state) == 1:  # looks up bytes directly, without unpacking codes
         table = grid.kind_of.decode(every_code(grid.bits, packed.device), grid, state.codebook)
         return ungrouped(restored(look_up_bytes(packed, table)[..., :size], state), columns, dtype)
     return ungrouped(decoded(unpack_codes(packed, grid.storage_bits, size), grid, state), columns, dtype)
 
 
-def _books(state: GridState) -> int:
+def _n_codebooks(state: GridState) -> int:
     return 1 if state.codebook is None else len(state.codebook)

@@ -1,12 +1,13 @@
-"""From ordinary layers to fake-quantized ones, and from those to packed ones."""
+"""Replaces ordinary layers by fake-quantized ones, and those by packed ones."""
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_slim.core.contracts import PackedLayer, PreparedLayer
 from hf_slim.core.errors import SlimError
+from hf_slim.core.host import parameter_or_none
 from hf_slim.core.lifecycle import Technique, claim
-from hf_slim.core.modules import parameter_or_none, require_finite, set_module_, tied_modules
+from hf_slim.core.modules import require_finite, set_module_, tied_modules
 from hf_slim.core.record import is_prepared
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.families import family_of, packed_form
@@ -19,7 +20,7 @@ from hf_slim.quantization.scheme import Scheme
 def check_quantization(model: nn.Module, config: QuantizationConfig) -> dict[str, Scheme]:
     """The layers that `config` quantizes, with their schemes; none if the model is prepared already.
 
-    Raises: SlimError: if the model is packed, holds NaN, or `plan_quantization` finds the config impossible.
+    Raises: SlimError: if the model is packed, holds NaN, or `plan_quantization` rejects the config.
     """
     if any(is_packed(module) for module in model.modules()):
         raise SlimError(
@@ -39,10 +40,10 @@ def check_quantization(model: nn.Module, config: QuantizationConfig) -> dict[str
 
 
 def prepare_quantization(model: nn.Module, config: QuantizationConfig, schemes: dict[str, Scheme]) -> None:
-    """Swaps every planned layer for its fake-quantized form, in place. Parameters and their names stay.
+    """Replaces every planned layer by its fake-quantized form, in place. Parameters and their names do not change.
 
     Args:
-        schemes: What `check_quantization` found.
+        schemes: The result of `check_quantization`.
     """
     if claim(model, "quantization", config):
         fake_quantize_layers_(model, schemes, config)
@@ -51,19 +52,19 @@ def prepare_quantization(model: nn.Module, config: QuantizationConfig, schemes: 
 
 
 def fake_quantize_layers_(model: nn.Module, schemes: dict[str, Scheme], config: QuantizationConfig) -> None:
-    """Replaces the named layers by fake-quantized ones that share their parameters; scales are still to be found."""
+    """Replaces the named layers by fake-quantized ones that share their parameters; scales are not initialised yet."""
     training = Training(config.learn, config.learn_activations, config.calibration_batches, config.stores_scales)
     tied = tied_modules(model)
     shared = set(tied) | set(tied.values())
     for name, scheme in schemes.items():
         layer = model.get_submodule(name)
-        # a shared weight keeps no scales of its own: an embedding and its head must round alike
+        # a shared weight has no stored scales: the embedding and its tied head must round it in the same way
         own = Training(None, training.learn_activations, training.calibration_batches) if name in shared else training
         set_module_(model, name, family_of(layer).fake_quantized(layer, scheme, own))
 
 
 def observe_weights_(model: nn.Module, observer: str) -> None:
-    """Finds the scales that quantizers store."""
+    """Initialises the scales that quantizers store."""
     for layer in fake_quantized_modules(model).values():
         for name, matrix in layer.matrices().items():
             layer.get_submodule(f"{name}_quantizer").observe_(matrix, observer)
@@ -90,14 +91,14 @@ def pack_layers_(model: nn.Module) -> None:
 
 
 def empty_packed_layers_(model: nn.Module, schemes: dict[str, Scheme]) -> None:
-    """Replaces the named layers by packed ones without values, before a checkpoint fills them."""
+    """Replaces the named layers by packed ones without values, to be filled from a checkpoint."""
     for name, scheme in schemes.items():
         layer = model.get_submodule(name)
         set_module_(model, name, family_of(layer).empty_packed(layer, scheme))
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether the module stores codes in place of its weights."""
+    """Whether the module stores codes instead of its weights."""
     return isinstance(module, PackedLayer)
 
 
@@ -112,11 +113,11 @@ def quantized_layers(model: nn.Module) -> dict[str, Scheme]:
 
 
 def average_bits(model: nn.Module) -> float | None:
-    """Bits per weight of the fake-quantized layers once they are packed, scales included; None without such layers."""
+    """Bits per weight of the fake-quantized layers after packing, scales included; None without such layers."""
     bits = weights = 0.0
     for layer in fake_quantized_modules(model).values():
         for name, columns in layer.columns.items():
-            is_linear = isinstance(layer, nn.Linear)  # whose weight bitsandbytes may hold in bytes
+            is_linear = isinstance(layer, nn.Linear)  # bitsandbytes may store several weights in one element
             count = layer.out_features * columns if is_linear else layer.get_parameter(name).numel()
             bits += count * layer.scheme.weights.bits_per_value(columns)
             weights += count
@@ -124,7 +125,7 @@ def average_bits(model: nn.Module) -> float | None:
 
 
 def share_on_grid(model: nn.Module) -> float:
-    """Share of the fake-quantized layers whose forward pass rounds their weights now, in [0, 1]."""
+    """Share of the fake-quantized layers that currently round their weights in the forward pass, in [0, 1]."""
     layers = fake_quantized_modules(model).values()
     enabled = [layer.get_submodule(f"{next(iter(layer.columns))}_quantizer").enabled for layer in layers]
     return sum(enabled) / max(1, len(enabled))
@@ -138,16 +139,16 @@ def planned_schemes(model: nn.Module, config: QuantizationConfig) -> dict[str, S
 def _require_floats(name: str, weight: Tensor) -> None:
     if not weight.is_floating_point():
         raise SlimError(
-            f"'{name}' holds {weight.dtype}, and only floating-point weights can be quantized. Load the model in "
+            f"'{name}' has dtype {weight.dtype}, and only floating-point weights can be quantized. Load the model in "
             "float32 or bfloat16, without another quantizer."
         )
 
 
 def convert_quantization(model: nn.Module, optimizer: Optimizer | None = None) -> None:
-    """`pack_layers_`. Raises SlimError if an optimizer is to go on: codes are not trained."""
+    """Packs all fake-quantized layers. Raises SlimError if an optimizer is given: codes cannot be trained."""
     if optimizer is not None:
         raise SlimError(
-            "An optimizer arrived with a model to be packed, and packed weights cannot be trained further. Call "
+            "`convert` was called with an optimizer, and packed weights cannot be trained further. Call "
             "`convert(model)` without it."
         )
     pack_layers_(model)

@@ -1,4 +1,4 @@
-"""Choosing which groups of a teacher are kept, and cutting the others out."""
+"""Chooses which groups of a teacher are kept, and removes the others."""
 
 from dataclasses import dataclass
 
@@ -34,11 +34,11 @@ class Cut:
 
 
 def choose_removed(cuts: list[Cut], shape: StudentShape, scores: dict[str, Tensor] | None = None) -> Removed:
-    """Choose the removed groups: group set name -> sorted indices.
+    """Chooses the groups to remove: group set name -> sorted indices.
 
     Args:
         cuts: How many groups of each set are kept.
-        shape: Says how layers are chosen.
+        shape: Determines how layers are chosen.
         scores: Group set name -> importance `(count,)`; without scores, the first removable groups are removed.
     """
     removed = {}
@@ -56,7 +56,7 @@ def choose_removed(cuts: list[Cut], shape: StudentShape, scores: dict[str, Tenso
 
 
 def cut_(model: nn.Module, structure: Structure, cuts: list[Cut], removed: Removed) -> None:
-    """Cut removed groups out of the model and write the new sizes into its config.
+    """Removes groups from the model and writes the new sizes into its config.
 
     Args:
         model: The teacher, which becomes the student, or a copy of it.
@@ -80,7 +80,7 @@ def accepts(structure: Structure, cuts: list[Cut], shape: StudentShape) -> bool:
     Args:
         structure: Structure of the teacher.
         cuts: How many groups of each set are kept.
-        shape: Says how layers are chosen.
+        shape: Determines how layers are chosen.
     """
     smaller = module_copy(structure.twin)
     try:

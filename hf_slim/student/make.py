@@ -1,4 +1,4 @@
-"""Making a student: chosen layers of a teacher, cut to the most important groups of their widths."""
+"""Makes a student: chosen layers of a teacher, with the most important groups of their widths."""
 
 import copy
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ WITHOUT_LOSS = dict.fromkeys(("ffn", "kv_heads", "heads", "hidden"), "wanda") | 
 def make_student(
     model: PreTrainedModel, shape: StudentShape | dict[str, Any], batches: Iterable[dict[str, Tensor]] | None = None
 ) -> PreTrainedModel:
-    """Smaller copy of a teacher with its weights, or with random weights if `fresh`; the teacher is not changed.
+    """A smaller copy of a teacher with its weights, or with random weights if `fresh`. The teacher is not changed.
 
     Kept layers, embeddings and head have the teacher's weights. Where a width becomes smaller, every layer keeps its
     most important groups. Importance is computed from the weights (l2_tail) without batches; by the default criterion
@@ -40,9 +40,9 @@ def make_student(
         model: The teacher.
         shape: Layers and widths of the student, or its fields as a dictionary.
         batches: Keyword arguments of forward passes, from which importance is computed.
-    Returns: a model that its config alone describes, so `save_pretrained` writes an ordinary checkpoint.
-    Raises: SlimError: before anything is computed, if the teacher cannot take the shape or its config cannot describe
-        it, or if batches are given that nothing needs.
+    Returns: a model whose config describes all its sizes, so `save_pretrained` writes an ordinary checkpoint.
+    Raises: SlimError: before anything is computed, if the shape is impossible for the teacher or its config cannot
+        describe it, or if batches are given and not needed.
     """
     shape = StudentShape.of(shape)
     structure = structure_of(model, shape)
@@ -62,7 +62,7 @@ def become_student_(
     shape: StudentShape,
     batches: Iterable[dict[str, Tensor]] | None,
 ) -> Removed:
-    """Cut a teacher in place so that it becomes the student. Returns the removed groups: group set name -> indices.
+    """Turns a teacher into the student, in place. Returns the removed groups: group set name -> indices.
 
     Args:
         model: The teacher.
@@ -82,7 +82,7 @@ def become_student_(
 
 
 def fresh_student(structure: Structure, cuts: list[Cut], shape: StudentShape) -> PreTrainedModel:
-    """Student with random weights in float32, as `from_config` builds it.
+    """A student with random weights in float32, as `from_config` builds it.
 
     Args:
         structure: Structure of the teacher.
@@ -95,7 +95,7 @@ def fresh_student(structure: Structure, cuts: list[Cut], shape: StudentShape) ->
 
 
 def student_skeleton(model: PreTrainedModel, shape: StudentShape) -> PreTrainedModel:
-    """Student with weights on the meta device, to see its shape.
+    """A student with weights on the meta device, to find its sizes.
 
     Args:
         model: The teacher, with or without weights.
@@ -112,7 +112,7 @@ def student_skeleton(model: PreTrainedModel, shape: StudentShape) -> PreTrainedM
 
 
 def check_data(cuts: list[Cut], shape: StudentShape, is_given: bool) -> None:
-    """Check that data is given only if importance is computed from it.
+    """Checks that data is given only if importance is computed from it.
 
     Args:
         cuts: From `plan_student`.
@@ -122,7 +122,7 @@ def check_data(cuts: list[Cut], shape: StudentShape, is_given: bool) -> None:
     """
     if is_given and (shape.fresh or not _scored(cuts, shape)):
         raise SlimConfigError(
-            "Data was given, but nothing is chosen by it. Data is used for widths, and for layers with `choose` "
+            "Data was given, but nothing is chosen by it. Data is used for widths, and for layers if `choose` is "
             "importance, unless the student is `fresh`. Remove the data."
         )
 
@@ -136,7 +136,7 @@ def _scored(cuts: list[Cut], shape: StudentShape) -> list[GroupSet]:
 def importance_of(
     model: PreTrainedModel, group_sets: list[GroupSet], batches: Iterable[dict[str, Tensor]] | None
 ) -> dict[str, Tensor]:
-    """Score groups by importance: group set name -> `(count,)`; `make_student` names the criteria.
+    """Scores groups by importance: group set name -> `(count,)`; `make_student` names the criteria.
 
     Args:
         model: The teacher.

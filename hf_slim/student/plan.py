@@ -1,4 +1,4 @@
-"""From the shape of a student to the number of groups that every group set keeps."""
+"""Plans how many groups of every group set a student keeps, from its shape."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,12 +15,12 @@ NAMED = 6  # alternatives that an error message names
 
 
 def plan_student(structure: Structure, shape: StudentShape) -> list[Cut]:
-    """Plan how many groups of every group set are kept; weights are not needed.
+    """Plans how many groups of every group set are kept; weights are not needed.
 
     Args:
         structure: Structure of the teacher.
         shape: Layers and widths of the student.
-    Raises: SlimConfigError: if the teacher cannot take the shape; the message names shapes that it can take.
+    Raises: SlimConfigError: if the shape is impossible for this teacher; the message names possible shapes.
     """
     cuts = _cuts(structure, shape)
     if not accepts(structure, cuts, shape):
@@ -108,7 +108,7 @@ def _check_layers(stack: GroupSet, kept: list[int]) -> None:
     outside = [index for index in kept if not 0 <= index < stack.count]
     if outside:
         raise SlimConfigError(
-            f"'{stack.stack}' has no layer {outside[0]}: it has {stack.count}, 0 to {stack.count - 1}."
+            f"'{stack.stack}' has no layer {outside[0]}: its {stack.count} layers have numbers 0 to {stack.count - 1}."
         )
     missing = [index for index in stack.pinned if index not in kept]
     if missing:
@@ -169,6 +169,6 @@ def _required(structure: Structure, name: str, kind: str) -> list[GroupSet]:
     if not sets:
         reasons = [refusal.reason for refusal in structure.refusals if refusal.kind == kind]
         raise SlimConfigError(
-            f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'It has none that can be cut'}."
+            f"`{name}` cannot change in this teacher. {'; '.join(reasons[:3]) or 'No such groups can be removed'}."
         )
     return sets

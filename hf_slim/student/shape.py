@@ -22,16 +22,16 @@ def even(stack: GroupSet, number: int, score: Tensor) -> list[int]:
 
     Source: Sanh et al. 2019, DistilBERT, arXiv:1910.01108, sec. 3.
     """
-    return [round(place * (stack.count - 1) / max(number - 1, 1)) for place in range(number)]
+    return [round(step * (stack.count - 1) / max(number - 1, 1)) for step in range(number)]
 
 
 def first(stack: GroupSet, number: int, score: Tensor) -> list[int]:
-    """Layers from the first one on, without a gap."""
+    """The first layers, without a gap."""
     return list(range(number))
 
 
 def last(stack: GroupSet, number: int, score: Tensor) -> list[int]:
-    """Layers up to the last one, without a gap, and all layers that cannot be removed."""
+    """The last layers, without a gap, and all layers that cannot be removed."""
     free = [index for index in range(stack.count) if index not in stack.pinned]
     return sorted([*stack.pinned, *free[len(free) - (number - len(stack.pinned)) :]])
 
@@ -49,7 +49,7 @@ CHOICES.register("importance")(importance)
 
 @dataclass(frozen=True)
 class StudentShape(SlimConfig):
-    """Layers and widths of a student that is cut from a teacher. What is not set is as in the teacher."""
+    """Layers and widths of a student that is cut out of a teacher. The teacher's sizes are the defaults."""
 
     layers: list[int] | dict[str, list[int]] | None = None
     """Layers of the teacher that the student keeps, counted from 0, in ascending order; for a model with several
@@ -60,8 +60,8 @@ class StudentShape(SlimConfig):
     `layers`. `null`: all are kept."""
 
     choose: str = field(default="even", metadata={"choices": CHOICES})
-    """Which layers `keep` takes: a registered choice of layers. `even` spreads them over the depth, with the first and
-    the last among them. Other choices need `keep`."""
+    """Which layers are kept by `keep`: a registered choice of layers. `even`: at even distances, with the first and
+    the last layer. Other choices need `keep`."""
 
     hidden: int | None = None
     """Width of the residual stream of the student, a whole number of at least 1 and at most the teacher's. `null`: the
@@ -75,16 +75,15 @@ class StudentShape(SlimConfig):
     """Neurons of every feed-forward layer, or of every expert, a whole number of at least 1. `null`: the teacher's."""
 
     fresh: bool = False
-    """Whether the student only takes the shape and starts from random weights. `false`: it starts from the teacher's
-    weights."""
+    """Whether the student has this shape with random weights. `false`: it starts from the teacher's weights."""
 
     def __post_init__(self) -> None:
         CHOICES[self.choose]
         if self.layers is not None and self.keep is not None:
-            raise SlimConfigError("`layers` and `keep` both say which layers are kept. Give one of them.")
+            raise SlimConfigError("`layers` and `keep` both determine which layers are kept. Set only one of them.")
         if self.choose != "even" and self.keep is None:
             raise SlimConfigError(
-                f"`choose` {self.choose} says which layers are kept, and `keep` how many: set `keep`, such as 0.5."
+                f"`choose` {self.choose} needs `keep`, the share of layers that is kept: set `keep`, such as 0.5."
             )
         if self.choose == "importance" and self.fresh:
             raise SlimConfigError(

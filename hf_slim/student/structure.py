@@ -1,4 +1,4 @@
-"""What can be cut in a teacher, found without its weights."""
+"""The parts of a teacher that can be removed, found without its weights."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,12 +25,12 @@ INNER = "inner"
 
 @dataclass(frozen=True)
 class Structure:
-    """What can be cut in a teacher.
+    """The parts of a teacher that can be removed.
 
     Attributes:
         twin: The teacher with weights on the meta device.
         group_sets: Group sets of the kinds that the shape changes.
-        refusals: Reasons why other parts cannot be cut.
+        refusals: Reasons why other parts cannot be removed.
     """
 
     twin: nn.Module
@@ -52,13 +52,15 @@ def structure_of(model: PreTrainedModel, shape: StudentShape) -> Structure:
 
     Args:
         model: The teacher.
-        shape: Says which kinds of groups are needed.
+        shape: Determines which kinds of groups are needed.
     Raises: SlimError: if the teacher is quantized, prepared for a technique, wrapped in adapters, or has layers of
         different sizes.
     """
     name = type(model).__name__
     if any(not parameter.is_floating_point() for parameter in model.parameters()):
-        raise SlimError(f"This {name} has packed integer weights, which cannot be cut. Use the model in float.")
+        raise SlimError(
+            f"This {name} has packed integer weights, of which nothing can be removed. Use the float model."
+        )
     if is_prepared(model) or adapter_layers(model):
         raise SlimError(f"This {name} is prepared for training or has adapters. `convert` it or merge them first.")
     if not is_plain(model):
@@ -93,7 +95,7 @@ def _with_outputs_read(model: nn.Module, kinds: list[str]) -> tuple[list[GroupSe
 
 
 def _without_readers(group_set: GroupSet) -> GroupSet:
-    """Translate a group set of `_WithReaders` to the model inside."""
+    """A group set of `_WithReaders` with the names of the model inside it."""
 
     def own(path: str) -> str:
         return path.removeprefix(INNER).removeprefix(".")

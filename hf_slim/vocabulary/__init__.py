@@ -1,1 +1,1 @@
-"""Removing tokens that are never used: rows of the model, entries of the tokenizer's files."""
+"""Removes tokens that are never used: rows of the model, and entries of the tokenizer's files."""

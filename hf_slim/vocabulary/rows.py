@@ -1,4 +1,4 @@
-"""Removal of vocabulary rows: embeddings, output heads and every id that configs hold. The tokenizer is next door."""
+"""Removes vocabulary rows of a model: in embeddings and output heads; renumbers the token ids in its configs."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from hf_slim.core.config import SlimConfig, require_whole
 from hf_slim.core.contracts import PreparedLayer
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_of, field_of
+from hf_slim.core.host import config_of, field_of
 
-ONE_ID = ("_token_id", "_token_index")  # a number or a list of numbers
-UNWANTED = ("suppress_tokens", "begin_suppress_tokens")  # what is gone needs no suppressing
-NOT_FOLLOWED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")
+ID_ENDINGS = ("_token_id", "_token_index")  # endings of config fields that hold one id or a list of ids
+SUPPRESSED = ("suppress_tokens", "begin_suppress_tokens")  # removed tokens are deleted from these lists
+UNSUPPORTED = ("force_words_ids", "sequence_bias", "forced_decoder_ids")  # fields whose ids are not renumbered
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def special_ids(model: nn.Module) -> set[int]:
 def trim_vocabulary_(model: nn.Module, keep_ids: Iterable[int]) -> dict[int, int]:
     """Keeps only some rows of the vocabulary; logits of kept tokens do not change. Call it before training.
 
-    Tied weights remain tied. Ids in configs, `vocab_size`, `padding_idx` and biases of the head follow. An id in a
-    config that has no row (GPT-2's 50256 in a model of 96 rows) is not changed.
+    Tied weights remain tied. Ids in configs, `vocab_size`, `padding_idx` and biases of the head are updated. An id in
+    a config that has no row (GPT-2's 50256 in a model of 96 rows) is not changed.
 
     Args:
-        model: Has `get_input_embeddings`, and `get_output_embeddings` where it has a head over the vocabulary.
-        keep_ids: Must hold `special_ids(model)`. New ids follow the order of the old ones, without gaps.
+        model: A model with `get_input_embeddings`, and with `get_output_embeddings` if it has a head over the tokens.
+        keep_ids: Must contain `special_ids(model)`. New ids have the order of the old ones, without gaps.
     Returns: `{old id: new id}`.
     Raises: SlimError: if an id is missing or has no row, or the vocabulary is not one plain table of floats.
     """
@@ -79,7 +79,7 @@ def trim_vocabulary_(model: nn.Module, keep_ids: Iterable[int]) -> dict[int, int
 
 
 def _tables(model: nn.Module) -> list[nn.Embedding]:
-    """The token embeddings of a model and of the parts that have their own (an encoder, a decoder), each once."""
+    """The token embeddings of a model and of its parts (an encoder, a decoder), each once."""
     found: dict[int, nn.Module] = {}
     for module in model.modules():
         try:
@@ -109,7 +109,7 @@ def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
         return []
     if not isinstance(head, nn.Linear) or head.out_features != size:
         raise SlimError(
-            f"The output head is {head}, where a plain nn.Linear with {size} rows, one per token, can be trimmed. "
+            f"The output head is {head}, and only a plain nn.Linear with {size} rows, one per token, can be trimmed. "
             "Trim before quantizing or adding adapters."
         )
     return [head]
@@ -117,26 +117,31 @@ def _heads(model: nn.Module, size: int) -> list[nn.Linear]:
 
 def _check_ids(model: nn.Module, kept: list[int], size: int) -> None:
     if not kept or kept[0] < 0 or kept[-1] >= size:
-        ends = f"from {kept[0]} to {kept[-1]}" if kept else "none at all"
-        raise SlimError(f"`keep_ids` must be ids from 0 to {size - 1}, got {ends}. Does the tokenizer belong to it?")
-    gone = set(range(size)) - set(kept)
-    lost = {name: value for _, name, value in _named_ids(model, size) if gone.intersection(_as_list(value))}
+        ends = f"from {kept[0]} to {kept[-1]}" if kept else "none"
+        raise SlimError(
+            f"`keep_ids` must be ids from 0 to {size - 1}, got {ends}. Check that the tokenizer belongs to the model."
+        )
+    removed = set(range(size)) - set(kept)
+    lost = {name: value for _, name, value in _named_ids(model, size) if removed.intersection(_as_list(value))}
     if lost:
-        raise SlimError(f"`keep_ids` lacks what the config names: {lost}. Add `special_ids(model)` to it.")
+        raise SlimError(f"`keep_ids` lacks ids that the config names: {lost}. Add `special_ids(model)` to it.")
     for config in _configs(model, size):
-        followed = [name for name in NOT_FOLLOWED if field_of(config, name)]
-        if followed:
-            raise SlimError(f"{type(config).__name__} holds token ids in {followed}. Set them to None, then again.")
+        unsupported = [name for name in UNSUPPORTED if field_of(config, name)]
+        if unsupported:
+            raise SlimError(
+                f"{type(config).__name__} has token ids in {unsupported}, which are not renumbered. Set these fields "
+                "to None and call it again."
+            )
 
 
 def _check_plain(modules: list[nn.Module], size: int) -> None:
     for module in modules:
         tensors = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
-        beside = [name for name, tensor in tensors.items() if name not in ("weight", "bias") and len(tensor.shape)]
+        others = [name for name, tensor in tensors.items() if name not in ("weight", "bias") and len(tensor.shape)]
         weight = tensors.get("weight")
-        if isinstance(module, PreparedLayer) or beside or weight is None or not weight.is_floating_point():
+        if isinstance(module, PreparedLayer) or others or weight is None or not weight.is_floating_point():
             raise SlimError(
-                f"{type(module).__name__} of the vocabulary is not a plain table of floats (it also holds {beside}). "
+                f"{type(module).__name__} of the vocabulary is not a plain table of floats (other tensors: {others}). "
                 "Trim the vocabulary first, then prepare or quantize."
             )
 
@@ -147,7 +152,7 @@ def _check_paddings(model: nn.Module, tables: list[nn.Embedding], new_ids: dict[
         foreign = isinstance(module, nn.Embedding) and module not in tables
         if foreign and padding is not None and new_ids.get(padding, padding) != padding:
             raise SlimError(
-                f"'{name}' counts positions from the id of the padding token, which would move from {padding} to "
+                f"'{name}' counts positions from the id of the padding token, which would change from {padding} to "
                 f"{new_ids[padding]}. Keep all ids below {padding} too."
             )
 
@@ -155,10 +160,10 @@ def _check_paddings(model: nn.Module, tables: list[nn.Embedding], new_ids: dict[
 def _row_tensors(
     model: nn.Module, tables: list[nn.Embedding], heads: list[nn.Linear], size: int
 ) -> list[tuple[dict[str, Any], str, int]]:
-    """Every place that holds a tensor with one slice per token: (dictionary of tensors, name, dimension).
+    """Every tensor with one slice per token: (dictionary that holds it, name, dimension).
 
-    Apart from tables and heads these are biases next to a head (BERT's `predictions.bias`) or on the model
-    (BART's `final_logits_bias`).
+    In addition to embeddings and heads, these are biases of the module around a head (BERT's `predictions.bias`) or of
+    the model (BART's `final_logits_bias`).
     """
     found = []
     holders = [module for module in model.modules() if any(child in heads for child in module.children())]
@@ -173,10 +178,10 @@ def _row_tensors(
 
 
 @torch.no_grad()
-def _keep_rows_(places: list[tuple[dict[str, Any], str, int]], kept: Tensor, size: int) -> None:
-    """Selects in every place; shared tensors remain shared."""
+def _keep_rows_(tensors_of_rows: list[tuple[dict[str, Any], str, int]], kept: Tensor, size: int) -> None:
+    """Replaces each tensor by its kept slices; shared tensors remain shared."""
     smaller: dict[int, Tensor] = {}
-    old = [(tensors, name, dim, tensors[name]) for tensors, name, dim in places]
+    old = [(tensors, name, dim, tensors[name]) for tensors, name, dim in tensors_of_rows]
     for tensors, name, dim, tensor in old:
         if id(tensor) not in smaller:
             rows = tensor.index_select(dim, kept.to(tensor.device))
@@ -195,7 +200,7 @@ def _renumber_modules_(model: nn.Module, new_ids: dict[int, int], size: int) -> 
 
 
 def _configs(model: nn.Module, size: int) -> list[Any]:
-    """Every config that speaks of this vocabulary: the model's, those inside it, the parts', and for generation."""
+    """Every config with ids of this vocabulary: of the model, its parts and its generation, and those inside them."""
     found: dict[int, Any] = {}
 
     def add(config: Any) -> None:
@@ -216,7 +221,7 @@ def _named_ids(model: nn.Module, size: int) -> Iterator[tuple[Any, str, Any]]:
     """(config, name, id or ids) of every token id that a config holds."""
     for config in _configs(model, size):
         for name, value in list(vars(config).items()):
-            if name.endswith(ONE_ID) and value is not None and type(value) is not bool:
+            if name.endswith(ID_ENDINGS) and value is not None and type(value) is not bool:
                 yield config, name, value
 
 
@@ -225,7 +230,7 @@ def _as_list(value: int | list[int]) -> list[int]:
 
 
 def _renumber_config_(config: Any, new_ids: dict[int, int], size: int) -> None:
-    for name in UNWANTED:
+    for name in SUPPRESSED:
         if ids := field_of(config, name):
             setattr(config, name, [new_ids[number] for number in ids if number in new_ids])
     if field_of(config, "bad_words_ids"):

@@ -1,12 +1,15 @@
-"""A fast tokenizer with fewer tokens, on the content of its `tokenizer.json`: text that it can write is unchanged.
+"""Removes tokens from the `tokenizer.json` of a fast tokenizer. Text made of kept tokens is split as before.
 
-Why it does. BPE never undoes a merge, and no merge crosses the border of a token that it ends with; so what it passes
-through is exactly what each final token, alone, is built from. With those parts kept and ranks in their order, every
-step of the smaller BPE is the step of the larger one. WordPiece takes the longest match and Unigram the best path:
-the winner of a set still wins in a subset that holds it, with ties in the same order. What Unigram charges for an
-unknown character hangs on its lowest score, so the piece that has it stays. A word that WordPiece gives up on has a
-character without a token of its own; that stays so as long as the vocabulary spells every character it uses, as
-BERT's does.
+Why the result is the same, for each type of tokenizer:
+
+- BPE never undoes a merge, and no merge crosses the border of a final token. So the intermediate tokens are those from
+  which each final token is built. If they are kept and the order of merges does not change, the smaller BPE makes the
+  same merges as the larger one.
+- WordPiece takes the longest match, and Unigram the path with the best score. The best candidate of a set is also the
+  best one of a smaller set that contains it, and ties keep their order. The score of an unknown character in Unigram
+  depends on the lowest score of all pieces, so the piece with this score is kept.
+- WordPiece gives up on a word if one of its characters has no token. This does not change, because tokens of single
+  characters are kept. It needs a vocabulary with a token for each character that it uses, such as BERT's.
 """
 
 import copy
@@ -25,7 +28,7 @@ Parts = Callable[[str], Iterable[str]]
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of tokenizer model cannot do without: characters, and the parts that a token is built from."""
+    """Tokens that a type of tokenizer model needs: single characters, and the parts that a token is built from."""
 
     alphabet: Callable[[Spec], Iterable[str]]
     parts: Callable[[Spec], Parts]
@@ -38,14 +41,14 @@ def complete_kept(spec: Spec, keep_ids: Iterable[int], round_to: int = 1, spare:
         spec: Content of a `tokenizer.json`.
         keep_ids: Token ids. Added and special tokens, the unknown token, single characters (or byte tokens) and the
             parts that kept tokens are merged from are always kept.
-        round_to: The number of kept tokens grows to a multiple of this, as far as there are tokens.
-        spare: Ids to fill up with first; after them come those with the lowest ids.
-    Raises: SlimError: for an id that the tokenizer does not have, or a kind of tokenizer that is not known.
+        round_to: The number of kept tokens is rounded up to a multiple of this, if there are enough tokens.
+        spare: Ids that are added first for rounding up; after them, the lowest ids.
+    Raises: SlimError: for an id that the tokenizer does not have, or a tokenizer of an unsupported type.
     """
     kind, ids = _kind(spec), token_ids(spec)
     names = {number: token for token, number in ids.items()}
-    asked = set(keep_ids)
-    unknown = sorted(asked - set(names))
+    requested = set(keep_ids)
+    unknown = sorted(requested - set(names))
     if unknown:
         raise SlimError(f"`keep_ids` holds {unknown[:5]}, which this tokenizer of {len(names)} tokens does not have.")
     require_whole("round_to", round_to)
@@ -55,10 +58,10 @@ def complete_kept(spec: Spec, keep_ids: Iterable[int], round_to: int = 1, spare:
         return {number} | {ids[part] for part in parts(names[number]) if part in ids}
 
     always = _referenced_ids(spec) | {ids[token] for token in kind.alphabet(spec["model"])}
-    kept = set().union(*(with_parts(number) for number in asked | (always & set(names))))
+    kept = set().union(*(with_parts(number) for number in requested | (always & set(names))))
     target = min(math.ceil(len(kept) / round_to) * round_to, len(names))
     order = list(dict.fromkeys([*spare, *sorted(names)]))
-    while len(kept) < target:  # a token without its parts comes in a later round: one that lacks none always exists
+    while len(kept) < target:  # a token is added once all its parts fit; a token without missing parts always exists
         for number in order:
             more = with_parts(number) | kept if number not in kept and len(kept) < target else kept
             kept = more if len(more) <= target else kept
@@ -70,7 +73,7 @@ def trim_tokenizer_json(
 ) -> tuple[Spec, dict[int, int]]:
     """The tokenizer with only some of its tokens, and `{old id: new id}`; arguments as for `complete_kept`.
 
-    New ids follow the order of the old ones without gaps. `spec` itself is not changed.
+    New ids have the order of the old ones, without gaps. `spec` itself is not changed.
     """
     new_ids = {old: new for new, old in enumerate(complete_kept(spec, keep_ids, round_to, spare))}
     trimmed = copy.deepcopy({key: value for key, value in spec.items() if key != "model"})
@@ -99,8 +102,8 @@ def _kind(spec: Spec) -> Kind:
     name = (spec.get("model") or {}).get("type")
     if name not in MODEL_TYPES:
         raise SlimError(
-            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(MODEL_TYPES)}; save "
-            "it once with a recent `tokenizers` if its tokenizer.json names no type."
+            f"A tokenizer whose model is of type {name!r} cannot be trimmed. Known are {', '.join(MODEL_TYPES)}. If "
+            "its tokenizer.json has no type, save the tokenizer with a recent version of `tokenizers` first."
         )
     return MODEL_TYPES[name]
 
@@ -123,7 +126,7 @@ def _trimmed_model(model: Spec, new_ids: dict[int, int]) -> Spec:
 
 
 def _referenced_ids(spec: Spec) -> set[int]:
-    """Ids that the tokenizer names outside its vocabulary, and the unknown token's."""
+    """The ids that the tokenizer uses outside its vocabulary, and the id of the unknown token."""
     found = {token["id"] for token in spec.get("added_tokens") or ()}
     if spec.get("padding"):
         found.add(spec["padding"]["pad_id"])
@@ -137,7 +140,7 @@ def _referenced_ids(spec: Spec) -> set[int]:
 
 
 def _processors(processor: Spec | None) -> list[Spec]:
-    """A post-processor, or those that a sequence of them consists of."""
+    """The post-processor, and all processors inside it if it is a sequence."""
     if not processor:
         return []
     return [processor, *(one for inner in processor.get("processors", ()) for one in _processors(inner))]
@@ -148,7 +151,7 @@ def _template_tokens(processor: Spec) -> list[Spec]:
 
 
 def _pair_names(processor: Spec) -> list[str]:
-    """Where BertProcessing and RobertaProcessing keep `[token, id]`."""
+    """The fields in which BertProcessing and RobertaProcessing have `[token, id]`."""
     return [name for name in ("sep", "cls") if name in processor]
 
 
@@ -162,15 +165,15 @@ def _merged(model: Spec, merge: str | list[str]) -> str:
 
 
 def _bytes(model: Spec) -> list[str]:
-    """The tokens that spell any character which has none of its own, if there are any."""
+    """The byte tokens, which encode characters without a token; empty if the tokenizer does not use them."""
     names = [f"<0x{number:02X}>" for number in range(256)]
     return names if model.get("byte_fallback") and set(names) <= set(token_ids({"model": model})) else []
 
 
 def _characters(model: Spec) -> list[str]:
-    """Tokens of one character, with prefix or suffix too: they spell whatever has no token any more.
+    """Tokens of one character, also with prefix or suffix: text whose longer tokens are removed is split into these.
 
-    In a byte-level vocabulary these are the bytes.
+    In a byte-level vocabulary they are the bytes.
     """
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     tokens = token_ids({"model": model})
@@ -191,7 +194,7 @@ def _no_parts(model: Spec) -> Parts:
 
 
 def _bpe_parts(model: Spec) -> Parts:
-    """For a token, every piece that BPE passes through from its characters to itself."""
+    """The parts of a token: its characters, and every intermediate token that BPE merges on the way to it."""
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     ranks = {_pair(merge): rank for rank, merge in enumerate(model["merges"])}
 
@@ -206,11 +209,11 @@ def _bpe_parts(model: Spec) -> Parts:
             pieces[-1] += suffix
         seen = set(pieces)
         while len(pieces) > 1:
-            rank, place = min((ranks.get(pair, math.inf), place) for place, pair in enumerate(pairwise(pieces)))
+            rank, index = min((ranks.get(pair, math.inf), index) for index, pair in enumerate(pairwise(pieces)))
             if rank == math.inf:
                 break  # no merges lead to this token, so it has no parts that matter
-            pieces[place : place + 2] = [pieces[place] + pieces[place + 1][len(prefix) :]]
-            seen.add(pieces[place])
+            pieces[index : index + 2] = [pieces[index] + pieces[index + 1][len(prefix) :]]
+            seen.add(pieces[index])
         return seen
 
     return parts

@@ -1,1 +1,1 @@
-"""One file per thing that a command does, callable from Python."""
+"""The functions behind the commands, one command per file, callable from Python."""

@@ -1,6 +1,7 @@
-"""A recipe's teacher, run once over the training examples and stored, so that training needs no teacher in memory."""
+"""Runs a recipe's teacher once over the training examples and stores its predictions: `hf-slim cache-teacher`."""
 
 import inspect
+import logging
 import os
 import shutil
 import tempfile
@@ -28,16 +29,18 @@ from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.workflows.train import load_base, training_examples, trim_vocabulary
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class Work:
-    """What is asked of whom.
+class CachingInputs:
+    """Inputs of a caching run: teacher, tokenizer, and de-duplicated, length-sorted batches.
 
     Attributes:
-        rows: Training examples, the columns that the model reads.
-        batches: Indices into `rows`, equal examples once, of about one length each and the longest first.
+        rows: Training examples, with the columns that the model reads.
+        batches: Indices into `rows`, without duplicate examples, sorted by length with the longest first.
         keys: `row_key` of every row.
-        lengths: Tokens of every row.
+        lengths: Number of tokens of every row.
     """
 
     teacher: PreTrainedModel
@@ -56,18 +59,18 @@ def cache_teacher(
     overwrite: bool = False,
     resume: bool = False,
 ) -> dict[str, Any]:
-    """Stores the outputs of the recipe's teacher for every example that training would see: `hf-slim cache-teacher`.
+    """Stores the teacher's predictions for every example that training would use: `hf-slim cache-teacher`.
 
-    Several processes, launched as for training, share the examples; each writes shards, the first the manifest.
+    Several processes, launched as for training, share the examples; each writes shards, and the first the manifest.
 
     Args:
         recipe: A recipe with a `distillation` section, or the path of one.
-        output: Folder of the store; `default_output` if None. It is complete or not there at all.
-        k: Classes held of every answer; at most all.
-        overwrite: Replace a finished store, once the new one is complete, and drop an interrupted one.
-        resume: Go on with what an interrupted run has stored, if anything.
-    Returns: what is stored: examples, tokens, answers, bytes, the share of the probability mass that is held.
-    Raises: SlimError: for anything that can be known before the teacher runs.
+        output: Folder of the store; `default_output` if None. It appears only when the store is complete.
+        k: Most probable classes that are stored of every prediction; at most all classes.
+        overwrite: Replace a finished store, once the new one is complete, and delete an interrupted one.
+        resume: Keep the shards of an interrupted run, if there are any, and compute the rest.
+    Returns: examples, tokens, predictions and bytes of the store, and the share of the probability mass in it.
+    Raises: SlimError: for every error that can be found before the teacher runs.
     """
     started, recipe = time.perf_counter(), Recipe.of(recipe)
     stage = _distilling_stages(recipe)[0]
@@ -75,38 +78,38 @@ def cache_teacher(
     partial = output.with_name(f"{output.name}.partial")  # on the same disk, so that it can be moved into place
     _check_output(output, partial, overwrite, resume)
     args = stage.training_arguments(str(output))
-    work = _prepare(recipe, args)
-    info = _info(work, stage, args, k)
-    _check_space(output, info, work)
+    inputs = _prepare(recipe, args)
+    info = _info(inputs, stage, args, k)
+    _check_space(output, info, inputs)
     if not resume:
         _on_first_rank(args, lambda: shutil.rmtree(partial, ignore_errors=True))
     with StoredTeacherWriter(partial, info, args.process_index, resume) as writer:
-        _ask_all(work, writer, stage, args)
+        _store_predictions(inputs, writer, stage, args)
     _on_first_rank(args, lambda: _publish(partial, output, info))
     store = StoredTeacher.open(output)
-    store.check_data(work.rows)
-    minutes = (time.perf_counter() - started) / 60
-    return _report(work, store.manifest) | {"output": str(output), "processes": args.world_size, "minutes": minutes}
+    store.check_data(inputs.rows)
+    report = _report(inputs, store.manifest) | {"output": str(output), "processes": args.world_size}
+    return report | {"minutes": (time.perf_counter() - started) / 60}
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report of `cache_teacher` for people."""
+    """The report of `cache_teacher` as text."""
     processes = f"{report['processes']} process{'es' * (report['processes'] > 1)}"
     return (
-        f"{report['examples']:,} different examples, {report['tokens']:,} tokens: what {processes} would train on\n"
+        f"{report['examples']:,} different examples, {report['tokens']:,} tokens, for training with {processes}\n"
         f"{report['bytes'] / 1e6:,.1f} MB, {report['bytes_per_answer']:.1f} bytes per {report['per']}\n"
-        f"{report['mass_held']:.2%} of the probability mass: {report['k']} of {report['n_classes']:,} classes held\n"
+        f"{report['mass_held']:.2%} of the probability mass: {report['k']} of {report['n_classes']:,} classes stored\n"
         f"{report['minutes']:.1f} minutes\n\nSaved to {report['output']}"
     )
 
 
 def default_output(recipe: Recipe) -> Path:
-    """A folder beside the recipe's output."""
+    """The recipe's output folder with `.teacher` added to its name."""
     return Path(f"{recipe.output}.teacher")
 
 
 def next_settings(recipe: Recipe, output: str) -> list[str]:
-    """What to `--set` so that the recipe learns from the store."""
+    """The `--set` options with which the recipe trains from the store."""
     numbers = [number for number, run in enumerate(recipe.stages, 1) if _settings(run) != _settings(recipe)]
     own = [f"stages.{number}." for number in numbers if _settings(recipe.runs[number - 1])]
     return [f"{place}distillation.teacher={output}" for place in ([""] if _settings(recipe) else []) + own]
@@ -117,7 +120,7 @@ def _settings(run: Recipe) -> DistillationConfig | None:
 
 
 def _distilling_stages(recipe: Recipe) -> list[Recipe]:
-    """The stages that learn from one and the same teacher."""
+    """The stages with distillation. Raises SlimConfigError unless they all have one and the same teacher."""
     found = [(number, run) for number, run in enumerate(recipe.runs, 1) if _settings(run)]
     if not found:
         raise SlimConfigError(
@@ -128,22 +131,22 @@ def _distilling_stages(recipe: Recipe) -> list[Recipe]:
         config, first = _settings(run), _settings(found[0][1])
         if not isinstance(config.teacher, str):
             raise SlimConfigError(
-                f"A store holds one teacher's answers, and `teacher` names {len(config.teacher)}: {config.teacher}. "
-                "Name one, or let several teach from memory."
+                f"A store holds the predictions of one teacher, and `teacher` names {len(config.teacher)}: "
+                f"{config.teacher}. Name one, or train with several teachers in memory."
             )
         if config.teacher == "self" and number > 1:
             raise SlimConfigError(
-                f"Stage {number} learns from 'self', the model that stage {number - 1} leaves behind: it is not there "
-                "yet. Name a saved model as `teacher`, or let this stage keep its teacher in memory."
+                f"Stage {number} has the teacher 'self', which is the model that stage {number - 1} will train, so it "
+                "does not exist yet. Name a saved model as `teacher`, or train this stage with its teacher in memory."
             )
         if (config.teacher, config.temperature) != (first.teacher, first.temperature):
             raise SlimConfigError(
-                f"Stage {number} has another teacher or temperature than stage {found[0][0]}, and a store holds one. "
-                "Store each with a recipe of its own, such as `--set stages.2.distillation=null`."
+                f"Stages {found[0][0]} and {number} have different teachers or temperatures, and a store holds one. "
+                "Store each in a separate run: switch off the other, such as by `--set stages.2.distillation=null`."
             )
         if config.teacher != "self" and is_stored_teacher(config.teacher):
             raise SlimConfigError(
-                f"The teacher '{config.teacher}' is a stored one already. Train with it, or name the model: "
+                f"The teacher '{config.teacher}' is already a stored teacher. Train with it, or name the model: "
                 "`--set distillation.teacher=...`."
             )
     return [run for _, run in found]
@@ -159,13 +162,13 @@ def _check_output(output: Path, partial: Path, overwrite: bool, resume: bool) ->
         )
     if is_stored_teacher(partial) and not overwrite and not resume:
         raise SlimError(
-            f"'{partial}' holds answers of a run that was interrupted. Pass --resume to go on with them, or "
-            "--overwrite to start afresh."
+            f"'{partial}' holds predictions of an interrupted run. Pass --resume to continue it, or --overwrite to "
+            "start again."
         )
 
 
-def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
-    """Teacher and examples, as training would have them."""
+def _prepare(recipe: Recipe, args: TrainingArguments) -> CachingInputs:
+    """The teacher and the examples, the same ones as in training."""
     stages = _distilling_stages(recipe)
     name, task = _settings(stages[0]).teacher, TASKS[recipe.task]
     student, tokenizer, _ = load_base(recipe)
@@ -175,7 +178,7 @@ def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
     label2id, arguments = student.config.label2id, inspect.signature(student.forward).parameters
     teacher = student
     if name != "self":
-        student.to("meta")  # its config is still asked
+        student.to("meta")  # frees the weights; its config is still needed
         teacher = load_model(name, load_config(name).dtype or torch.float32, task.auto_class)
         check_teacher(student, teacher)
     read = [training_examples(run, tokenizer, label2id, run.training_arguments(run.output)) for run in stages]
@@ -187,13 +190,13 @@ def _prepare(recipe: Recipe, args: TrainingArguments) -> Work:
     order = sorted(unique, key=lambda index: (-lengths[index], index))
     size = args.per_device_train_batch_size
     batches = [order[start : start + size] for start in range(0, len(order), size)]
-    return Work(freeze_(teacher), tokenizer, rows, batches, keys, lengths)
+    return CachingInputs(freeze_(teacher), tokenizer, rows, batches, keys, lengths)
 
 
-def _info(work: Work, stage: Recipe, args: TrainingArguments, k: int) -> StoreInfo:
-    """What the numbers will mean; the shortest example is asked to see what answers look like."""
-    teacher_hash = model_hash(work.teacher)
-    logits = _answers(work, work.batches[-1][-1:], stage, args)[1]
+def _info(inputs: CachingInputs, stage: Recipe, args: TrainingArguments, k: int) -> StoreInfo:
+    """The metadata of the store; the teacher runs on the shortest example, to find the shape of its predictions."""
+    teacher_hash = model_hash(inputs.teacher)
+    logits = _run_teacher(inputs, inputs.batches[-1][-1:], stage, args)[1]
     autocast = precision_of_run(args.bf16, args.fp16)
     name = _settings(stage).teacher
     return StoreInfo(
@@ -201,49 +204,56 @@ def _info(work: Work, stage: Recipe, args: TrainingArguments, k: int) -> StoreIn
         n_classes=logits.shape[-1],
         per="token" if logits.dim() == 3 else "example",
         temperature=_settings(stage).temperature,
-        dtype=str(autocast or work.teacher.dtype).removeprefix("torch."),
-        tokenizer_hash=tokenizer_hash(work.tokenizer),
+        dtype=str(autocast or inputs.teacher.dtype).removeprefix("torch."),
+        tokenizer_hash=tokenizer_hash(inputs.tokenizer),
         teacher_hash=teacher_hash,
         teacher=stage.model if name == "self" else name,
     )
 
 
-def _check_space(output: Path, info: StoreInfo, work: Work) -> None:
-    asked = [index for batch in work.batches for index in batch]
-    answers = sum(work.lengths[index] for index in asked) if info.per == "token" else len(asked)
+def _check_space(output: Path, info: StoreInfo, inputs: CachingInputs) -> None:
+    indices = [index for batch in inputs.batches for index in batch]
+    answers = sum(inputs.lengths[index] for index in indices) if info.per == "token" else len(indices)
     needed = answers * info.k * (2 + info.id_dtype.itemsize)
     free = shutil.disk_usage(next(path for path in output.absolute().parents if path.exists())).free
     if needed > free:
         raise SlimError(
-            f"The answers take {needed / 1e9:.1f} GB and '{output.parent}' has {free / 1e9:.1f} GB free. Lower --k, "
+            f"The store needs {needed / 1e9:.1f} GB, and '{output.parent}' has {free / 1e9:.1f} GB free. Lower --k, "
             "or choose another folder with --output."
         )
 
 
-def _ask_all(work: Work, writer: StoredTeacherWriter, stage: Recipe, args: TrainingArguments) -> None:
-    """Asks this rank's share of the batches; the same batches whatever was stored before, so the same numbers."""
-    mine = work.batches[args.process_index :: args.world_size]
-    total = sum(work.lengths[index] for batch in mine for index in batch)
+def _store_predictions(
+    inputs: CachingInputs, writer: StoredTeacherWriter, stage: Recipe, args: TrainingArguments
+) -> None:
+    """Stores this rank's share of the batches. A resumed run has the same batches, and so the same predictions."""
+    mine = inputs.batches[args.process_index :: args.world_size]
+    total = sum(inputs.lengths[index] for batch in mine for index in batch)
+    logger.info("Running the teacher over %d tokens.", total)
     with progress(None, "running the teacher", "token", total, _shows_progress(args), scaled=True) as bar:
         for batch in mine:
-            if not all(work.keys[index] in writer.keys for index in batch):
-                writer.add(*_answers(work, batch, stage, args))
-            bar.update(sum(work.lengths[index] for index in batch))
+            if not all(inputs.keys[index] in writer.keys for index in batch):
+                writer.add(*_run_teacher(inputs, batch, stage, args))
+            bar.update(sum(inputs.lengths[index] for index in batch))
 
 
 @torch.inference_mode()
-def _answers(
-    work: Work, batch: list[int], stage: Recipe, args: TrainingArguments
+def _run_teacher(
+    inputs: CachingInputs, batch: list[int], stage: Recipe, args: TrainingArguments
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Inputs of a batch, and the teacher's logits."""
-    collate = TASKS[stage.task].collator(work.tokenizer)
-    inputs = {name: values.to(args.device) for name, values in collate([work.rows[index] for index in batch]).items()}
+    """The inputs of a batch, and the teacher's logits."""
+    collate = TASKS[stage.task].collator(inputs.tokenizer)
+    model_inputs = {
+        name: values.to(args.device) for name, values in collate([inputs.rows[index] for index in batch]).items()
+    }
     predictions = (
-        LiveTeacher(work.teacher).forward(inputs, TeacherRequest(precision_of_run(args.bf16, args.fp16))).predictions
+        LiveTeacher(inputs.teacher)
+        .forward(model_inputs, TeacherRequest(precision_of_run(args.bf16, args.fp16)))
+        .predictions
     )
     logits = predictions.at(torch.arange(len(predictions.states), device=args.device)).states
-    ids = inputs["input_ids"]
-    return inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
+    ids = model_inputs["input_ids"]
+    return model_inputs, logits if len(logits) == len(ids) else logits.unflatten(0, ids.shape)
 
 
 def _shows_progress(args: TrainingArguments) -> bool:
@@ -251,18 +261,18 @@ def _shows_progress(args: TrainingArguments) -> bool:
 
 
 def _on_first_rank(args: TrainingArguments, act: Callable[[], Any]) -> None:
-    """Lets the first rank act while no other one is at work."""
+    """Calls `act` on the first rank, while all other ranks wait."""
     args.distributed_state.wait_for_everyone()
     if args.process_index == 0:
         act()
     args.distributed_state.wait_for_everyone()
 
 
-def _report(work: Work, manifest: dict[str, Any]) -> dict[str, Any]:
+def _report(inputs: CachingInputs, manifest: dict[str, Any]) -> dict[str, Any]:
     size = sum(shard["size_bytes"] for shard in manifest["shards"])
     return {
-        "examples": sum(len(batch) for batch in work.batches),
-        "tokens": sum(work.lengths[index] for batch in work.batches for index in batch),
+        "examples": sum(len(batch) for batch in inputs.batches),
+        "tokens": sum(inputs.lengths[index] for batch in inputs.batches for index in batch),
         "bytes": size,
         "bytes_per_answer": size / manifest["n_answers"],
         **{name: manifest[name] for name in ("k", "n_classes", "per", "n_answers", "mass_held")},
@@ -270,7 +280,7 @@ def _report(work: Work, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _publish(partial: Path, output: Path, info: StoreInfo) -> None:
-    """Finishes the store and moves it into place; an older one stays until then."""
+    """Finishes the store and moves it into place; an older store is not deleted before."""
     finish_store(partial, info)
     replaced = output.with_name(f"{output.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Measurements on saved models, each loaded from disk in a fresh process: what is measured is what a user gets."""
+"""Measures saved models as a user would run them: each is loaded from disk in a new process."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from hf_slim.integration.loading import has_head, load_config, load_model, load_
 from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
-from hf_slim.workflows.verbosity import quiet_libraries, set_verbosity, verbosity  # noqa: F401  scripts import one here
+from hf_slim.workflows.verbosity import set_verbosity, verbosity
 
 logger = logging.getLogger(__name__)
 Measures = dict[str, Any]
@@ -42,17 +42,19 @@ def evaluate(
     settings: EvaluationConfig | None = None,
     json_file: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measures a saved model against the one that it came from: `hf-slim eval`.
+    """Compares a compressed model with its original: `hf-slim eval`.
+
+    Measures quality, bytes, parameters, multiply-adds and inference speed.
 
     Args:
         model: The compressed model: a folder, a Hub id, or `package:<module>/<file>`.
-        against: The model that it came from, named in the same way.
-        data: Where the held-out text comes from; None: Python's own library.
+        against: The model that it was made from, named in the same way.
+        data: Source of the held-out text; None: Python's standard library.
         settings: How much is measured.
-        json_file: Every number is also written to this file.
-    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: how many times better}}`;
-        `core.report.as_text` makes a table of it. Quality, bytes, parameters, multiply-adds, inference speed.
-    Raises: SlimError: if a model cannot be loaded, the data cannot be read, or the two read different tokens.
+        json_file: If given, all numbers are also written to this file.
+    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: improvement factor}}`;
+        `core.report.as_text` makes a table of it.
+    Raises: SlimError: if a model cannot be loaded, the data cannot be read, or the two tokenize it differently.
     """
     measured = compare(task_of(model), against, model, data or DataConfig(), settings or EvaluationConfig())
     report = {"title": f"{model} against {against}", **measured, "ratios": ratios(measured)}
@@ -66,9 +68,9 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
 
     Args:
         task: A name in `TASKS`.
-        base: The model that the other one came from: a folder, a Hub id, or `package:<module>/<file>`.
+        base: The original model: a folder, a Hub id, or `package:<module>/<file>`.
         result: The compressed model.
-    Returns: `{"base": measures, "result": measures}`; quality is that on the same held-out text.
+    Returns: `{"base": measures, "result": measures}`; both are evaluated on the same held-out text.
     """
     _, held_out = load_texts(data, TASKS[task].columns(data))
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
@@ -76,7 +78,7 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
             "base": _as_folder(task, base, Path(scratch) / "base"),
             "result": _as_folder(task, result, Path(scratch) / "result"),
         }
-        logger.info("Measuring quality, size and speed of both models, in a process of their own.")
+        logger.info("Measuring quality, size and speed of both models, in a separate process.")
         measured = in_fresh_process(_side_by_side, task, folders, held_out, data, settings)
         for name, folder in progress(folders.items(), "measuring peak memory", "model"):
             peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
@@ -85,14 +87,14 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
 
 
 def task_of(spec: str) -> str:
-    """The task that a saved model has a head for; causal-lm where its files do not say."""
+    """The task that a saved model has a head for; "causal-lm" if its files do not tell."""
     config = load_config(spec)
     return next((name for name in TASKS if has_head(config, TASKS[name].auto_class)), "causal-lm")
 
 
 def training_step_ms(base: str, recipe: Recipe) -> dict[str, dict]:
     """Milliseconds of a plain training step ("base") and of one with the recipe's callbacks ("result")."""
-    logger.info("Timing training steps, in a process of their own.")
+    logger.info("Timing training steps, in a separate process.")
     texts, _ = load_texts(recipe.data, TASKS[recipe.task].columns(recipe.data))
     return in_fresh_process(_training_speed, base, texts, recipe)
 
@@ -132,14 +134,14 @@ def _side_by_side(
         sides[name] = Side(model, tokenizer)
         if vocabulary_size(sides[name]) != vocabulary_size(sides["base"]):
             sides[name] = Side(model, load_tokenizer(folder))
-        task.settle_(model, sides[name].tokenizer)
+        task.configure_(model, sides[name].tokenizer)
     return measure_models(task, sides, held_out, data, settings)
 
 
 def _peak_memory(task_name: str, folder: str, data: DataConfig, settings: EvaluationConfig, dtype: torch.dtype) -> int:
     task = TASKS[task_name]
     model = load_model(folder, dtype, task.auto_class)
-    task.settle_(model, load_tokenizer(folder))
+    task.configure_(model, load_tokenizer(folder))
     with torch.inference_mode():
         model(**task.memory_input(data, settings))
     return peak_rss_bytes()
@@ -149,12 +151,12 @@ def _training_speed(base: str, texts: Dataset, recipe: Recipe) -> dict[str, dict
     task = TASKS[recipe.task]
     configs: list[SlimConfig] = list(recipe.techniques.values())
     model, tokenizer = load_model(base, auto_class=task.auto_class), load_tokenizer(base)
-    task.settle_(model, tokenizer)
+    task.configure_(model, tokenizer)
     size = recipe.training.get("per_device_train_batch_size", 8)
-    seed = recipe.training.get("seed", TrainingArguments.seed)  # examples of the run: a stored teacher knows no others
+    seed = recipe.training.get("seed", TrainingArguments.seed)  # a stored teacher has only the examples of the run
     examples = task.examples(texts, tokenizer, model.config.label2id, recipe.data, size, seed)
     batch = task.collator(tokenizer)([examples[i % len(examples)] for i in range(size)])
-    shape = recipe.student  # which layers stay does not change the time
+    shape = recipe.student  # the time does not depend on which layers are kept
     student = make_student(model, replace(shape, choose="even") if shape.keep else shape) if shape else None
     timing = StepTiming(recipe.training, batch, recipe.evaluation.training_repeats)
     return training_speed(task, model, configs, timing, student)

@@ -1,34 +1,42 @@
-"""What a model is made of, as text: every layer with shape, grid and bytes, and the groups that can be pruned."""
+"""The structure of a model as text: every layer with shape, grid and bytes, and the groups that can be pruned."""
+
+import logging
 
 import torch
 from torch import nn
 
 from hf_slim.core.contracts import PackedLayer
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, field_of, tied_modules
+from hf_slim.core.host import config_value, field_of
+from hf_slim.core.modules import tied_modules
 from hf_slim.evaluation.footprint import counting_unit, multiply_adds_per_token, parameter_count, ram_bytes
 from hf_slim.integration.loading import class_of, load_model
 from hf_slim.pruning.structure.find import understand
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.transform import is_packed, quantized_layers
 
+logger = logging.getLogger(__name__)
+
 
 def inspect(spec: str, dtype: torch.dtype = torch.float32) -> str:
-    """What a saved model is made of, as text: `hf-slim inspect`.
+    """The structure of a saved model as text: `hf-slim inspect`.
 
     Args:
         spec: A Hub id, a folder, or `package:<module>/<file>`.
-        dtype: What the model would compute in; decides by which kernel a layer computes.
-    Raises: SlimLoadError: if nothing loadable is there.
+        dtype: Dtype that the model would run in; the kernel of a layer depends on it.
+    Raises: SlimLoadError: if `spec` is not a model that can be loaded.
     """
-    return describe_model(load_model(spec, dtype, class_of(spec)))
+    logger.info("Loading the model '%s'.", spec)
+    model = load_model(spec, dtype, class_of(spec))
+    logger.info("Finding the layers and the groups that can be pruned.")
+    return describe_model(model)
 
 
 def describe_model(model: nn.Module) -> str:
     """Layers with their shapes, grids and bytes, and the groups that can be pruned, as text.
 
     Args:
-        model: A model of transformers in memory, packed or not.
+        model: A transformers model in memory, packed or not.
     """
     saved = config_value(model, "quantization_config")
     mode = field_of(saved, "mode")
@@ -76,7 +84,7 @@ def _group_lines(model: nn.Module) -> list[str]:
 
 
 def _shape(module: nn.Module) -> str:
-    """The sizes of a layer's weights as they are computed with, packed or not."""
+    """The shapes of a layer's weights in floating point, packed or not."""
     if isinstance(module, nn.Embedding):
         shapes = [(module.num_embeddings, module.embedding_dim)]
     elif isinstance(module, nn.Linear):
@@ -89,7 +97,7 @@ def _shape(module: nn.Module) -> str:
 
 
 def _kernel(module: nn.Module, model: nn.Module) -> str:
-    """How a layer computes while decoding, in the dtype that the model was loaded in."""
+    """The name of the kernel that a layer uses for one token, in the dtype of the model."""
     if isinstance(module, nn.Embedding):
         return "lookup"
     if not isinstance(module, PackedLayer):

@@ -1,5 +1,6 @@
-"""`hf-slim make-student`: a teacher by name, a student in a folder."""
+"""Makes a student from a saved teacher and saves it: `hf-slim make-student`."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError
-from hf_slim.core.modules import field_of
+from hf_slim.core.host import field_of
 from hf_slim.data import DataConfig, load_texts, text_blocks
 from hf_slim.evaluation.footprint import parameter_count
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
@@ -24,9 +25,10 @@ from hf_slim.student.plan import plan_student
 from hf_slim.student.shape import StudentShape
 from hf_slim.student.structure import structure_of
 
+logger = logging.getLogger(__name__)
 BATCHES = 16
-ROUNDING = 64  # units in the last place of the largest answer: weights that lie elsewhere are summed in other orders
-LABELLED = 32  # texts in a batch; of blocks one is enough
+ROUNDING = 64  # units in the last place of the largest output: the memory layout may change the order of sums
+LABELLED = 32  # texts in a batch of labelled data; a batch of text blocks has one
 SIZES = {
     "layers": ("num_hidden_layers",), "decoder layers": ("num_decoder_layers", "decoder_layers"),
     "hidden width": ("hidden_size",), "query heads": ("num_attention_heads",),
@@ -44,14 +46,13 @@ def save_student(
 ) -> dict[str, Any]:
     """Saves a student of a teacher, with the teacher's tokenizer, as an ordinary checkpoint: `hf-slim make-student`.
 
-    What is saved is loaded again, and must answer as the student in memory, before it is moved into place.
+    The saved student is loaded again, and compared with the student in memory, before it is moved into place.
 
     Args:
         spec: A Hub id, a folder, or `package:<module>/<file>`.
-        data: Text to tell importance from; None: from the weights alone.
-    Returns: sizes "before" and "after", and the "layers" that stay, by the path of their stack.
-    Raises: SlimError: for anything that can be known before a weight is read, and if the saved student answers
-        otherwise.
+        data: Text on which importance is measured; None: importance is computed from the weights.
+    Returns: sizes "before" and "after", and the kept "layers", by the path of their stack.
+    Raises: SlimError: for every error that can be found before weights are read, and if the outputs differ.
     """
     check_output(output, overwrite)
     model_class = class_of(spec)
@@ -60,17 +61,18 @@ def save_student(
     structure = structure_of(skeleton, shape)
     cuts = plan_student(structure, shape)
     if not shape.fresh and all(cut.n_kept == cut.group_set.count for cut in cuts):
-        raise SlimConfigError("Nothing to change: this shape is the teacher's. Ask for fewer layers or less width.")
+        raise SlimConfigError("Nothing to change: this shape is the teacher's. Set fewer layers or smaller widths.")
     check_data(cuts, shape, data is not None)
     torch.manual_seed(0)  # a fresh student is the same in every run
     if shape.fresh:
         student, removed = fresh_student(structure, cuts, shape).to(dtype), choose_removed(cuts, shape)
     else:
+        logger.info("Loading the teacher '%s'.", spec)
         student = load_model(spec, dtype, model_class)
         batches = None if data is None else list(batches_of(student, tokenizer, data))
         removed = become_student_(student, structure, cuts, shape, batches)
-    student.eval()
-    publish(student, tokenizer, output, lambda folder: _check_saved(folder, student))
+    logger.info("Saving the student to '%s'.", output)
+    publish(student.eval(), tokenizer, output, lambda folder: _check_saved(folder, student))
     stacks = (cut.group_set for cut in cuts if cut.group_set.stack)
     layers = {found.stack: [i for i in range(found.count) if i not in removed.get(found.name, ())] for found in stacks}
     return {"before": before, "after": sizes_of(student, dtype), "layers": layers}
@@ -79,12 +81,12 @@ def save_student(
 def batches_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> Iterator[dict[str, Tensor]]:
-    """Some batches of the training text; with labels where the model has a head for a task that has some."""
+    """Batches of training text, with labels if the model has a head for a task with labels."""
     name = type(model).__name__
     if model.config.is_encoder_decoder:
         raise SlimDataError(
-            f"{name} reads one text and writes another, and this data has one. Leave the data out, or call "
-            "`hf_slim.make_student(model, shape, batches)` with batches of your own."
+            f"{name} needs pairs of source and target text, and this data has single texts. Leave the data out, or "
+            "call `hf_slim.make_student(model, shape, batches)` with your own batches."
         )
     tasks = (TASKS[name] for name in TASKS if type(model) in classes_for(model.config, TASKS[name].auto_class))
     task = next(tasks, None)
@@ -94,7 +96,7 @@ def batches_of(
         yield from ({name: torch.tensor([block[name]]) for name in names} for block in blocks)
         return
     texts = load_texts(data, task.columns(data))[0]
-    task.settle_(model, tokenizer)
+    task.configure_(model, tokenizer)
     examples = task.examples(texts, tokenizer, model.config.label2id, data, BATCHES * LABELLED, 0)
     for start in range(0, len(examples), LABELLED):
         rows = examples.select(range(start, min(start + LABELLED, len(examples))))
@@ -102,7 +104,7 @@ def batches_of(
 
 
 def sizes_of(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, int]:
-    """What the config says of layers and widths, parameters, and their bytes in `dtype`."""
+    """Layers and widths as in the config, number of parameters, and their bytes in `dtype`."""
     config = model.config.get_text_config()
     values = {label: [field_of(config, name) for name in names] for label, names in SIZES.items()}
     values |= {name: [vars(config).get(name)] for name in CONFIG_WIDTHS}
@@ -120,13 +122,13 @@ def as_table(report: dict[str, Any]) -> str:
         unit, label = {"parameters": (1e6, "parameters (M)"), "bytes": (1e6, "size (MB)")}.get(name, (1, name))
         numbers = [f"{side[name] / unit:>12,.{0 if unit == 1 else 1}f}" for side in (before, after)]
         lines.append(f"{label:<18} {' '.join(numbers)} {before[name] / after[name]:>11.2f}x")
-    kept = [f"Layers of {stack} that stayed: {', '.join(map(str, kept))}" for stack, kept in report["layers"].items()]
+    kept = [f"Kept layers of {stack}: {', '.join(map(str, kept))}" for stack, kept in report["layers"].items()]
     return "\n".join([*lines, "", *kept]).rstrip()
 
 
 @torch.inference_mode()
 def _check_saved(folder: Path, student: PreTrainedModel) -> None:
-    """Raises SlimError unless the folder is an ordinary checkpoint that answers as the student does."""
+    """Raises SlimError unless the folder is an ordinary checkpoint with the weights and outputs of the student."""
     loaded = load_model(str(folder), student.dtype, type(student))
     inputs = example_inputs(student)
     made, again = (next(iter(one(**inputs).values())) for one in (student, loaded))
@@ -134,4 +136,4 @@ def _check_saved(folder: Path, student: PreTrainedModel) -> None:
     weights, others = student.state_dict(), loaded.state_dict()
     is_same = weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
     if not is_same or not (again - made).abs().max().item() <= allowed:
-        raise SlimError(f"The saved {type(student).__name__} is another than the student in memory: please report it.")
+        raise SlimError(f"The saved {type(student).__name__} is not equal to the student in memory. Please report it.")

@@ -1,5 +1,6 @@
-"""What a recipe would do, as text: nothing is trained and nothing is written."""
+"""The plan of a recipe as text: `hf-slim train --dry-run`. Nothing is trained and nothing is written."""
 
+import logging
 from pathlib import Path
 
 from torch import nn
@@ -14,8 +15,9 @@ from hf_slim.integration.techniques import previews_of
 from hf_slim.recipe import Recipe
 from hf_slim.student import student_skeleton
 from hf_slim.vocabulary.rows import trim_vocabulary_
-from hf_slim.workflows.shrink_vocabulary import choose_kept, texts_of
+from hf_slim.workflows.shrink_vocabulary import choose_kept
 
+logger = logging.getLogger(__name__)
 FLOAT_BITS = 32
 
 
@@ -25,7 +27,7 @@ def dry_run(recipe: Recipe | str | Path, overwrite: bool = False) -> str:
     Args:
         recipe: A recipe or the path of one.
         overwrite: Whether the run may replace a finished model in the output folder.
-    Raises: SlimError: for everything that `run` would refuse before its first step.
+    Raises: SlimError: for every error that `run` would raise before its first step.
     """
     recipe = Recipe.of(recipe)
     check_output(Path(recipe.output), overwrite)
@@ -34,26 +36,26 @@ def dry_run(recipe: Recipe | str | Path, overwrite: bool = False) -> str:
 
 @reading_once()
 def describe_recipe(recipe: Recipe) -> str:
-    """The plan of a run as text: steps, parameters, bytes, and what each layer becomes in each stage.
+    """The plan of a run as text: steps, parameters, bytes, and the schemes and removed groups of each layer.
 
-    Raises: SlimError: for everything that `train` would refuse before its first step.
+    Raises: SlimError: for every error that `train` would raise before its first step.
     """
     task, first = TASKS[recipe.task], recipe.runs[0]
     train, _ = load_texts(first.data, task.columns(first.data))
     label_names = task.label_names(train, first.data)
     tokenizer = load_tokenizer(recipe.model)
     model = load_skeleton(recipe.model, task.auto_class, label_names)
-    task.settle_(model, tokenizer)
+    task.configure_(model, tokenizer)
     lines = [f"model       {recipe.model} ({type(model).__name__})"]
     if label_names is not None:
         fresh = ", a fresh head" if lacks_head(recipe.model, task.auto_class) else ""
         lines.append(f"classes     {len(label_names)}: {', '.join(label_names[:8])}{fresh}")
     if recipe.vocabulary is not None:
         before = model.get_input_embeddings().num_embeddings
-        texts = texts_of(*(stage.data for stage in recipe.runs))
-        choice = choose_kept(model, tokenizer, texts, recipe.vocabulary.round_to)
+        choice = choose_kept(model, tokenizer, [stage.data for stage in recipe.runs], recipe.vocabulary.round_to)
         lines.append(f"vocabulary  {before:,} -> {len(trim_vocabulary_(model, choice.new_ids)):,} rows")
     for number, stage in enumerate(recipe.runs, 1):
+        logger.info("Planning stage %d of %d.", number, len(recipe.runs))
         lines += ["", f"stage {number} of {len(recipe.stages)}"] if recipe.stages else []
         if stage.student is not None:
             before = sum(parameter.numel() for parameter in model.parameters())
@@ -90,7 +92,7 @@ def _stage_lines(
 
 
 def bytes_after(model: nn.Module, previews: list[Preview]) -> float:
-    """About how many bytes the weights of `model` take on disk once everything that is previewed has happened."""
+    """Estimated bytes of the weights of `model` on disk, after everything in `previews` has happened."""
     bits = {name: count for preview in previews for name, count in preview.bits.items()}
     total, seen = 0.0, set()
     for name, module in model.named_modules():
@@ -103,11 +105,11 @@ def bytes_after(model: nn.Module, previews: list[Preview]) -> float:
 
 
 def _layer_lines(model: nn.Module, previews: list[Preview]) -> list[str]:
-    fates = [preview.layers for preview in previews if preview.layers]
+    previewed = [preview.layers for preview in previews if preview.layers]
     lines = []
     for name, module in model.named_modules():
-        told = [layers[name] for layers in fates if name in layers]
-        if fates and (told or isinstance(module, nn.Linear | nn.Embedding)):
+        changes = [layers[name] for layers in previewed if name in layers]
+        if previewed and (changes or isinstance(module, nn.Linear | nn.Embedding)):
             shape = " x ".join(map(str, next(module.parameters(recurse=False)).shape))
-            lines.append(f"  {name:<44} {shape:>14}   {', '.join(told) or 'float'}")
+            lines.append(f"  {name:<44} {shape:>14}   {', '.join(changes) or 'float'}")
     return ["", *lines] if lines else []

@@ -1,7 +1,8 @@
-"""The report of a run: every number, with what is needed to repeat it, as JSON, Markdown and a picture."""
+"""The report of a run: all measured numbers and the settings to repeat it, as JSON, Markdown and a picture."""
 
 import datetime
 import json
+import logging
 import os
 import platform
 from pathlib import Path
@@ -18,11 +19,13 @@ from hf_slim.integration.loading import display_name
 from hf_slim.recipe import Recipe
 from hf_slim.version import __version__
 
+logger = logging.getLogger(__name__)
+
 
 def build_report(
     recipe: Recipe, measured: dict[str, Any], layers: list[dict], log: list[dict], notes: list[str]
 ) -> dict[str, Any]:
-    """Every number of the run, with what is needed to repeat it."""
+    """The report: all measured numbers of the run, with recipe, versions and machine."""
     steps = [" + ".join(stage.techniques) or "fine-tuning" for stage in recipe.runs]
     if recipe.vocabulary is not None:
         steps.insert(0, "vocabulary")
@@ -45,7 +48,7 @@ def build_report(
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The report for a terminal: title, table, what must be known to read it, and both completions of one prompt."""
+    """The report for a terminal: title, table with notes, and both completions of one prompt."""
     parts = [report["title"], table_as_text(report)]
     for side in ("base", "result"):
         if text := report[side].get("prompt_and_completion"):
@@ -55,7 +58,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 def next_commands(recipe: Recipe, report: dict[str, Any], recipe_file: str) -> list[str]:
-    """Commands that may follow the run: inspect the result, measure it again, prune sooner.
+    """Commands for the next step: inspect the result, measure it again, prune earlier in training.
 
     Args:
         recipe_file: The path that the recipe was read from.
@@ -71,7 +74,7 @@ def next_commands(recipe: Recipe, report: dict[str, Any], recipe_file: str) -> l
 
 
 def _data_options(data: DataConfig) -> str:
-    """The options of `hf-slim eval` that mean this data."""
+    """The options of `hf-slim eval` for this data."""
     names = {"--text-column": " ".join(data.text_columns), "--label-column": data.label_column}
     given = {"--data": f"'{data.source}'", **names, "--block-size": str(data.block_size)}
     usual = {"--text-column": "text", "--label-column": "label", "--block-size": "512"}
@@ -79,7 +82,7 @@ def _data_options(data: DataConfig) -> str:
 
 
 def environment() -> dict[str, str]:
-    """The machine and the versions that the numbers belong to."""
+    """The machine and the library versions that the numbers were measured with."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -101,6 +104,7 @@ def _processor() -> str:
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
     """report.json, report.md and report.png in `folder`, each moved into place when complete."""
+    logger.info("Writing the report to '%s'.", folder)
     write_atomically(folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     write_atomically(folder / "report.md", lambda path: path.write_text(as_markdown(report)))
     picture = folder / "report.png"

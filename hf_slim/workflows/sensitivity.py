@@ -1,6 +1,7 @@
-"""From a model and a budget to the `overrides` of a recipe: measures, chooses, writes YAML, JSON and a picture."""
+"""Measures how sensitive each layer is to low precision, and chooses a scheme for each layer within a budget."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from hf_slim.evaluation.sensitivity import LayerSensitivity, choose_schemes, mea
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.quantization.scheme import Scheme
 
+logger = logging.getLogger(__name__)
 SCHEMES = ("w2a16-g64", "w3a16-g64", "w4a16-g64", "w8a16")
 
 
@@ -32,21 +34,23 @@ def sensitivity(
 
     Args:
         spec: A causal language model: a Hub id, a folder, or `package:<module>/<file>`.
-        data: Where the text comes from, and how long its blocks are.
+        data: Source of the text, and length of its blocks.
         budget_bits: Bits per weight, scales included, on average over the layers that are quantized.
         output: Path without ending; `.yaml` (a `quantization` section for a recipe), `.json` and `.png` are written.
         schemes: Names of the schemes to choose from.
         n_blocks: Blocks of text to measure on.
-    Returns: what the JSON file holds.
-    Raises: SlimConfigError: for an unknown scheme, before anything is read, or a budget that no mix meets.
+    Returns: the content of the JSON file.
+    Raises: SlimConfigError: for an unknown scheme, before anything is read, or a budget that no choice can meet.
     """
     for scheme in schemes:
         Scheme.parse(scheme)
     output = Path(output)
+    logger.info("Loading the model '%s'.", spec)
     model, tokenizer = load_model(spec), load_tokenizer(spec)
     texts, _ = load_texts(data)
     blocks = text_blocks(texts, tokenizer, data, n_blocks, 0, "reading text")
     ids = [torch.tensor([example["input_ids"]]) for example in blocks]
+    logger.info("Measuring every layer with %d schemes.", len(schemes))
     found = measure_sensitivity(model, ids, list(schemes))
     chosen = choose_schemes(found, budget_bits)
     result = summary(found, chosen, budget_bits)
@@ -68,7 +72,7 @@ def as_table(result: dict[str, Any]) -> str:
 
 
 def quantization_section(chosen: dict[str, str]) -> dict[str, Any]:
-    """The recipe section that gives every layer its scheme: the commonest for all, the others by name."""
+    """The recipe section with every layer's scheme: the most frequent one for all, the others in `overrides`."""
     schemes = list(chosen.values())
     common = max(sorted(set(schemes)), key=schemes.count)
     overrides = {name: scheme for name, scheme in chosen.items() if scheme != common}
@@ -76,7 +80,7 @@ def quantization_section(chosen: dict[str, str]) -> dict[str, Any]:
 
 
 def summary(found: list[LayerSensitivity], chosen: dict[str, str], budget_bits: float) -> dict[str, Any]:
-    """Measures and choice as plain data, with bits spent and harm expected, for each uniform scheme as well."""
+    """Measures and choice as plain data, with bits per weight and expected loss, also for each uniform scheme."""
     total = sum(layer.weights for layer in found)
 
     def mix(pick: dict[str, str]) -> dict[str, float]:
@@ -98,7 +102,7 @@ def summary(found: list[LayerSensitivity], chosen: dict[str, str], budget_bits: 
 
 
 def parse_budget(text: str) -> float:
-    """Bits per weight from "4.5bits" or "4.5". Raises SlimConfigError on anything else."""
+    """Bits per weight from "4.5bits" or "4.5". Raises SlimConfigError for any other text."""
     try:
         budget = float(text.removesuffix("bits").removesuffix("bit"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Folders that a run keeps until it is complete, so that `--resume` can continue an interrupted one."""
+"""The folders of an unfinished run, from which `--resume` continues an interrupted one."""
 
 import json
 import logging
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class RunFolders:
-    """The checkpoints of every stage, and the models of those that are finished.
+    """The checkpoints of every stage, and the models of the finished ones.
 
     Args:
-        scratch: Used instead of folders that the recipe does not keep.
+        scratch: Temporary folder, for stages whose checkpoints the recipe does not save.
     """
 
     def __init__(self, recipe: Recipe, scratch: Path):
@@ -30,7 +30,7 @@ class RunFolders:
         self.root = output.with_name(f"{output.name}.checkpoints")
 
     def checkpoints(self, number: int) -> Path:
-        """Where the Trainer of a stage, counted from 1, writes."""
+        """The folder that the Trainer of a stage, counted from 1, writes to."""
         if self.recipe.runs[number - 1].training.get("save_strategy", "no") == "no":
             return self.scratch / f"trainer-{number}"
         return self._stage(number) if self.recipe.stages else self.root
@@ -40,12 +40,12 @@ class RunFolders:
         return self._stage(number) / "model"
 
     def finished(self) -> int:
-        """How many stages are finished; the last one is only when the run is."""
+        """Number of finished stages; the last stage is not counted, because it ends with the run."""
         numbers = range(1, len(self.recipe.stages))
         return max((number for number in numbers if (self.model(number) / "config.json").is_file()), default=0)
 
     def keep(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log: list[dict]) -> None:
-        """Writes what a finished stage leaves behind; the model is last and complete or not there at all."""
+        """Saves the log and the model of a finished stage; the model is moved into place when it is complete."""
         self._stage(number).mkdir(parents=True, exist_ok=True)
         (self._stage(number) / "log.json").write_text(json.dumps(log))
         publish(model, tokenizer, self.model(number))
@@ -59,19 +59,19 @@ class RunFolders:
         """The training log of a finished stage."""
         return json.loads((self._stage(number) / "log.json").read_text())
 
-    def start_afresh(self, overwrite: bool) -> None:
-        """Clears the stages of an interrupted run. Raises SlimError unless `overwrite` allows it."""
+    def restart(self, overwrite: bool) -> None:
+        """Deletes the stages of an interrupted run. Raises SlimError if there are some and `overwrite` is False."""
         if self.recipe.stages and any(self.root.glob("stage-*/*")):
             if not overwrite:
                 raise SlimError(
-                    f"'{self.root}' holds stages of a run that was interrupted. Pass --resume to go on with them, or "
+                    f"'{self.root}' holds stages of an interrupted run. Pass --resume to continue after them, or "
                     "--overwrite to start again from the first stage."
                 )
             for folder in self.root.glob("stage-*"):
                 shutil.rmtree(folder)
 
     def clear(self) -> None:
-        """Removes the models of finished stages once the run is complete; checkpoints stay, as the recipe asks for."""
+        """Deletes the models of finished stages once the run is complete; the Trainer's checkpoints are kept."""
         for number in range(1, len(self.recipe.stages)):
             shutil.rmtree(self.model(number), ignore_errors=True)
             (self._stage(number) / "log.json").unlink(missing_ok=True)
@@ -84,7 +84,7 @@ class RunFolders:
 
 
 def newest_checkpoint(folder: Path) -> str | None:
-    """The Trainer's newest complete checkpoint, None if there is none; damaged ones are passed over."""
+    """The Trainer's newest complete checkpoint, None if there is none; damaged ones are skipped."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     for checkpoint in found:
         try:
@@ -93,7 +93,7 @@ def newest_checkpoint(folder: Path) -> str | None:
                 with safe_open(file, "pt"):  # compares the header with the length of the file
                     pass
         except (OSError, ValueError, SafetensorError):
-            logger.warning("Checkpoint %s is incomplete or damaged and is passed over.", checkpoint)
+            logger.warning("Checkpoint %s is incomplete or damaged and is skipped.", checkpoint)
             continue
         return str(checkpoint)
     return None

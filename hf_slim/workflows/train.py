@@ -1,4 +1,4 @@
-"""A recipe from start to end: train with the callbacks, save, reload, measure, report."""
+"""Runs a recipe: trains with the callbacks, saves, reloads, measures and reports."""
 
 import ctypes
 import gc
@@ -27,11 +27,11 @@ from hf_slim.student import make_student
 from hf_slim.workflows.evaluate import compare, training_step_ms
 from hf_slim.workflows.plan import describe_recipe
 from hf_slim.workflows.report import build_report, write_report
-from hf_slim.workflows.shrink_vocabulary import texts_of, trim_
+from hf_slim.workflows.shrink_vocabulary import trim_
 from hf_slim.workflows.stages import RunFolders, last_checkpoint, newest_checkpoint
 
 logger = logging.getLogger(__name__)
-IMPORTANCE_EXAMPLES = 32  # of the training data, which say what of a teacher its student needs most
+IMPORTANCE_EXAMPLES = 32  # training examples on which the importance of a teacher's layers and groups is measured
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Trained:
 
     Attributes:
         base: Folder of the model that the result is compared with.
-        layers: What became of each layer.
-        log: The Trainer's log; entries of a recipe with stages say which stage they are of.
-        notes: What must be known to read the comparison.
-        base_is_judged: Whether the base can do the task at all; one whose head was never trained cannot.
+        layers: Scheme, and removed groups, of each layer.
+        log: The Trainer's log; in a recipe with stages every entry has the number of its stage.
+        notes: Remarks that a reader of the comparison needs.
+        base_is_judged: Whether the quality of the base is measured; not if its head was never trained.
     """
 
     base: str
@@ -55,12 +55,12 @@ class Trained:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What one stage starts from, other than its model.
+    """Inputs of one stage, other than its model.
 
     Attributes:
-        folder: For the Trainer's checkpoints.
-        checkpoint: To go on from, if any.
-        whole: The model that the stage's student was cut from, or the model itself.
+        folder: Folder of the Trainer's checkpoints.
+        checkpoint: Checkpoint to resume from, if any.
+        whole: The model that the stage's student was cut from; the model itself if the stage has no student.
     """
 
     folder: Path
@@ -70,14 +70,14 @@ class RunInputs:
 
 @reading_once()
 def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = False) -> dict[str, Any]:
-    """Trains, saves and measures what a recipe says: `hf-slim train`.
+    """Trains, saves and measures the model of a recipe: `hf-slim train`.
 
     Args:
         recipe: A recipe, or the path of one; `load_recipe(path, ["training.max_steps=20"])` replaces values of it.
         overwrite: Replace a finished model in the output folder, once the new one is complete.
         resume: Continue from the last complete checkpoint of an interrupted run, or from its last finished stage.
     Returns: the report, which is also written to the output folder as JSON, Markdown and PNG.
-    Raises: SlimError: for anything that can be known before training.
+    Raises: SlimError: for every error that can be found before training.
     """
     recipe = Recipe.of(recipe)
     output = Path(recipe.output)
@@ -85,10 +85,10 @@ def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = Fal
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
         folders = RunFolders(recipe, Path(scratch))
         if not resume:
-            folders.start_afresh(overwrite)
+            folders.restart(overwrite)
         if recipe.stages:
             logger.info("Checking every stage.")
-            describe_recipe(recipe)  # a later stage would otherwise be refused after hours of the first
+            describe_recipe(recipe)  # finds errors of later stages before the first one is trained for hours
         trained = train_stages(recipe, folders, resume)
         measured = compare(recipe.task, trained.base, str(output), recipe.runs[-1].data, recipe.evaluation)
         if not trained.base_is_judged:
@@ -105,12 +105,12 @@ def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = Fal
 
 @reading_once()
 def train_stages(recipe: Recipe, folders: RunFolders, resume: bool = False) -> Trained:
-    """Runs every stage that is not finished and publishes the last one's model; nothing is measured.
+    """Runs every stage that is not finished and saves the model of the last one to the output; measures nothing.
 
     Args:
-        folders: Where checkpoints, the models of finished stages and the base are kept.
+        folders: Folders of checkpoints, of the models of finished stages, and of the base.
         resume: Continue after the last finished stage, from its last complete checkpoint.
-    Returns: what a comparison of the result with the base needs.
+    Returns: the inputs of a comparison of the result with the base.
     """
     task, finished = TASKS[recipe.task], folders.finished() if resume else 0
     model, tokenizer, has_fresh_head = load_base(recipe)
@@ -129,7 +129,7 @@ def train_stages(recipe: Recipe, folders: RunFolders, resume: bool = False) -> T
         techniques = ", ".join(stage.techniques) or "fine-tuning"
         logger.info("Training stage %d of %d: %s.", number, len(recipe.runs), techniques)
         checkpoint = None
-        if resume and number == finished + 1:  # a later stage may have been interrupted before its first checkpoint
+        if resume and number == finished + 1:  # a stage after the first may have no checkpoint yet
             checkpoint = (newest_checkpoint if finished else last_checkpoint)(folders.checkpoints(number))
         entries = _run_stage(stage, model, tokenizer, RunInputs(folders.checkpoints(number), checkpoint, whole))
         del whole
@@ -144,25 +144,24 @@ def train_stages(recipe: Recipe, folders: RunFolders, resume: bool = False) -> T
 
 
 def load_base(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-    """Model, tokenizer, and whether the model's head is fresh."""
+    """The model, its tokenizer, and whether the model has a new head with random weights."""
     task, first = TASKS[recipe.task], recipe.runs[0]
     train, _ = load_texts(first.data, task.columns(first.data))
     label_names = task.label_names(train, first.data)
     logger.info("Loading the model '%s'.", recipe.model)
     tokenizer = load_tokenizer(recipe.model)
-    set_seed(first.training_arguments(recipe.output).seed)  # a fresh head is random
+    set_seed(first.training_arguments(recipe.output).seed)  # a new head has random weights
     model = load_model(recipe.model, auto_class=task.auto_class, label_names=label_names)
-    task.settle_(model, tokenizer)
+    task.configure_(model, tokenizer)
     return model, tokenizer, label_names is not None and lacks_head(recipe.model, task.auto_class)
 
 
 def trim_vocabulary(
     recipe: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scratch: Path
 ) -> PreTrainedTokenizerBase:
-    """Removes what no stage's data uses from the model; returns its tokenizer, once both were loaded and compared."""
+    """Removes the tokens that no stage's data uses. Returns the smaller tokenizer, after `check_agreement`."""
     logger.info("Removing the tokens that the data never uses.")
-    texts = texts_of(*(stage.data for stage in recipe.runs))
-    smaller, check, _ = trim_(model, tokenizer, texts, recipe.vocabulary.round_to)
+    smaller, check, _ = trim_(model, tokenizer, [stage.data for stage in recipe.runs], recipe.vocabulary.round_to)
     save(model, smaller, scratch)
     check(scratch)
     return smaller
@@ -171,7 +170,7 @@ def trim_vocabulary(
 def _run_stage(
     stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, inputs: RunInputs
 ) -> list[dict[str, Any]]:
-    """Trains the model in place, its final form included. Returns the Trainer's log."""
+    """Trains the model in place and converts it to its final form. Returns the Trainer's log."""
     task, args = TASKS[stage.task], stage.training_arguments(str(inputs.folder))
     own_teacher = inputs.whole if inputs.whole is not model else None
     examples = training_examples(stage, tokenizer, model.config.label2id, args)
@@ -182,10 +181,10 @@ def _run_stage(
         )  # fmt: skip
     except SlimError:
         if inputs.folder.is_dir() and not any(inputs.folder.iterdir()):
-            inputs.folder.rmdir()  # the Trainer makes it before callbacks can object
+            inputs.folder.rmdir()  # the Trainer creates it before a callback can raise an error
         raise
     if not progress_is_shown():
-        trainer.remove_callback(PrinterCallback)  # the Trainer's other way to show each entry of its log
+        trainer.remove_callback(PrinterCallback)  # prints every log entry if the progress bar is disabled
     trainer.train(resume_from_checkpoint=inputs.checkpoint)
     _release_(model)
     return trainer.state.log_history
@@ -194,9 +193,9 @@ def _run_stage(
 def importance_batches(
     stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[dict[str, Any]] | None:
-    """Batches of one training example each, for choosing what of a teacher its student keeps.
+    """Batches of one training example each, to measure which layers and groups of a teacher are most important.
 
-    Returns: keyword arguments of forward passes; None where the shape of the student is not chosen by importance.
+    Returns: keyword arguments of forward passes; None if the student is not chosen by importance.
     """
     if not stage.student.is_scored:
         return None
@@ -216,9 +215,9 @@ def training_examples(
 
 
 def _release_(model: PreTrainedModel) -> None:
-    """Undoes what a Trainer has wrapped around the model for mixed precision, and forgets that it was.
+    """Removes the mixed-precision wrapper that a Trainer puts around the model, and accelerate's mark on the model.
 
-    Otherwise accelerate takes the model as prepared, and the next stage would not train in the precision it asks for.
+    A model with this mark is not wrapped again, so the next stage would not train in its own precision.
     """
     extract_model_from_parallel(model, keep_fp32_wrapper=False)
     model.__dict__.pop("_is_accelerate_prepared", None)
@@ -227,35 +226,35 @@ def _release_(model: PreTrainedModel) -> None:
 def _trained(
     recipe: Recipe, folders: RunFolders, has_fresh_head: bool, layers: list[dict], log: list[dict]
 ) -> Trained:
-    """Chooses the base: the untouched model, or where its head is fresh the model that was only fine-tuned."""
+    """Chooses the base: the original model, or, if that has a new head, the model that was only fine-tuned."""
     untouched = str(folders.scratch / "base")
     if not has_fresh_head:
         return Trained(untouched, layers, log, [], base_is_judged=True)
     plain = next((number for number, stage in enumerate(recipe.runs) if stage.techniques), 0)
     if plain:
-        note = f"The base is the model after stage {plain}: only fine-tuned. The result was trained on from there."
+        note = f"The base is the model after stage {plain}, which was only fine-tuned. Later stages start from it."
         return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True)
     data = recipe.runs[-1].data
     labels = Counter(load_texts(data)[1][data.label_column])
     chance = max(labels.values()) / labels.total()
     note = (
         f"The base has a head that was never trained, so its quality was not measured; {chance:.2%} of the held-out "
-        "examples have the commonest label. To compare with a fine-tuned base, fine-tune in a first stage."
+        "examples have the most frequent label. To compare with a fine-tuned base, fine-tune in a first stage."
     )
     return Trained(untouched, layers, log, [note], base_is_judged=False)
 
 
 def _return_memory() -> None:
-    """Gives what training used back to the system, so that it is there for the processes that measure."""
+    """Returns freed memory to the system, so that the processes that measure can use it."""
     gc.collect()
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps gigabytes of freed tensors otherwise
     except (OSError, AttributeError):
-        return  # another libc: it has no such call
+        return  # a libc without this function
 
 
 def _examples_needed(args: transformers.TrainingArguments) -> int:
-    """Examples for every optimizer step, or for one epoch of at most 100,000 where no number of steps is given."""
+    """Number of examples for all optimizer steps; at most 100,000 if `max_steps` is not set."""
     if args.max_steps > 0:
         return args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return 100_000

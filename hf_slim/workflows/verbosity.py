@@ -1,4 +1,4 @@
-"""What a command shows while it works: progress bars, logs, and what other libraries print."""
+"""How much a command prints while it runs: progress bars, logs, and messages of other libraries."""
 
 import logging
 
@@ -12,7 +12,7 @@ _now = {"level": NORMAL}
 
 
 class _AboveBars(logging.Handler):
-    """Prints records on stderr, above the progress bar where there is one."""
+    """Prints records on stderr, above the progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print_above_bars(self.format(record))
@@ -23,11 +23,11 @@ _HANDLER.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
 
 
 def set_verbosity(level: str = NORMAL) -> None:
-    """Chooses what this process shows, and silences the libraries below. For programs, not for use as a library.
+    """Sets how much this process prints. For programs: it also silences transformers, datasets and bitsandbytes.
 
     Args:
         level: "quiet": warnings only, no progress bars; "normal": progress bars and warnings; "verbose": also a log
-            line where a long step starts, and the warnings of transformers.
+            line at the start of every long step, and the warnings of transformers.
     """
     _now["level"] = level
     show_progress(level != QUIET)
@@ -43,17 +43,17 @@ def set_verbosity(level: str = NORMAL) -> None:
 
 
 def verbosity() -> str:
-    """The level that `set_verbosity` was last given."""
+    """The current level of `set_verbosity`."""
     return _now["level"]
 
 
 def quiet_libraries() -> None:
-    """Leaves the terminal to hf_slim's own progress bars."""
+    """Turns off progress bars and warnings of other libraries."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_of_use)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_useful)
 
 
-def _is_of_use(record: logging.LogRecord) -> bool:
-    """False for a warning of bitsandbytes, in every process, that an optional kernel from the Hub is missing."""
+def _is_useful(record: logging.LogRecord) -> bool:
+    """False for the warning of bitsandbytes that an optional kernel from the Hub is missing."""
     return "kernels-community" not in record.getMessage()

@@ -181,7 +181,7 @@ def test_a_latency_that_cannot_be_measured_leaves_the_model(monkeypatch):
 
 def test_a_model_that_could_not_be_pruned_takes_another_config():
     model = tiny.llama()
-    with pytest.raises(ValueError, match="none came"):
+    with pytest.raises(ValueError, match="there are none"):
         prune(model, PruningConfig({"ffn": 0.5}, criterion="wanda"), [])
     assert prune(model, PruningConfig({"ffn": 0.25}, criterion="wanda"), BATCHES).config.intermediate_size == 48
 

@@ -29,7 +29,7 @@ def test_a_checkpoint_without_some_weights_is_refused_and_not_filled_with_noise(
 @pytest.mark.parametrize(
     ("spec", "says"),
     [
-        ("package:json/nothing.bin", "carries no 'nothing.bin'"),
+        ("package:json/nothing.bin", "has no file 'nothing.bin'"),
         ("package:not a module/x", "package:<module>/<file>"),
         ("/no/such/folder", "does not exist"),
         ("nowhere.gguf", "does not exist"),

@@ -57,7 +57,7 @@ def test_repair_brings_the_output_nearer():
 
 def test_without_batches_nothing_is_pruned():
     model = tiny.llama()
-    with pytest.raises(SlimError, match="needs calibration batches, and none came"):
+    with pytest.raises(SlimError, match="needs calibration batches, and there are none"):
         prune(model, CONFIG, [])
     assert model.model.layers[0].mlp.up_proj.out_features == 64
 

@@ -126,7 +126,7 @@ def test_gptq_without_data_is_refused(tmp_path):
 def test_static_scales_without_data_are_refused_by_name():
     model = prepare(tiny.llama(), QuantizationConfig("w8a8-static"))
     with pytest.raises(
-        SlimError, match=r"'model\.layers\.0\.self_attn\.q_proj': Static activation scales have seen no data"
+        SlimError, match=r"'model\.layers\.0\.self_attn\.q_proj': Static activation scales are not calibrated"
     ):
         convert(model)
 

@@ -94,7 +94,7 @@ def test_a_smaller_model_trains_and_generates():
         ({}, [], "none at all"),
         ({}, [1, 2, 96], "from 0 to 95"),
         ({}, [-1, 1, 2], "from 0 to 95"),
-        ({"eos_token_id": 5}, [1, 2, 3], "lacks what the config names"),
+        ({"eos_token_id": 5}, [1, 2, 3], "lacks ids that the config names"),
     ],
 )
 def test_ids_that_cannot_be_are_refused_before_anything_changes(change, kept, says):

@@ -41,9 +41,9 @@ def test_a_recipe_becomes_a_store_of_what_its_teacher_answers(recipe_file, tmp_p
     folder = tmp_path / "out" / "small.teacher"
     assert main(["cache-teacher", str(recipe_file), "--k", "8"]) == 0
     out = capsys.readouterr().out
-    assert "8 different examples, 128 tokens: what 1 process would train on" in out
+    assert "8 different examples, 128 tokens, for training with 1 process" in out
     assert f"hf-slim train {recipe_file} --set distillation.teacher={folder}" in out
-    assert "mass: 8 of 96 classes held" in out
+    assert "mass: 8 of 96 classes stored" in out
     assert sorted(path.name for path in folder.parent.iterdir()) == ["small.teacher"]
 
     store, recipe = StoredTeacher.open(folder), load_recipe(recipe_file)
@@ -65,7 +65,7 @@ def test_a_classifier_has_one_answer_per_example(classifier_recipe, tmp_path, ca
     settings = ["pruning=null", "distillation={teacher: " + str(teacher) + "}", "training.max_steps=8"]
     overrides = [part for setting in settings for part in ("--set", setting)]
     assert main(["cache-teacher", str(classifier_recipe), "--output", str(tmp_path / "store"), *overrides]) == 0
-    assert "100.00% of the probability mass: 2 of 2 classes held" in capsys.readouterr().out
+    assert "100.00% of the probability mass: 2 of 2 classes stored" in capsys.readouterr().out
     store = StoredTeacher.open(tmp_path / "store")
     assert (store.info.per, store.info.k, store.info.teacher) == ("example", 2, str(teacher))
     inputs, data = training_data(load_recipe(classifier_recipe, settings))
@@ -88,9 +88,9 @@ def test_an_interrupted_run_goes_on_to_the_same_store(recipe_file, tmp_path, mon
             raise KeyboardInterrupt
         return asked(*arguments)
 
-    asked = cache_teacher._answers
+    asked = cache_teacher._run_teacher
     with monkeypatch.context() as broken:
-        broken.setattr(cache_teacher, "_answers", killed)
+        broken.setattr(cache_teacher, "_run_teacher", killed)
         with pytest.raises(KeyboardInterrupt):
             stored(recipe_file)
     assert not (tmp_path / "store").exists()
@@ -98,7 +98,7 @@ def test_an_interrupted_run_goes_on_to_the_same_store(recipe_file, tmp_path, mon
         stored(recipe_file)
     calls.clear()
     with monkeypatch.context() as counted:
-        counted.setattr(cache_teacher, "_answers", lambda *arguments: calls.append(1) or asked(*arguments))
+        counted.setattr(cache_teacher, "_run_teacher", lambda *arguments: calls.append(1) or asked(*arguments))
         resumed = stored(recipe_file, resume=True)
     assert len(calls) == 3  # the probe and two of four batches
     assert not (tmp_path / "store.partial").exists()
@@ -130,12 +130,12 @@ def test_a_resumed_run_must_ask_the_same_teacher(recipe_file, tmp_path, monkeypa
     [
         (["distillation=null"], "no `distillation` section"),
         (["distillation.teacher=no/such/model"], "could not be loaded"),
-        (["distillation.teacher=STORE"], "stored one already"),
+        (["distillation.teacher=STORE"], "already a stored teacher"),
         (["distillation.teacher=[self, BASE]"], "names 2"),
-        (["stages=[{distillation: null}, {}]"], "Stage 2 learns from 'self'"),
+        (["stages=[{distillation: null}, {}]"], "Stage 2 has the teacher 'self'"),
         (
             ["distillation.teacher=BASE", "stages=[{}, {distillation: {teacher: BASE, temperature: 2}}]"],
-            "another teacher",
+            "different teachers",
         ),
     ],
 )
@@ -194,7 +194,7 @@ def test_two_processes_store_what_one_does(recipe_file, tmp_path):  # noqa: F811
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("16 different examples, 256 tokens: what 2 processes would train on") == 1
+    assert done.stdout.count("16 different examples, 256 tokens, for training with 2 processes") == 1
     one, two = StoredTeacher.open(whole), StoredTeacher.open(tmp_path / "two")
     assert {path.name for path in storing.shards_in(tmp_path / "two")} == {
         "shard-0-0.safetensors",

@@ -26,7 +26,7 @@ def test_the_command_saves_an_ordinary_checkpoint_with_the_tokenizer(base, tmp_p
     arguments = ["make-student", str(base), "--layers", "0,2", "--output", str(output)]
     assert main(arguments) == 0
     out = capsys.readouterr().out
-    assert "Layers of model.layers that stayed: 0, 2" in out
+    assert "Kept layers of model.layers: 0, 2" in out
     assert "parameters (M)" in out
     model, old = (AutoModelForCausalLM.from_pretrained(folder) for folder in (output, base))
     assert_same(layer_weights(model, "model.layers", 1), layer_weights(old, "model.layers", 2))

@@ -101,11 +101,11 @@ def _interrupt(monkeypatch, recipe, scratch, name, at):
 def test_an_interrupted_run_is_not_forgotten_by_accident(recipe_file, tmp_path, monkeypatch):
     recipe = load_recipe(recipe_file)
     _interrupt(monkeypatch, recipe, tmp_path / "scratch", "_run_stage", at=2)
-    with pytest.raises(SlimError, match=r"--resume to go on with them, or --overwrite"):
+    with pytest.raises(SlimError, match=r"--resume to continue after them, or --overwrite"):
         train.run(recipe)
     folders = RunFolders(recipe, tmp_path / "scratch")
     assert folders.finished() == 1
-    folders.start_afresh(overwrite=True)
+    folders.restart(overwrite=True)
     assert folders.finished() == 0
 
 

@@ -1,1 +1,1 @@
-"""What happens while a model runs: calibration batches, several processes, logs."""
+"""Helpers for a running model: calibration batches, several processes, logs."""

@@ -1,4 +1,4 @@
-"""Runs a few batches through a model before training, for what only activations or gradients can tell."""
+"""Runs a few batches through a model before training, to measure activations or gradients."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hf_slim.core.errors import SlimDataError
 from hf_slim.core.modules import device_of, evaluating
 
-ITEM_COUNT = "num_items_in_batch"  # what a Trainer adds to batches, for losses
+ITEM_COUNT = "num_items_in_batch"  # a Trainer adds it to batches, for losses
 Batches = Iterable[dict[str, Any]]
 
 
@@ -29,15 +29,15 @@ def calibrating(
     precision: torch.dtype | None = None,
     shown: Callable[[Batches], Batches] = iter,
 ) -> Iterator[RunBatches]:
-    """A function that runs `batches` through `model`, which is in evaluation mode until the block ends.
+    """Context with a function that runs `batches` through `model`, which is in evaluation mode.
 
-    Every module is in its mode of before afterwards, also after an error. Gradients are left in place.
+    The mode of every module is restored on exit, also after an error. Gradients are not deleted.
 
     Args:
         batches: Keyword arguments of forward passes. Tensors are moved to the device of the model.
-        precision: What autocast computes in, such as the run's `precision_of_run`; None: as the caller computes.
-        shown: Wraps the batches of every call, to show how far it has come.
-    Raises: SlimDataError: where gradients are wanted and the model gives no loss.
+        precision: Dtype of autocast, such as `precision_of_run`; None: autocast is as the caller has set it.
+        shown: Wraps the batches of every call, for example in a progress bar.
+    Raises: SlimDataError: if gradients are needed and the model returns no loss.
     """
 
     def run(with_gradient: bool = False) -> Iterator[None]:
@@ -56,7 +56,7 @@ def calibrating(
 
 
 def first_batches(batches: Iterable[dict[str, Any]] | None, count: int) -> list[dict[str, Tensor]]:
-    """The first `count` batches of a Trainer's data loader, reduced to the tensors that forward passes take."""
+    """The first `count` batches of a Trainer's data loader, with only the tensors that the forward pass takes."""
     return [
         {name: value for name, value in batch.items() if isinstance(value, Tensor) and name != ITEM_COUNT}
         for batch in itertools.islice(batches or (), count)
@@ -64,15 +64,15 @@ def first_batches(batches: Iterable[dict[str, Any]] | None, count: int) -> list[
 
 
 def precision_of_run(bf16: bool, fp16: bool) -> torch.dtype | None:
-    """What the Trainer's autocast computes in, by these fields of `TrainingArguments`; None: it uses no autocast."""
+    """The dtype of the Trainer's autocast, from these fields of `TrainingArguments`; None: no autocast."""
     return torch.bfloat16 if bf16 else torch.float16 if fp16 else None
 
 
 def first_that_fit(sizes: Mapping[str, int], limit: int) -> list[str]:
-    """The first names whose sizes add up to at most `limit`, and always the very first: what one pass can serve.
+    """The first names whose sizes add up to at most `limit`; always at least one name.
 
     Args:
-        sizes: Name -> size, in the order in which they are served.
+        sizes: Name -> size, in order.
     """
     chosen: list[str] = []
     total = 0
@@ -91,5 +91,5 @@ def _placed(value: Any, device: torch.device) -> Any:
 def _loss_of(made: Any) -> Tensor:
     loss = made.get("loss") if isinstance(made, Mapping) else getattr(made, "loss", None)
     if loss is None:
-        raise SlimDataError("This criterion needs a loss, and the model gave none: batches must hold `labels`.")
+        raise SlimDataError("This criterion needs a loss, and the model returned none: batches must hold `labels`.")
     return loss

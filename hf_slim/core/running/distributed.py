@@ -14,7 +14,7 @@ Made = TypeVar("Made")
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of a group of processes that `torch.distributed` has set up."""
+    """Whether `torch.distributed` is initialised in this process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -26,7 +26,7 @@ def sum_over_ranks_(tensors: Iterable[Tensor]) -> None:
 
 
 def range_over_ranks_(range_: Tensor) -> None:
-    """Replaces `(2,)`, a smallest and a largest value, by those over all processes, in place."""
+    """Replaces a tensor `(2,)` of smallest and largest value by those over all processes, in place."""
     if is_distributed():
         ends = torch.stack((-range_[0], range_[1]))
         dist.all_reduce(ends, dist.ReduceOp.MAX)
@@ -34,7 +34,7 @@ def range_over_ranks_(range_: Tensor) -> None:
 
 
 def made_by_first_rank(make: Callable[[], Made]) -> Made:
-    """What `make` returns on the first process; the others do not call it and get a copy.
+    """The result of `make` on the first process; the others get a copy and do not call it.
 
     Args:
         make: Returns JSON types, which are sent to the other processes.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, method_or_none
+from hf_slim.core.host import config_value, method_or_none
 from hf_slim.core.record import unwrapped
 
 INTERFACE = "ALL_ATTENTION_FUNCTIONS"  # name of the table of attention functions in modeling files of transformers
@@ -108,7 +108,7 @@ def attention_states(model: nn.Module, layers: Sequence[int]) -> Iterator[list[A
         layers: Layers in the order of their attention calls, from 0; negative numbers count from the end.
     Yields: a list, filled when the context closes: one state per entry of `layers`, in the same order.
     Raises: SlimError: if the model does not take its attention from transformers' table (DeBERTa, Falcon, Bloom
-        and others with code of their own; GPT-J before transformers 5.24), has fewer layers, uses cross attention or
+        and others with custom code; GPT-J before transformers 5.24), has fewer layers, uses cross attention or
         a filled cache, or runs under reentrant checkpointing, which computes no gradient for the states.
     """
     stack = _stack(unwrapped(model))

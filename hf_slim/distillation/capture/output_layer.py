@@ -10,15 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from hf_slim.core.modules import (
-    config_value,
-    device_of,
-    evaluating,
-    field_of,
-    main_input_name,
-    method_or_none,
-    temporary_hooks,
-)
+from hf_slim.core.host import config_value, field_of, main_input_name, method_or_none
+from hf_slim.core.modules import device_of, evaluating, temporary_hooks
 from hf_slim.core.record import unwrapped
 
 LARGE = 1024.0  # factor of the probe's states, because a cap on logits does not change small ones

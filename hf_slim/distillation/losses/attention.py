@@ -20,11 +20,11 @@ LOSSES = ("relations", "maps")
 
 @dataclass(frozen=True)
 class AttentionConfig(SlimConfig):
-    """What of the attention of student and teacher is compared, in which layers, and how much that counts."""
+    """The loss that compares the attention of student and teacher, its layers, and its weight."""
 
     loss: str = field(default="relations", metadata={"choices": LOSSES})
-    """What is compared: `relations` (similarities among queries, among keys and among values; the numbers of heads may
-    differ) or `maps` (attention probabilities; averaged over heads if the numbers of heads differ)."""
+    """The loss: `relations` compares similarities among queries, among keys and among values; the numbers of heads may
+    differ. `maps` compares attention probabilities; they are averaged over heads if the numbers of heads differ."""
 
     layers: str | dict[int, int] = "last"
     """Which layers are compared: `last`, or a mapping from layers of the student to layers of the teacher, counted

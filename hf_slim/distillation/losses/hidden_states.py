@@ -18,7 +18,7 @@ PROJECTIONS = "distillation_projections"  # name of a submodule of the student d
 
 @dataclass(frozen=True)
 class HiddenConfig(SlimConfig):
-    """Which hidden states of student and teacher are compared, how, and how much that counts.
+    """The loss that compares hidden states of student and teacher, its layers, and its weight.
 
     Where the widths differ, a linear projection is trained with the student and dropped at the end.
     """

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, evaluating, field_of, method_or_none, plain_copy
+from hf_slim.core.host import config_value, field_of, method_or_none
+from hf_slim.core.modules import evaluating, plain_copy
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
 from hf_slim.distillation.capture.output_layer import Split, capture_head, output_layer, split_of
@@ -41,7 +42,7 @@ class TeacherOutput:
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """What a teacher must return in addition to its predictions.
+    """The outputs that a teacher must return in addition to its predictions.
 
     Attributes:
         autocast_dtype: Autocast precision of the run; None: the teacher's own dtype.
@@ -253,6 +254,6 @@ def _check_length(teacher: nn.Module, inputs: Mapping[str, Any]) -> None:
     ids = inputs.get("input_ids")
     if type(allowed) is int and isinstance(ids, Tensor) and ids.shape[-1] > allowed > 0:
         raise SlimError(
-            f"The teacher takes at most {allowed} tokens, and {ids.shape[-1]} arrived. Use shorter blocks, or a "
+            f"The teacher takes at most {allowed} tokens, got {ids.shape[-1]}. Use shorter blocks, or a "
             "teacher with as many positions as the student."
         )

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 
 from hf_slim.core.errors import SlimConfigError, SlimError, SlimLoadError
-from hf_slim.core.modules import method_or_none
+from hf_slim.core.host import method_or_none
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.store.reader import is_stored_teacher
@@ -36,7 +36,7 @@ def teachers_for(
     Args:
         student: The model in training.
         given: Frozen models; if there are any, the names in the config are not used.
-        config: Names the teachers and says how they are loaded.
+        config: Names of the teachers, and options for loading them.
         tokenizer: Tokenizer of the data; a stored teacher must have been made with the same.
     Raises: SlimError: if a teacher cannot be loaded, or its predictions do not fit the student.
     """

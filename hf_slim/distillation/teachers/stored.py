@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from hf_slim.core.errors import SlimConfigError
-from hf_slim.core.modules import method_or_none
+from hf_slim.core.host import method_or_none
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.losses.divergences import TopK
 from hf_slim.distillation.losses.predictions import StoredPredictions

@@ -1,1 +1,1 @@
-"""What a model is trained and measured for: one task per file."""
+"""The tasks that a model can be trained and measured for, one per file."""

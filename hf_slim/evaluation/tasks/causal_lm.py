@@ -1,12 +1,8 @@
-"""The task causal-lm: blocks of running text, judged by perplexity, timed while reading and writing."""
+"""The task causal-lm: blocks of running text; measures perplexity, prefill and decoding speed."""
 
 import torch
 from datasets import Dataset
-from transformers import (
-    AutoModelForCausalLM,
-    PreTrainedTokenizerBase,
-    default_data_collator,
-)
+from transformers import AutoModelForCausalLM, default_data_collator
 
 from hf_slim.core.errors import SlimConfigError
 from hf_slim.data import DataConfig, text_blocks
@@ -22,17 +18,6 @@ def _columns(data: DataConfig) -> list[str]:
             f"`data.text_column` names {data.text_columns}, and a causal language model reads one column. Name one."
         )
     return data.text_columns
-
-
-def _examples(
-    texts: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    label2id: dict[str, int],
-    data: DataConfig,
-    count: int,
-    seed: int,
-) -> Dataset:
-    return text_blocks(texts, tokenizer, data, count, seed, "reading text")
 
 
 def _measure(
@@ -67,8 +52,10 @@ TASKS.register("causal-lm")(
         loss_counts_items=True,
         columns=_columns,
         label_names=lambda train, data: None,
-        settle_=lambda model, tokenizer: None,
-        examples=_examples,
+        configure_=lambda model, tokenizer: None,
+        examples=lambda texts, tokenizer, label2id, data, count, seed: text_blocks(
+            texts, tokenizer, data, count, seed, "reading text"
+        ),
         collator=lambda tokenizer: default_data_collator,
         held_out=lambda settings: settings.blocks,
         measure=_measure,

@@ -1,4 +1,4 @@
-"""The task sequence-classification: texts or pairs of texts with one label each, judged by accuracy."""
+"""The task sequence-classification: texts or pairs of texts with one label each; measures accuracy."""
 
 import itertools
 from typing import Any
@@ -29,7 +29,7 @@ def _columns(data: DataConfig) -> list[str]:
 
 
 def _label_names(train: Dataset, data: DataConfig) -> list[str]:
-    """Names of the classes: those of the dataset where it has some, else its labels as text, in their order."""
+    """Names of the classes: those of the dataset if it has names, else its sorted labels as text."""
     feature = train.features[data.label_column]
     if isinstance(feature, ClassLabel):
         return list(feature.names)
@@ -38,19 +38,21 @@ def _label_names(train: Dataset, data: DataConfig) -> list[str]:
         odd = next(label for label in found if not isinstance(label, (int, str)))
         raise SlimDataError(
             f"'{data.label_column}' of '{data.source}' holds {odd!r}, which is not a class. Labels are whole numbers "
-            "or texts: set `data.label_column`, or leave out rows without a label."
+            "or texts: set `data.label_column`, or remove rows without a label."
         )
     if len(found) < 2:
         raise SlimDataError(f"Every example of '{data.source}' has the label {found[0]!r}: there is nothing to learn.")
     return [str(label) for label in sorted(found)]
 
 
-def _settle_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_padding_(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise SlimError("The tokenizer has no padding token and no end-of-text token to pad with. Give it one.")
+            raise SlimError(
+                "The tokenizer has no padding token and no end-of-text token to pad with. Set `tokenizer.pad_token`."
+            )
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:  # decoders look for the last token that is none
+    if model.config.pad_token_id is None:  # decoders classify by the last token that is not padding
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -62,7 +64,7 @@ def _examples(
     count: int,
     seed: int,
 ) -> Dataset:
-    """Examples cut at `data.block_size` tokens, with the ids that the model gives to their labels."""
+    """Examples of at most `data.block_size` tokens, with the model's ids of their labels."""
     chosen = texts.shuffle(seed=seed).select(range(min(count, len(texts))))
     columns: dict[str, list] = {}
     starts = range(0, len(chosen), READ_AT_ONCE)
@@ -77,7 +79,7 @@ def _examples(
 
 
 def _label_ids(rows: Dataset, label2id: dict[str, int], data: DataConfig) -> list[int]:
-    """By name where the model knows it, as texts do and `ClassLabel`s; a number otherwise stands for itself."""
+    """The model's ids of the labels: by name if the model has a label of that name; other numbers are ids."""
     feature = rows.features[data.label_column]
     known = {name.lower(): number for name, number in label2id.items()} | label2id
     ids = {}
@@ -87,8 +89,8 @@ def _label_ids(rows: Dataset, label2id: dict[str, int], data: DataConfig) -> lis
         ids[label] = known.get(name, known.get(name.lower(), label))
         if not isinstance(ids[label], int) or not 0 <= ids[label] < len(label2id):
             raise SlimDataError(
-                f"'{data.source}' has the label {name!r}, and the model knows {', '.join(label2id)}. Leave out "
-                "rows without a label, or use data and a model of one label set."
+                f"'{data.source}' has the label {name!r}, and the model knows {', '.join(label2id)}. Remove rows "
+                "without a label, or use data and a model with the same labels."
             )
     return [ids[label] for label in rows[data.label_column]]
 
@@ -111,7 +113,7 @@ def _measure(
 
 
 def _full_batch(examples: Dataset, batch_size: int, length: int) -> Tensor:
-    """Token ids `(batch_size, length)` of real text, without padding, so that the speed is that of a stated size."""
+    """Token ids `(batch_size, length)` of real text without padding, so that the speed is for exactly this size."""
     tokens = itertools.cycle(token for row in examples["input_ids"] for token in row)
     return torch.tensor(list(itertools.islice(tokens, batch_size * length))).reshape(batch_size, length)
 
@@ -130,7 +132,7 @@ TASKS.register("sequence-classification")(
         loss_counts_items=False,
         columns=_columns,
         label_names=_label_names,
-        settle_=_settle_,
+        configure_=_set_padding_,
         examples=_examples,
         collator=_collator,
         held_out=lambda settings: settings.blocks * settings.batch_size,

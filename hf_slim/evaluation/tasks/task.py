@@ -1,4 +1,4 @@
-"""What a recipe may train a model for. Each task is one entry here, in a file of its own."""
+"""The registry of tasks that a recipe can train a model for. Each task has a separate file."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Measures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Side:
-    """A model that is measured, with the tokenizer that reads for it."""
+    """A model that is measured, and its tokenizer."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -25,28 +25,28 @@ class Side:
 
 @dataclass(frozen=True)
 class Task:
-    """How models of one task are loaded, fed and judged.
+    """How models of one task are loaded, trained and measured.
 
     Attributes:
         auto_class: Loads a model with the task's head.
-        loss_counts_items: Whether the model divides its loss by the Trainer's count of predictions; where it does
-            not, the Trainer must not count either, or gradients grow with accumulation.
+        loss_counts_items: Whether the model divides its loss by the Trainer's count of predictions. If it does not,
+            the Trainer must not count them either, or gradients become too large with gradient accumulation.
         columns: The columns of the data that the task reads. Raises SlimError for settings that do not fit it.
-        label_names: Names of the classes in a split, in the order of their ids; None where the vocabulary is the
-            label set. Raises SlimError for labels that are no classes.
-        settle_: Gives model and tokenizer what batches need, before training.
+        label_names: Names of the classes in a split, in the order of their ids; None for a task without classes.
+            Raises SlimError for values that cannot be classes.
+        configure_: Sets on model and tokenizer what batches need, such as the padding token, before training.
         examples: `(texts, tokenizer, label2id, data, count, seed)` -> up to `count` tokenized, shuffled examples.
         collator: Makes one batch of a list of examples.
-        held_out: How many examples the quality is measured on.
-        measure: Quality and inference speed of every side, on examples that are one and the same text for all.
-        memory_input: What a model is run on while its peak memory is taken.
+        held_out: Number of examples on which quality is measured.
+        measure: Quality and inference speed of every side, on examples made from the same texts.
+        memory_input: Inputs of the forward pass in which peak memory is measured.
     """
 
     auto_class: type
     loss_counts_items: bool
     columns: Callable[[DataConfig], list[str]]
     label_names: Callable[[Dataset, DataConfig], list[str] | None]
-    settle_: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None]
+    configure_: Callable[[PreTrainedModel, PreTrainedTokenizerBase], None]
     examples: Callable[[Dataset, PreTrainedTokenizerBase, dict[str, int], DataConfig, int, int], Dataset]
     collator: Callable[[PreTrainedTokenizerBase], Callable[[list[dict]], dict[str, Tensor]]]
     held_out: Callable[[EvaluationConfig], int]

@@ -1,4 +1,4 @@
-"""Every private or fragile name of a host library that hf_slim touches. `tests/test_upstream.py` checks each."""
+"""Every private or fragile name of a host library that hf_slim uses. `tests/test_upstream.py` checks each."""
 
 from hf_slim.integration.upstream.row import Check, Upstream
 from hf_slim.integration.upstream.table import TABLE

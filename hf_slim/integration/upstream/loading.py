@@ -15,154 +15,157 @@ LOADING = (
     ),
     Upstream(
         "transformers.quantizers.register_quantizer", "5.23", (QUANTIZER,),
-        "Makes `from_pretrained` call our quantizer.",
+        "Makes `from_pretrained` call the quantizer of hf_slim.",
         Check.TAKES, ("name",),
     ),
     Upstream(
         "transformers.quantizers.auto.AUTO_QUANTIZATION_CONFIG_MAPPING", "5.23", (QUANTIZER,),
-        "Tells whether \"hf_slim\" is registered already: a second registration raises.",
+        "Read to check whether \"hf_slim\" is already registered: a second registration raises an error.",
     ),
     Upstream(
         "transformers.utils.quantization_config.QuantizationConfigMixin", "5.23", (QUANTIZER,),
-        "The base of what config.json holds about a compressed model.",
+        "Base class of the section of config.json that describes a compressed model.",
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer._process_model_before_weight_loading", "5.23", (QUANTIZER,),
-        "Here modules are resized and swapped, so that the checkpoint fits.",
+        "Resizes and replaces modules in this method, so that the checkpoint fits the model.",
         Check.TAKES, ("model",),
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer._process_model_after_weight_loading", "5.23", (QUANTIZER,),
-        "Here packed layers learn that they hold values, and a trainable model stops to be a quantized one.",
+        "Marks packed layers as filled in this method, and unmarks a model in training form as quantized.",
         Check.TAKES, ("model",),
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer.update_weight_conversions", "5.23", (QUANTIZER,),
-        "Conversions that split or merge weights are dropped: codes cannot be split.",
+        "Removes conversions that split or merge weights, because packed codes cannot be split.",
         Check.TAKES, ("weight_conversions", "model"),
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer.is_serializable", "5.23", (QUANTIZER,),
-        "`save_pretrained` refuses a model whose quantizer says no.",
+        "`save_pretrained` raises an error if it returns False.",
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer.is_trainable", "5.23", (QUANTIZER,),
-        "Says that adapters on a packed model can be trained.",
+        "Returns True, so that adapters on a packed model can be trained.",
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer.is_compileable", "5.23", (QUANTIZER,),
-        "`generate` compiles a model only if its quantizer allows it.",
+        "`generate` compiles a model only if this is True.",
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer.preprocess_model", "5.23", (CONFIG_JSON,),
-        "A converted model is given the mark that a loaded one has.",
+        "A converted model gets the same attributes as a loaded one.",
         Check.SAYS, ('"is_quantized"', '"quantization_method"'),
     ),
     Upstream(
         "transformers.quantizers.base._assign_is_quantized", "5.23", (REBUILD,),
-        "transformers marks configs with `_is_quantized`; the mark is taken off a model in training form, or the "
-        "Trainer refuses it.",
+        "transformers sets `_is_quantized` on configs. It is removed from a model in training form, because the "
+        "Trainer refuses models that have it.",
         Check.SAYS, ("_is_quantized = True",),
     ),
     Upstream(
         "transformers.PreTrainedModel.save_pretrained", "5.23", (QUANTIZER, CONFIG_JSON),
-        "Asks `hf_quantizer` what to write. A converted model gets one, a loaded model in training form loses it.",
+        "Uses `hf_quantizer` to write config.json. A converted model gets a quantizer; a loaded model in training "
+        "form has its quantizer removed.",
         Check.SAYS, ('"hf_quantizer"',),
     ),
     Upstream(
         "transformers.PreTrainedModel.all_tied_weights_keys", "5.23", (REBUILD,),
-        "Says which head is tied to which embedding before weights are tied: they share their scales too.",
+        "Names the head that will be tied to the embedding, so that both can share their scales.",
         Check.SETS,
     ),
     # conversions between checkpoint and model
     Upstream(
         "transformers.core_model_loading.WeightConverter", "5.23", (REBUILD,),
-        "Conversions of this class change values, and not just names.",
+        "Conversions of this class change values; other conversions only change names.",
     ),
     Upstream(
         "transformers.conversion_mapping.get_model_conversion_mapping", "5.23", (CONFIG_JSON,),
-        "Gives the conversions of a model that was built and not loaded.",
+        "Returns the conversions of a model that was built and not loaded.",
         Check.TAKES, ("model", "add_legacy"),
     ),
     Upstream(
         "transformers.core_model_loading.revert_weight_conversion", "5.23", (CONFIG_JSON,),
-        "`save_pretrained` reverts what `_weight_conversions` holds; a packed model must hold renamings alone.",
+        "`save_pretrained` reverts the conversions in `_weight_conversions`; a packed model may only have renamings.",
         Check.SAYS, ('"_weight_conversions"',),
     ),
     # Auto classes and from_pretrained
     Upstream(
         "transformers.AutoModelForCausalLM._model_mapping", "5.23",
         ("integration/loading.py", "distillation/teachers/loading.py"),
-        "Tells which classes an Auto class loads, so that a checkpoint without a head is noticed and a teacher gets "
-        "the student's head.",
+        "Lists the classes that an Auto class loads. It is used to detect a checkpoint without a head, and to load a "
+        "teacher with the same kind of head as the student.",
     ),
     Upstream(
         "transformers.PreTrainedModel.from_pretrained", "5.23", ("integration/loading.py",),
-        "Missing weights are refused; transformers would fill them with random values.",
+        "Used to raise an error for missing weights, which transformers fills with random values.",
         Check.SAYS, ('"output_loading_info"',),
     ),
     Upstream(
         "transformers.utils.loading_report.LoadStateDictInfo.missing_keys", "5.23", ("integration/loading.py",),
-        "Names the weights that the checkpoint lacks.",
+        "Names the weights that are missing in the checkpoint.",
         Check.SETS,
     ),
     Upstream(
         "transformers.GgufConfig", "5.23", ("integration/loading.py",),
-        "Loads a .gguf file as ordinary floats.",
+        "Loads a .gguf file as a model with ordinary float weights.",
         Check.TAKES, ("dequantize", "gguf_file"),
     ),
     Upstream(
         "transformers.PreTrainedModel.base_model_prefix", "5.23", ("core/modules.py", "integration/loading.py"),
-        "Layers are found in models with and without a head, whose paths differ by it.",
+        "The paths of layers in models with and without a head differ by this prefix.",
     ),
     Upstream(
         "transformers.PreTrainedModel._no_split_modules", "5.23", ("distillation/teachers/sharding.py",),
-        "Names the layers by which a teacher is sharded, as accelerate shards a student.",
+        "Names the layers that are the units of sharding: a teacher is sharded as accelerate shards a student.",
     ),
     # the key-value cache
     Upstream(
         "transformers.cache_utils.DynamicLayer.lazy_initialization", "5.23", ("integration/kv_cache.py",),
-        "A quantized layer of the cache starts as an ordinary one and then holds codes.",
+        "Called by a quantized cache layer, which is initialised like an ordinary one and then stores codes.",
         Check.TAKES, ("key_states", "value_states"),
     ),
     Upstream(
         "transformers.cache_utils.DynamicLayer.update", "5.23", ("integration/kv_cache.py",),
-        "Attention hands its keys and values to it and computes with what it returns.",
+        "Attention passes its keys and values to this method, and uses the keys and values that it returns.",
         Check.TAKES, ("key_states", "value_states"),
     ),
     Upstream(
         "transformers.cache_utils.DynamicLayer.is_initialized", "5.23", ("integration/kv_cache.py",),
-        "Tells a fresh layer, which may be replaced, from a filled one.",
+        "Distinguishes an empty layer, which may be replaced, from a filled one.",
         Check.SETS,
     ),
     Upstream(
         "transformers.cache_utils.Cache", "5.23", ("integration/kv_cache.py",),
-        "A cache is built of our layers.",
+        "A cache is built from quantized layers.",
         Check.TAKES, ("layers",),
     ),
     Upstream(
         "transformers.cache_utils.Cache.layers", "5.23", ("integration/kv_cache.py",),
-        "The layers of the fresh cache that `generate` makes are replaced.",
+        "The layers of the empty cache that `generate` creates are replaced.",
         Check.SETS,
     ),
     Upstream(
         "transformers.models.llama.modeling_llama.LlamaModel.forward", "5.23", ("integration/kv_cache.py",),
-        "Takes the cache, as `cache` since transformers 5.24. Without either name `kv_cache` is refused everywhere.",
+        "Takes the cache; the argument is `cache` since transformers 5.24. Without these names, `kv_cache` raises an "
+        "error for every model.",
         Check.TAKES_ONE, ("cache", "past_key_values"),
     ),
     Upstream(
         "transformers.PreTrainedModel.is_gradient_checkpointing", "5.23", ("integration/kv_cache.py",),
-        "Gradient checkpointing takes the cache away, so both together are refused.",
+        "Gradient checkpointing disables the cache, so using both raises an error.",
     ),
     Upstream(
         "transformers.models.llama.modeling_llama.LlamaAttention.is_causal", "5.23",
         ("integration/kv_cache.py", "distillation/capture/attention_states.py"),
-        "Tells a decoder, which keeps a cache, from an encoder; and whether sdpa without a mask is causal.",
+        "Distinguishes a decoder, which has a cache, from an encoder, and causal from full sdpa attention without "
+        "mask.",
         Check.SETS,
     ),
     Upstream(
         "transformers.Qwen3Config", "5.23", ("integration/kv_cache.py", "pruning/removal/layers.py"),
-        "Tells layers with full attention from others.",
+        "Distinguishes layers with full attention from other layers.",
         Check.HAS, ("layer_types",),
     ),
 )  # fmt: skip

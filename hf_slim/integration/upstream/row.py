@@ -5,7 +5,7 @@ from enum import Enum
 
 
 class Check(Enum):
-    """What must be true of a name so that hf_slim works."""
+    """The condition that a name must meet so that hf_slim works."""
 
     EXISTS = "can be imported"
     TAKES = "takes each of these parameters"
@@ -21,12 +21,12 @@ class Upstream:
     """A name that its library does not promise to keep.
 
     Attributes:
-        name: Module and attributes with dots between, such as "transformers.trainer.Trainer.label_smoother".
-        since: Oldest version of the library with which hf_slim has relied on it.
-        files: Files of hf_slim that need it, relative to the package.
-        why: What hf_slim does with it, and what goes wrong without it.
-        check: What must be true of it.
-        what: The parameters, texts, value or attributes that `check` speaks of.
+        name: Dotted path of the name, such as "transformers.trainer.Trainer.label_smoother".
+        since: Oldest version of the library with which hf_slim has used it.
+        files: Files of hf_slim that use it, relative to the package.
+        why: What hf_slim uses it for, and what fails without it.
+        check: Condition that it must meet.
+        what: The parameters, texts, value or attributes that `check` needs.
     """
 
     name: str

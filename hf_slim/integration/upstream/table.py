@@ -1,4 +1,4 @@
-"""The table as a whole: the part of each host in a file of its own."""
+"""The whole table; the rows of each host library are in a separate file."""
 
 from hf_slim.integration.upstream.loading import LOADING
 from hf_slim.integration.upstream.models import MODELS

@@ -17,59 +17,60 @@ TORCH = (
     Upstream(
         f"{MODULE}._parameters", "2.13",
         (MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py"),
-        "Codes of three dimensions take the place of a weight, and narrow weights that of whole ones, without a check "
-        "of shapes; a property may stand before them.",
+        "Replaces weights by packed codes with three dimensions, or by narrower weights, without a check of shapes. "
+        "A property of the same name can hide a parameter.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}._buffers", "2.13", (MASKED_NORMS, "vocabulary/rows.py"),
-        "Running statistics and biases are replaced by smaller ones.",
+        "Replaces running statistics and biases by smaller ones.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}._modules", "2.13", (TRAINING,),
-        "A fake-quantized module gives up its quantizers and becomes plain again.",
+        "Removes the quantizers of a fake-quantized module, to make it plain again.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}.__getattr__", "2.13", (TRAINING,),
-        "Is called only for what `__dict__` lacks, so a tensor that lies there is read instead of the parameter.",
+        "It is called only for names that are not in `__dict__`, so a tensor there is read instead of the parameter.",
     ),
     Upstream(
         f"{MODULE}._forward_hooks", "2.13",
         (MODULES, "distillation/losses/fused.py", LATENCY, PROBE),
-        "Hooks that prepare a model are found and removed; copies to experiment with have none.",
+        "Hooks of a prepared model are found and removed; temporary copies have no hooks.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}._forward_pre_hooks", "2.13",
         (MODULES, "distillation/losses/fused.py", "integration/kv_cache.py", LATENCY, PROBE),
-        "The same for hooks that run before.",
+        "The same for hooks that run before forward.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}._forward_hooks_with_kwargs", "2.13", (MODULES,),
-        "Remembers which hooks take keyword arguments; an entry of a hook that is gone would be left behind.",
+        "Stores which hooks take keyword arguments; the entries of removed hooks are deleted.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}._forward_hooks_always_called", "2.13", (MODULES,),
-        "The same for hooks that run after an error too.",
+        "The same for hooks that also run after an error.",
         Check.SETS,
     ),
     Upstream(
         f"{MODULE}.register_forward_hook", "2.13", ("distillation/callback.py", MASKED_NORMS),
-        "A hook that runs after an error too puts whole tensors back and closes what is open.",
+        "A hook that also runs after an error restores full tensors and closes open contexts.",
         Check.TAKES, ("with_kwargs", "always_call"),
     ),
     Upstream(
         "torch.nn.LayerNorm.normalized_shape", "2.13", (MASKED_NORMS, "pruning/matrices.py"),
-        "Shrinks with the channels of a norm.",
+        "Becomes smaller with the channels of a norm.",
         Check.SETS,
     ),
     Upstream(
         "torch.nn.modules.linear.NonDynamicallyQuantizableLinear", "2.13", ("quantization/layers/families.py",),
-        "The output projection of nn.MultiheadAttention is read without being called, so it stays in floating point.",
+        "nn.MultiheadAttention reads the weight of its output projection without calling it, so the layer remains in "
+        "floating point.",
     ),
     # kernels
     Upstream(
@@ -79,7 +80,7 @@ TORCH = (
     ),
     Upstream(
         "torch.ops.aten._convert_weight_to_int4pack_for_cpu", "2.13", (CPU,),
-        "Arranges codes of four bits for the kernel of w4a16.",
+        "Arranges four-bit codes for the kernel of w4a16.",
         Check.TAKES, ("self", "innerKTiles"),
     ),
     Upstream(
@@ -94,39 +95,40 @@ TORCH = (
     ),
     Upstream(
         "torch.utils._python_dispatch.TorchDispatchMode", "2.13", ("core/counting.py",),
-        "Matrix products outside known layers are seen operator by operator, and counted.",
+        "Intercepts torch operators, to count matrix products outside known layers.",
     ),
     Upstream(
         "torch.ops.aten._scaled_dot_product_flash_attention_for_cpu", "2.13", ("core/counting.py",),
-        "Fused attention is known by the start of its name, and counted from the shapes of its first three arguments.",
+        "Fused attention is recognised by the prefix of its name, and counted from the shapes of its first three "
+        "arguments.",
         Check.TAKES, ("query", "key", "value"),
     ),
     Upstream(
         "torch.backends.cpu.get_cpu_capability", "2.13", (CPU,),
-        "\"AVX512\" tells that products of integers are fast.",
+        "\"AVX512\" means that integer products are fast.",
     ),
     # autograd and random numbers
     Upstream(
         "torch.autograd.graph.Node.next_functions", "2.13", ("pruning/structure/hidden_width.py",),
-        "The graph is walked to see what a tensor was computed from.",
+        "The graph is traversed to find the tensors from which a tensor was computed.",
     ),
     Upstream(
         "torch._C._functions.AccumulateGrad.variable", "2.13", ("pruning/structure/hidden_width.py",),
-        "A node at the end of the graph names its leaf.",
+        "Gives the leaf tensor of a node at the end of the graph.",
     ),
     Upstream(
         "torch.random.fork_rng", "2.13", (ON_POLICY, LATENCY, "distillation/capture/output_layer.py"),
-        "Random numbers of a probe leave the run's own untouched.",
+        "Keeps the random state of a run unchanged by random numbers that hf_slim draws.",
         Check.TAKES, ("devices", "device_type"),
     ),
     Upstream(
         "torch.default_generator", "2.13", (ON_POLICY,),
-        "Seeds the CPU alone: `torch.manual_seed` would seed devices that are not put back.",
+        "Seeds only the CPU: `torch.manual_seed` would also seed devices whose state is not restored.",
     ),
     # sharding
     Upstream(
         "torch.distributed.fsdp.FSDPModule.reshard", "2.13", (SHARDING,),
-        "Gives back what was gathered for the output layer.",
+        "Frees the weights that were gathered for the output layer.",
     ),
     Upstream(
         "torch.distributed.fsdp.fully_shard", "2.13", (SHARDING,),

@@ -1,1 +1,1 @@
-"""How much is removed, and which groups."""
+"""Decides how much is removed, and which groups."""

@@ -1,4 +1,4 @@
-"""How long the parts of a model take with fewer groups, measured on the model's device."""
+"""Measures the time of the parts of a model with fewer groups, on the model's device."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import field_of, plain_copy, text_config_of
+from hf_slim.core.host import field_of, text_config_of
+from hf_slim.core.modules import plain_copy
 from hf_slim.core.running.distributed import made_by_first_rank
 from hf_slim.pruning.budget.plan import step_ends
 from hf_slim.pruning.budget.selection import least_first
@@ -20,24 +21,24 @@ from hf_slim.pruning.structure.example_inputs import example_inputs
 from hf_slim.pruning.structure.probe import run_cut, weightless_twin
 from hf_slim.timing import interleaved_ms
 
-TOKENS = 256  # of one text: a prompt
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # of the groups that may go, still there when time is taken
+TOKENS = 256  # length of the text, as of a prompt
+SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)  # shares of the removable groups that are kept while time is measured
 REPEATS = 7
-WHOLE = -1  # in the place of a number of groups: of a layer
+WHOLE = -1  # used instead of a number of groups, for a whole layer
 LENGTH_LIMITS = ("max_position_embeddings", "n_positions", "max_target_positions")
 Given = tuple[tuple, dict[str, Any]]  # arguments of a forward pass, by position and by name
 
 
 def measure_latency(model: nn.Module, group_sets: list[GroupSet], config: PruningConfig) -> dict[str, Any]:
-    """The time that blocks and layers take, as JSON; blocks and layers of the same shapes are measured once.
+    """The times of blocks and layers, as JSON; blocks and layers with the same shapes are measured once.
 
-    Where several processes train, the first one measures for all. A model without weights is measured on the CPU.
+    In a run with several processes, the first one measures for all. A model without weights is measured on the CPU.
 
     Args:
-        group_sets: Those that a target may be spent on.
-    Returns: `total_ms` of the stacked layers, `curves` with `ms` for the groups `kept` in the sets named, and what was
-        measured: `device`, `dtype`, and the shapes of `inputs`.
-    Raises: SlimError: if a part of the model cannot be run on its own.
+        group_sets: The group sets that a target may be spent on.
+    Returns: `total_ms` of the stacked layers, `curves` with `ms` for each number of `kept` groups of the named sets,
+        and the conditions: `device`, `dtype`, and the shapes of `inputs`.
+    Raises: SlimError: if a part of the model cannot be run separately.
     """
 
     def measure() -> dict[str, Any]:
@@ -76,14 +77,14 @@ def _measured(model: nn.Module, group_sets: list[GroupSet], config: PruningConfi
 
 
 def _cut(model: nn.Module, path: str, group_set: GroupSet, config: PruningConfig) -> Iterator[tuple[int, nn.Module]]:
-    """Copies of the block that holds the set, with fewer and fewer groups: (how many, the copy)."""
+    """Copies of the block with the set, with fewer and fewer groups: (number of groups, copy)."""
     ends = [0, *step_ends(group_set, config).tolist()]
     order = least_first(group_set, torch.zeros(group_set.count), []).tolist()
     inner = _within(group_set, path)
-    for gone in sorted({min(ends, key=lambda end: abs(end - (1 - share) * ends[-1])) for share in SHARES}):
+    for n_removed in sorted({min(ends, key=lambda end: abs(end - (1 - share) * ends[-1])) for share in SHARES}):
         block = _copy_of(model, path)
-        cut_out_(block, [inner], {inner.name: sorted(order[:gone])})
-        yield group_set.count - gone, block
+        cut_out_(block, [inner], {inner.name: sorted(order[:n_removed])})
+        yield group_set.count - n_removed, block
 
 
 def _curve(model: nn.Module, alike: list[GroupSet], times: dict[tuple[str, int], float]) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _curve(model: nn.Module, alike: list[GroupSet], times: dict[tuple[str, int],
 
 
 def _stack_curve(group_set: GroupSet, layer_ms: dict[str, float]) -> dict[str, Any]:
-    """Whole layers: removing any of them saves the mean."""
+    """The curve of whole layers: removing any of them saves the mean time of a layer."""
     total = sum(ms for path, ms in layer_ms.items() if path.startswith(f"{group_set.stack}."))
     kept = [group_set.count, 0]
     return {"group_sets": [group_set.name], "block": group_set.stack, "kept": kept, "ms": [total, 0.0]}
@@ -103,7 +104,7 @@ def _stack_curve(group_set: GroupSet, layer_ms: dict[str, float]) -> dict[str, A
 def _times(
     jobs: dict[tuple[str, int], tuple[str, nn.Module]], given: dict[str, Given]
 ) -> dict[tuple[str, int], float]:
-    """Median milliseconds of every copy: all in turn, so that what else the machine does falls on each."""
+    """Median milliseconds of every copy, measured in turn, so that other load on the machine affects all equally."""
 
     def runner(path: str, block: nn.Module) -> Callable[[], object]:
         arguments, named = given[path]
@@ -113,7 +114,7 @@ def _times(
                 block(*arguments, **named)
             except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
                 reason = str(error).splitlines()[0]
-                raise SlimError(f"'{path}' could not be timed on its own ({reason}). Use a target of macs.") from error
+                raise SlimError(f"'{path}' could not be timed separately ({reason}). Use a target of macs.") from error
 
         return run
 
@@ -131,7 +132,7 @@ def _layer_paths(model: nn.Module) -> list[str]:
 
 
 def _block_of(model: nn.Module, group_set: GroupSet) -> str:
-    """Path of the smallest module that holds a group set and can be called."""
+    """Path of the smallest module that contains a group set and can be called."""
     path = common_ancestor([part.tensor for part in group_set.slices])
     while isinstance(model.get_submodule(path), nn.ModuleList | nn.ModuleDict):
         path = path.rpartition(".")[0]
@@ -139,7 +140,7 @@ def _block_of(model: nn.Module, group_set: GroupSet) -> str:
 
 
 def _within(group_set: GroupSet, block: str) -> GroupSet:
-    """The set as the block sees it."""
+    """The group set with paths relative to the block."""
     head = f"{block}." if block else ""
     slices = tuple(replace(part, tensor=part.tensor.removeprefix(head)) for part in group_set.slices)
     inside = [(path, name) for path, name in group_set.attributes if f"{path}.".startswith(head)]
@@ -152,7 +153,7 @@ def _shapes(module: nn.Module) -> tuple:
 
 
 def _copy_of(model: nn.Module, path: str) -> nn.Module:
-    """A block to experiment with, without hooks; filled with random numbers where the model has no weights."""
+    """A copy of a block without hooks, with random weights if the model has none."""
     block = plain_copy(model.get_submodule(path)).eval().requires_grad_(False)
     for module in block.modules():
         module._forward_hooks.clear()
@@ -166,7 +167,7 @@ def _copy_of(model: nn.Module, path: str) -> nn.Module:
 
 
 def _given_to(model: nn.Module, paths: list[str], inputs: dict[str, Tensor]) -> dict[str, Given]:
-    """What the modules at `paths` are called with in a forward pass: shapes as they come, numbers at random."""
+    """Random arguments with the shapes with which the modules at `paths` are called in a forward pass."""
     found: dict[str, Given] = {}
     twin, like = weightless_twin(model), next(model.parameters())
 
@@ -193,17 +194,16 @@ def _random_like(value: Any, like: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
     device = "cpu" if like.is_meta else like.device
-    if (
-        value.is_floating_point()
-    ):  # the random outputs of cut layers are similar, and all tokens would be routed to one expert
+    # new numbers, because the outputs of cut layers are so similar that all tokens would be routed to one expert
+    if value.is_floating_point():
         return torch.randn(value.shape, dtype=like.dtype, device=device)
     return value.detach().to(device)
 
 
 def _long(inputs: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The example with texts as long as prompts are, or as the model takes them."""
+    """The example with longer texts: `TOKENS` tokens, or the maximum length of the model."""
     text = text_config_of(model)
     limits = [field_of(text, name) for name in LENGTH_LIMITS]
-    tokens = min([TOKENS, *(limit - 2 for limit in limits if limit)])  # two positions: of padding, in RoBERTa
+    tokens = min([TOKENS, *(limit - 2 for limit in limits if limit)])  # RoBERTa uses two positions for padding
     texts = {name: value for name, value in inputs.items() if isinstance(value, Tensor) and value.dtype == torch.long}
     return inputs | {name: value.repeat(1, tokens)[:, :tokens] for name, value in texts.items()}

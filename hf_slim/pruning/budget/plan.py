@@ -1,4 +1,4 @@
-"""What is removed in the end: from a config and a model to amounts, lockstep sets and legal numbers."""
+"""Plans the removal for a config and a model: amounts, lockstep sets and legal numbers of groups."""
 
 import fnmatch
 import math
@@ -16,19 +16,19 @@ from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 
 LockstepSets = list[GroupSet]  # sets that lose the same number at the same time
-LENIENCE = 0.05  # of the groups of a layer: so much more or less may go, to be legal
-SUM_TOLERANCE = 1e-9  # relative: sums of the same savings differ by this much with their order
+LENIENCE = 0.05  # share of the groups of a layer by which a legal number may differ from the wanted one
+SUM_TOLERANCE = 1e-9  # relative difference between sums of the same savings in another order
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Sets of which the least important groups are removed, in any of them, until the amount is reached.
+    """Group sets that share an amount: the least important groups of all of them are removed until it is reached.
 
     Attributes:
-        lockstep_sets: They compete with each other.
-        amount: How much is removed in the end, as the plan's savings count it.
+        lockstep_sets: The sets that share the amount.
+        amount: The amount that is removed at the end, in units of the plan's savings.
         is_target: Whether `amount` is a minimum, exceeded by at most one step; otherwise it is a maximum.
-        smallest: What the smallest step saves.
+        smallest: The saving of the smallest step.
     """
 
     lockstep_sets: list[LockstepSets]
@@ -38,20 +38,20 @@ class Budget:
 
     @property
     def group_sets(self) -> list[GroupSet]:
-        """Every set that competes for this budget."""
+        """Every group set of this budget."""
         return [group_set for sets in self.lockstep_sets for group_set in sets]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is removed in the end.
+    """The removal that is planned for the end of training.
 
     Attributes:
-        group_sets: Those that may lose groups.
-        ends: Group set name -> how many groups are removed after its first step, its second, and so on.
-        budgets: Every set is in one.
-        savings: What counts.
-        timings: What was measured for that, if anything.
+        group_sets: Sets of which groups may be removed.
+        ends: Group set name -> number of removed groups after its first step, its second step, and so on.
+        budgets: The budgets; every set is in one of them.
+        savings: The savings that amounts are measured in.
+        timings: The measured times, for a latency target.
     """
 
     group_sets: list[GroupSet]
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def most(self) -> dict[str, range]:
-        """Group set name -> as many groups as may be removed."""
+        """Group set name -> range of the largest number of groups that may be removed."""
         return {name: range(int(ends[-1]) if len(ends) else 0) for name, ends in self.ends.items()}
 
 
@@ -72,7 +72,7 @@ def plan_removal(
     """The plan of a config for a model; shapes are enough.
 
     Args:
-        timings: What `measure_latency` has found, for a target in time.
+        timings: The result of `measure_latency`, for a latency target.
     Raises: SlimConfigError: if the model has no such structure, an amount removes nothing or too much, or `ignore`
         matches nothing.
     """
@@ -99,13 +99,13 @@ def plan_removal(
             f"`target` {config.target} asks to remove {1 - share:.0%} of the {measure}, but at most "
             f"{most / savings.total:.0%} can be removed: the rest is in other parts, or kept by `floor`, "
             "`round_to` or `ignore`. "
-            f"Use a target of at least {math.ceil(100 * (1 - most / savings.total)) / 100:g}."
+            f"Set a target of at least {math.ceil(100 * (1 - most / savings.total)) / 100:g}."
         )
     return plan
 
 
 def expected_losses(plan: Plan) -> dict[str, float]:
-    """Group set name -> how many of its groups are removed; an average over layers where training decides which."""
+    """Group set name -> number of groups removed; a mean over layers if training decides in which they are removed."""
     losses = {}
     for budget in plan.budgets:
         most = {group_set.name: plan.most[group_set.name] for group_set in budget.group_sets}
@@ -115,7 +115,7 @@ def expected_losses(plan: Plan) -> dict[str, float]:
 
 
 def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupSet]:
-    """The sets that a config names and does not ignore.
+    """The sets of the kinds that a config prunes, without ignored ones.
 
     Raises: SlimConfigError: if `ignore` matches nothing.
     """
@@ -132,7 +132,7 @@ def candidates(group_sets: list[GroupSet], config: PruningConfig) -> list[GroupS
 
 
 def step_ends(group_set: GroupSet, config: PruningConfig) -> Tensor:
-    """How many groups are removed after one step, two, ...: after each the kept number is legal and large enough."""
+    """Numbers of removed groups after one step, two steps, ...; the kept number is always legal and large enough."""
     count, size = group_set.count, math.lcm(config.round_to.get(group_set.kind, 1), group_set.multiple)
     if group_set.balance:
         size = count // group_set.balance  # one head from every key-value head
@@ -154,7 +154,7 @@ def _lockstep_sets(group_sets: list[GroupSet], ends: dict[str, Tensor], config: 
 def _in_the_end(
     model: nn.Module, group_sets: list[GroupSet], ends: dict[str, Tensor], config: PruningConfig
 ) -> dict[str, Tensor]:
-    """The numbers of groups that may be removed in the end: in uniform layers, those that the config accepts."""
+    """The numbers of groups that may be removed at the end: in uniform layers, those that the config accepts."""
     legal: dict[Any, Tensor] = {}
     for group_set in group_sets:
         key = (group_set.kind, group_set.count, group_set.config_fields)
@@ -199,9 +199,9 @@ def _quota(sets: Iterable[GroupSet], amount: int, ends: dict[str, Tensor]) -> Bu
 def _nearest_legal(
     group_set: GroupSet, ends: dict[str, Tensor], final: dict[str, Tensor], config: PruningConfig
 ) -> int:
-    """How many groups of a uniform set are removed.
+    """The number of groups of a uniform set that are removed.
 
-    Raises: SlimConfigError: if the model's config refuses that number and every other one near it.
+    Raises: SlimConfigError: if the model's config accepts neither that number nor one near it.
     """
     share, count = config.sparsity_by_kind[group_set.kind], group_set.count
     wanted, legal = _nearest(ends[group_set.name], share * count), _nearest(final[group_set.name], share * count)
@@ -217,5 +217,5 @@ def _nearest_legal(
 
 
 def _nearest(ends: Tensor, wanted: float) -> int:
-    """The removable number of groups that is nearest to `wanted`; the lower of two."""
+    """The number of groups in `ends`, or 0, that is nearest to `wanted`; the lower one of two."""
     return min([0, *ends.tolist()], key=lambda total: (abs(total - wanted), total))

@@ -1,4 +1,4 @@
-"""What removal saves: parameters, multiply-adds or milliseconds, counted for every number of groups."""
+"""Savings of removal: parameters, multiply-adds or milliseconds, for every number of groups."""
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
@@ -13,19 +13,18 @@ from hf_slim.pruning.matrices import is_experts
 from hf_slim.pruning.structure.example_inputs import example_inputs
 from hf_slim.pruning.structure.probe import run_cut, weightless_twin
 
-Losses = dict[int, dict[str, float]]  # dimension of a tensor -> group set name -> what one of its groups takes
+Losses = dict[int, dict[str, float]]  # dimension of a tensor -> group set name -> cost of one of its groups
 
 
 @dataclass(frozen=True)
 class Savings:
-    """What removing groups saves.
+    """Savings of removing groups.
 
     Attributes:
-        first: Group set name -> `(count + 1,)`: what its first n groups save while everything else is kept.
-        priced: The same as the solver sees it: concave, so that a step that saves little before one that saves much
-            is not in its way.
-        total: Of the stacked layers.
-        shared: Tensors that several sets cut, (cost, losses): together they save less than one by one.
+        first: Group set name -> `(count + 1,)`: saving of removing n groups while everything else is kept.
+        priced: The same made concave, for ranking steps: a small saving before a large one does not stop the removal.
+        total: Cost of the stacked layers.
+        shared: (cost, losses) of tensors that several sets make smaller: together they save less than the sum.
     """
 
     first: dict[str, Tensor]
@@ -34,23 +33,23 @@ class Savings:
     shared: list[tuple[float, Losses]] = field(default_factory=list)
 
     def of(self, removed: Mapping[str, Sized]) -> float:
-        """What is saved without the groups `removed`."""
-        gone = {name: len(indices) for name, indices in removed.items() if name in self.first}
-        saved = sum(float(self.first[name][count]) for name, count in gone.items())
+        """The saving of removing the groups `removed`."""
+        counts = {name: len(indices) for name, indices in removed.items() if name in self.first}
+        saved = sum(float(self.first[name][count]) for name, count in counts.items())
         for cost, losses in self.shared:
-            alone = (_saved(cost, losses, {name: count}) for name, count in gone.items())
-            saved += _saved(cost, losses, gone) - sum(alone)
+            alone = (_saved(cost, losses, {name: count}) for name, count in counts.items())
+            saved += _saved(cost, losses, counts) - sum(alone)
         return saved
 
 
 def number_of_groups(group_sets: Iterable[GroupSet]) -> Savings:
-    """Every group counts one."""
+    """Savings in groups: every group saves 1."""
     first = {group_set.name: torch.arange(group_set.count + 1, dtype=torch.float64) for group_set in group_sets}
     return Savings(first, first)
 
 
 def savings_of(model: nn.Module, group_sets: list[GroupSet], measure: str) -> Savings:
-    """Parameters, or multiply-adds, of the stacked layers; see `counted`."""
+    """Savings in parameters or multiply-adds of the stacked layers; see `counted`."""
     return _savings(model, group_sets, measure, counted(model, measure))
 
 
@@ -59,8 +58,8 @@ def _savings(model: nn.Module, group_sets: list[GroupSet], measure: str, sizes: 
     for group_set in group_sets:
         for part in () if group_set.is_depth else group_set.slices:
             module = model.get_submodule(part.module)
-            spares = measure == "macs" and part.dim == 0 and is_experts(module)  # a token meets as many of fewer
-            if part.tensor in sizes and not spares:
+            is_free = measure == "macs" and part.dim == 0 and is_experts(module)  # experts per token do not change
+            if part.tensor in sizes and not is_free:
                 by_set = losses.setdefault(part.tensor, {}).setdefault(part.dim, {})
                 share = part.width / tensor_of(model, part.tensor).shape[part.dim]
                 by_set[group_set.name] = by_set.get(group_set.name, 0) + share * sizes[part.tensor]
@@ -81,14 +80,14 @@ def _savings(model: nn.Module, group_sets: list[GroupSet], measure: str, sizes: 
 
 
 def savings_in_time(timings: dict, group_sets: Iterable[GroupSet]) -> Savings:
-    """Milliseconds, from what `measure_latency` has found."""
+    """Savings in milliseconds, from the result of `measure_latency`."""
     first, priced = {}, {}
     counts = {group_set.name: group_set.count for group_set in group_sets}
     for curve in timings["curves"]:
-        gone = [curve["kept"][0] - kept for kept in curve["kept"]]
+        removed = [curve["kept"][0] - kept for kept in curve["kept"]]
         saved = [max(0.0, curve["ms"][0] - ms) for ms in curve["ms"]]
         rising = torch.tensor(saved, dtype=torch.float64).cummax(0).values.tolist()
-        points = list(zip(gone, rising, strict=True))
+        points = list(zip(removed, rising, strict=True))
         for name in (name for name in curve["group_sets"] if name in counts):
             first[name] = _interpolated(points, counts[name])
             priced[name] = _interpolated(_concave(points), counts[name])
@@ -103,13 +102,13 @@ def layer_cost(model: nn.Module, measure: str) -> float:
 def counted(model: nn.Module, measure: str) -> dict[str, float]:
     """Path of every weight that counts -> its parameters, or its multiply-adds.
 
-    These are the stacked layers; in a model without stacks, all layers. Multiply-adds are those of one token where the
-    model reads text alone, else those of one made-up example; see `core.counting`. Their count runs a copy without
-    weights on the CPU, so shapes are enough.
+    These are the weights of the stacked layers; in a model without stacks, of all layers. Multiply-adds are for one
+    token if the model reads only text, otherwise for one dummy example; see `core.counting`. They are counted with a
+    copy without weights on the CPU, so shapes are enough.
 
     Args:
         measure: "parameters" or "macs".
-    Raises: SlimError: for macs, if the model does not show what it reads.
+    Raises: SlimError: for macs, if no example input for the model can be made.
     """
     sizes = _parameters(model) if measure == "parameters" else _multiply_adds(model)
     has_stacks = any(isinstance(module, nn.ModuleList) and len(module) for module in model.modules())
@@ -127,34 +126,34 @@ def _parameters(model: nn.Module) -> dict[str, int]:
 
 
 def _multiply_adds(model: nn.Module) -> dict[str, int]:
-    with torch.random.fork_rng(devices=[]):  # counting must not change what a run draws
+    with torch.random.fork_rng(devices=[]):  # counting must not change the random numbers of a run
         inputs, twin = example_inputs(model, tokens=1), weightless_twin(model)
         return count_multiply_adds(twin, lambda: run_cut(twin, inputs), reads_tokens(inputs)).weights
 
 
-def _saved(cost: float, losses: Losses, gone: Mapping[str, Tensor | int]) -> Tensor | float:
-    """What a tensor of this cost saves when its dimensions shrink."""
-    lost = [sum(loss * gone.get(name, 0) for name, loss in by_set.items()) for by_set in losses.values()]
+def _saved(cost: float, losses: Losses, counts: Mapping[str, Tensor | int]) -> Tensor | float:
+    """The saving in a tensor of this cost when its dimensions become smaller by `counts` groups of each set."""
+    lost = [sum(loss * counts.get(name, 0) for name, loss in by_set.items()) for by_set in losses.values()]
     return lost[0] if len(lost) == 1 else cost * (1 - prod(1 - each / cost for each in lost))
 
 
 def _interpolated(points: list[tuple[int, float]], count: int) -> Tensor:
-    """Values at 0, 1, ... count of the line through `points`, constant after the last."""
-    places, values = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
-    at = torch.arange(count + 1, dtype=torch.float64).clamp(max=places[-1])
-    right = torch.searchsorted(places, at).clamp(min=1)
-    share = (at - places[right - 1]) / (places[right] - places[right - 1])
+    """Linear interpolation of `points` at 0, 1, ... count; constant after the last point."""
+    positions, values = (torch.tensor(column, dtype=torch.float64) for column in zip(*points, strict=True))
+    at = torch.arange(count + 1, dtype=torch.float64).clamp(max=positions[-1])
+    right = torch.searchsorted(positions, at).clamp(min=1)
+    share = (at - positions[right - 1]) / (positions[right] - positions[right - 1])
     return values[right - 1].lerp(values[right], share)
 
 
 def _concave(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The points that no line between two others passes above."""
+    """The points of the upper convex hull."""
     hull: list[tuple[int, float]] = []
-    for place, value in points:
+    for position, value in points:
         while len(hull) > 1:
             (left, low), (middle, high) = hull[-2:]
-            if (high - low) * (place - left) > (value - low) * (middle - left):
+            if (high - low) * (position - left) > (value - low) * (middle - left):
                 break
             hull.pop()
-        hull.append((place, value))
+        hull.append((position, value))
     return hull

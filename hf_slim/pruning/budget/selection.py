@@ -1,4 +1,4 @@
-"""Which groups are removed: from a plan and scores to lists of indices."""
+"""Chooses the groups to remove, from a plan and scores."""
 
 from dataclasses import dataclass
 
@@ -15,21 +15,21 @@ from hf_slim.pruning.removal.cut import Removed
 def choose_removed(
     plan: Plan, scores: dict[str, Tensor], removed: Removed, config: PruningConfig, progress: float
 ) -> Removed:
-    """The groups that are to be zero at this progress: those that are already, and the least important others.
+    """The groups to mask at this progress: the masked ones, and the least important of the others.
 
     Args:
         scores: Group set name -> `(count,)`, higher is more important.
-        removed: What is removed so far; groups return only with `regrow`.
+        removed: The groups that are masked so far; only `regrow` may unmask them.
         progress: Share of training done, in [0, 1].
-    Returns: group set name -> sorted indices; `removed` itself where nothing changes. Of
-        equal scores the lower index is removed first, so that all ranks make the same choice.
+    Returns: group set name -> sorted indices; `removed` itself if nothing changes. Of equal scores, the lower index is
+        removed first, so that all ranks make the same choice.
     """
     fraction = scheduled(config.schedule, progress, config.start, config.stop, config.rounds)
-    chosen = gone = {} if config.regrow and progress < 1 else removed
+    chosen = start = {} if config.regrow and progress < 1 else removed
     for budget in plan.budgets:
         amount = budget.amount * fraction if budget.is_target else int(budget.amount * fraction)
         names = [group_set.name for group_set in budget.group_sets]
-        while True:  # more than once only where groups save less when more of the others are removed
+        while True:  # repeats only if groups save less after other groups are removed
             left = amount - plan.savings.of({name: chosen[name] for name in names if name in chosen})
             if left <= amount * SUM_TOLERANCE or left < budget.smallest:
                 break
@@ -37,12 +37,12 @@ def choose_removed(
             if not taken:
                 break
             chosen = chosen | taken
-    return removed if chosen is gone is removed or chosen == removed else chosen
+    return removed if chosen is start is removed or chosen == removed else chosen
 
 
-def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], gone: Removed, left: float) -> Removed:
-    """The sets that lose more groups, with all that they have then lost: steps worth `left`, least important first."""
-    queues = [_Queue.of(plan, sets, scores, gone) for sets in budget.lockstep_sets]
+def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], removed: Removed, left: float) -> Removed:
+    """All removed groups of the sets that change, after further steps that save `left`, least important first."""
+    queues = [_Queue.of(plan, sets, scores, removed) for sets in budget.lockstep_sets]
     prices = torch.cat([queue.prices for queue in queues])
     order = prices.sort(stable=True).indices if len(queues) > 1 else torch.arange(len(prices))  # one is sorted
     saved = torch.cat([queue.savings for queue in queues])[order].cumsum(0)
@@ -50,28 +50,28 @@ def _taken(plan: Plan, budget: Budget, scores: dict[str, Tensor], gone: Removed,
         number = int(torch.searchsorted(saved, left * (1 - SUM_TOLERANCE))) + 1
     else:
         number = int(torch.searchsorted(saved, left + SUM_TOLERANCE, right=True))
-    lane_of = torch.repeat_interleave(torch.tensor([len(queue.prices) for queue in queues]))
-    steps = lane_of[order[:number]].bincount(minlength=len(queues)).tolist()
+    queue_of = torch.repeat_interleave(torch.tensor([len(queue.prices) for queue in queues]))
+    steps = queue_of[order[:number]].bincount(minlength=len(queues)).tolist()
     taken: Removed = {}
     for queue, sets, count in zip(queues, budget.lockstep_sets, steps, strict=True):
         for group_set, groups in zip(sets, queue.orders, strict=True) if count else ():
-            is_gone = torch.zeros(group_set.count, dtype=torch.bool)
-            is_gone[torch.tensor(gone.get(group_set.name, []), dtype=torch.long)] = True
-            is_gone[groups[queue.begin : int(queue.ends[count - 1])]] = True
-            taken[group_set.name] = is_gone.nonzero().squeeze(1).tolist()
+            is_removed = torch.zeros(group_set.count, dtype=torch.bool)
+            is_removed[torch.tensor(removed.get(group_set.name, []), dtype=torch.long)] = True
+            is_removed[groups[queue.begin : int(queue.ends[count - 1])]] = True
+            taken[group_set.name] = is_removed.nonzero().squeeze(1).tolist()
     return taken
 
 
 @dataclass(frozen=True)
 class _Queue:
-    """The next steps of sets that lose groups in lockstep.
+    """The next steps of sets from which groups are removed in lockstep.
 
     Attributes:
-        orders: For each set its groups, the least important first, after those already removed.
-        begin: How many groups are removed before the first step.
-        ends: How many are removed after each.
-        prices: Importance lost for what each step saves; they rise.
-        savings: What it saves.
+        orders: For each set its groups: those already removed, then the others by importance, the least first.
+        begin: Number of removed groups before the first step.
+        ends: Number of removed groups after each step.
+        prices: Lost importance per saving of each step, in ascending order up to rounding, which `cummax` removes.
+        savings: Saving of each step.
     """
 
     orders: list[Tensor]
@@ -81,10 +81,10 @@ class _Queue:
     savings: Tensor
 
     @classmethod
-    def of(cls, plan: Plan, sets: LockstepSets, scores: dict[str, Tensor], gone: Removed) -> "_Queue":
+    def of(cls, plan: Plan, sets: LockstepSets, scores: dict[str, Tensor], removed: Removed) -> "_Queue":
         ends = plan.ends[sets[0].name]
         starts = torch.cat([torch.zeros(1, dtype=torch.long), ends])
-        first = int(torch.searchsorted(starts, max(len(gone.get(group_set.name, ())) for group_set in sets)))
+        first = int(torch.searchsorted(starts, max(len(removed.get(group_set.name, ())) for group_set in sets)))
         starts, ends = starts[first:], ends[first:]
         if not len(ends):
             return cls([torch.empty(0)] * len(sets), 0, ends, torch.empty(0).double(), torch.empty(0).double())
@@ -92,20 +92,20 @@ class _Queue:
         orders, lost, priced, saved = [], 0, 0, 0
         for group_set in sets:
             score = scores[group_set.name].detach().double().cpu()
-            order = least_first(group_set, score, gone.get(group_set.name, []))
+            order = least_first(group_set, score, removed.get(group_set.name, []))
             orders.append(order)
             lost += torch.segment_reduce(score[order[begin:last]], "sum", lengths=starts.diff())
             priced += plan.savings.priced[group_set.name][starts].diff()
             saved += plan.savings.first[group_set.name][starts].diff()
-        prices = (lost / priced.clamp(min=torch.finfo(torch.float64).tiny)).cummax(0).values  # but for rounding
+        prices = (lost / priced.clamp(min=torch.finfo(torch.float64).tiny)).cummax(0).values
         return cls(orders, begin, ends, prices, saved)
 
 
-def least_first(group_set: GroupSet, score: Tensor, gone: list[int]) -> Tensor:
-    """All groups in the order of removal: first those already removed, then by score, as `balance` demands."""
+def least_first(group_set: GroupSet, score: Tensor, removed: list[int]) -> Tensor:
+    """All groups in the order of removal: first those already removed, then by score, with the order of `balance`."""
     score = score.clone()
     score[torch.tensor(group_set.pinned, dtype=torch.long)] = torch.inf
-    score[torch.tensor(gone, dtype=torch.long)] = -torch.inf
+    score[torch.tensor(removed, dtype=torch.long)] = -torch.inf
     if not group_set.balance:
         return score.sort(stable=True).indices
     order = score.view(-1, group_set.balance).sort(dim=1, stable=True).indices

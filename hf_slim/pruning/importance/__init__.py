@@ -1,1 +1,1 @@
-"""How much every group matters."""
+"""The importance of groups."""

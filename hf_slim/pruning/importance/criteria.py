@@ -9,22 +9,22 @@ from torch import Tensor
 from hf_slim.core.registry import Registry
 from hf_slim.pruning.importance.statistics import AngularDistance, Moments
 
-TAIL = 4.0  # times the mean absolute weight of a tensor
-OF_THE_BULK = 1e-3  # orders groups that have no such weights
-PIECE = 2**19  # numbers in work at a time: they stay in the cache, and memory does not grow with the model
+TAIL = 4.0  # threshold of a large weight, relative to the mean absolute weight of its tensor
+BULK_WEIGHT = 1e-3  # weight of the mean, which orders groups without large weights
+PIECE = 2**19  # numbers that are processed at a time, so that they fit into the CPU cache
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at, for one group set.
+    """The data of one group set that a criterion can use.
 
     Attributes:
-        weights: Blocks `(count, width, ...)`, one per tensor that takes part.
-        gradients: Likewise, where the criterion needs gradients.
-        reads: For each of them whether it reads the groups.
-        inputs: What flows into each that does, where the criterion needs it; channels as `(count, width)`.
-        angular_distance: What a whole layer does to the stream, where the criterion needs that.
-        seed: Of this set, the same in every process and run.
+        weights: Blocks `(count, width, ...)`, one per tensor of the set.
+        gradients: Gradients of `weights`, if the criterion needs them.
+        reads: For each of `weights`, whether it reads the groups.
+        inputs: Statistics of the inputs of weights that read the groups, if needed; channels as `(count, width)`.
+        angular_distance: Angle between input and output of a whole layer, if needed.
+        seed: Random seed of this set, the same in every process and run.
     """
 
     weights: list[Tensor]
@@ -36,7 +36,7 @@ class Evidence:
 
     @property
     def count(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return len(self.weights[0])
 
     @property
@@ -46,7 +46,7 @@ class Evidence:
 
     @property
     def reading(self) -> list[tuple[Tensor, Moments]]:
-        """The weights that read the groups, with what flows into them."""
+        """The weights that read the groups, with the statistics of their inputs."""
         reading = [weight for weight, reads in zip(self.weights, self.reads, strict=True) if reads]
         return list(zip(reading, self.inputs, strict=True))
 
@@ -57,9 +57,9 @@ class Criterion:
 
     Attributes:
         score: Evidence -> `(count,)`, float32.
-        needs_gradient: Whether it looks at gradients.
-        sums: The sums of `statistics.SUMS` over what flows through groups that it looks at.
-        needs_angular_distance: Whether it looks at what whole layers do to the stream; it scores nothing else.
+        needs_gradient: Whether it uses gradients.
+        sums: Names of the sums in `statistics.SUMS` over activations that it uses.
+        needs_angular_distance: Whether it uses `Evidence.angular_distance`; then it scores only whole layers.
         comparable: Whether scores of different layers are on one scale. If not, they are divided by the layer's mean
             before layers are ranked together.
     """
@@ -72,7 +72,7 @@ class Criterion:
 
     @property
     def looks_inside(self) -> bool:
-        """Whether it needs forward passes to be observed."""
+        """Whether it needs statistics of forward passes."""
         return bool(self.sums) or self.needs_angular_distance
 
 
@@ -115,7 +115,7 @@ def fisher_mask(evidence: Evidence) -> Tensor:
 
 
 def movement(evidence: Evidence) -> Tensor:
-    """How strongly training moves the group away from zero: minus the sum of weight * gradient, averaged over steps.
+    """How much training enlarges the weights of the group: minus the sum of weight * gradient, averaged over steps.
 
     Source: Sanh et al. 2020, arXiv:2005.07683, eq. 3, with the mean over steps instead of the sum.
     """
@@ -125,8 +125,8 @@ def movement(evidence: Evidence) -> Tensor:
 def l1(evidence: Evidence) -> Tensor:
     """Sum of the absolute weights of the group.
 
-    It ignores activations, so on the feed-forward neurons of a language model it removes a few neurons that the whole
-    model depends on. It is usable for encoders, and for gradual pruning with steps to recover.
+    It ignores activations. For feed-forward neurons of a language model, it removes a few neurons on which the whole
+    model depends. It can be used for encoders, and for gradual pruning with steps to recover.
     Source: Li et al. 2017, arXiv:1608.08710, sec. 3.1.
     """
     return sum(place_sums(Tensor.abs_, weight).sum(1) for weight in evidence.weights)
@@ -154,11 +154,11 @@ def peak(evidence: Evidence) -> Tensor:
 def l1_tail(evidence: Evidence) -> Tensor:
     """L1 norm of the part of each weight that exceeds four times the mean absolute weight of its tensor.
 
-    The neurons that a language model depends on most have few, very large weights, which do not show in a norm over
+    The neurons on which a language model depends most have few, very large weights, which hardly change a norm over
     all weights. Groups without such weights are ordered by their mean absolute weight.
     Source: this project, by measuring with recipes/benchmarks/pruning_criteria.py.
     """
-    return sum(tail.sum(1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
+    return sum(tail.sum(1) + BULK_WEIGHT * bulk for tail, bulk in _tails(evidence))
 
 
 def l2_tail(evidence: Evidence) -> Tensor:
@@ -166,11 +166,11 @@ def l2_tail(evidence: Evidence) -> Tensor:
 
     Source: this project, by measuring with recipes/benchmarks/pruning_criteria.py.
     """
-    return sum(tail.norm(dim=1) + OF_THE_BULK * bulk for tail, bulk in _tails(evidence))
+    return sum(tail.norm(dim=1) + BULK_WEIGHT * bulk for tail, bulk in _tails(evidence))
 
 
 def _tails(evidence: Evidence) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each matrix, relative to its mean: by how much weights exceed `TAIL`, and the mean weight of each group."""
+    """For each matrix, divided by its mean: the part of each weight above `TAIL`, and the mean of each group."""
     for weight in evidence.weights:
         if weight[0, 0].numel() > 1:
             relative = weight.float().abs().flatten(1)
@@ -218,7 +218,7 @@ def random(evidence: Evidence) -> Tensor:
 
 
 def place_sums(change_: Callable[[Tensor], Tensor], *factors: Tensor) -> Tensor:
-    """For every place of every group the sum of what `change_` makes of the product of `factors`.
+    """For every index of every group, the sum of `change_(product of factors)` over the other dimensions.
 
     Args:
         change_: An elementwise function that may work in place.
@@ -226,15 +226,15 @@ def place_sums(change_: Callable[[Tensor], Tensor], *factors: Tensor) -> Tensor:
     Returns: `(count, width)`, float32.
     """
     first = factors[0]
-    # the dimensions in memory order, so that every piece is read sequentially
+    # the dimensions in the order of memory, so that every piece is read sequentially
     order = sorted(range(first.dim()), key=lambda dim: (first.shape[dim] > 1, first.stride(dim)), reverse=True)
-    lying = [factor.permute(order) for factor in factors]
-    rows = max(1, PIECE * len(lying[0]) // max(1, first.numel()))
+    permuted = [factor.permute(order) for factor in factors]
+    rows = max(1, PIECE * len(permuted[0]) // max(1, first.numel()))
     total = first.new_zeros(first.shape[:2], dtype=torch.float32)
     target = total if order.index(0) < order.index(1) else total.t()
-    summed = [place for place, dim in enumerate(order) if dim > 1]
-    for start in range(0, len(lying[0]), rows):
-        parts = [factor[start : start + rows] for factor in lying]
+    summed = [index for index, dim in enumerate(order) if dim > 1]
+    for start in range(0, len(permuted[0]), rows):
+        parts = [factor[start : start + rows] for factor in permuted]
         piece = change_(parts[0] * parts[1] if len(parts) == 2 else parts[0].clone())
         into = target if order[0] > 1 else target[start : start + rows]
         into.add_(piece.sum(summed, dtype=torch.float32))

@@ -1,4 +1,4 @@
-"""How much every group of a model matters: one score per group, higher is more important."""
+"""Scores of the groups of a model; a higher score means more important."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,7 +37,7 @@ def sets_by_criterion(group_sets: Iterable[GroupSet], criterion: Mapping[str, st
 def observed(
     model: nn.Module, group_sets: Iterable[GroupSet], criterion: Mapping[str, str], when: Predicate = always
 ) -> Iterator[dict[str, Seen]]:
-    """Collects from forward passes, while this lasts, what each criterion looks at: criterion -> what it has seen."""
+    """Context that collects the statistics of forward passes that each criterion needs: criterion -> statistics."""
     with ExitStack() as watching:
         yield {
             name: watching.enter_context(_observed_by(name, model, sets, when))
@@ -59,8 +59,8 @@ def averaged(past: dict[str, Tensor], now: dict[str, Tensor], masked: Mapping[st
     """The running mean of scores: name -> `(count,)`, `SCORE_MEMORY` of the past and the rest of `now`.
 
     Args:
-        past: The mean so far; empty at first.
-        masked: Group set name -> indices of groups that are zero now: they keep their past score.
+        past: The mean so far; empty at the start.
+        masked: Group set name -> indices of masked groups, which keep their past score.
     """
     means = {}
     for name, score in now.items():
@@ -76,7 +76,7 @@ def averaged(past: dict[str, Tensor], now: dict[str, Tensor], masked: Mapping[st
 def _observed_by(
     criterion: str, model: nn.Module, group_sets: list[GroupSet], when: Predicate
 ) -> AbstractContextManager[Seen]:
-    """What one criterion looks at; nothing where it needs none.
+    """The statistics that one criterion needs; empty if it needs none.
 
     Raises: SlimError: if the criterion cannot score groups of some kind.
     """
@@ -94,9 +94,9 @@ def score_groups(
     """The importance of every group now: group set name -> `(count,)`, float32.
 
     Args:
-        seen: What `observed` has collected, for criteria that need it.
-    Raises: SlimError: if the criterion cannot score groups of some kind, needs gradients and a layer has none, or
-        needs forward passes and has seen none.
+        seen: Statistics from `observed`, for criteria that need them.
+    Raises: SlimError: if the criterion cannot score groups of some kind, or if gradients or statistics that it needs
+        are missing.
     """
     chosen = CRITERIA[criterion]
     scores = {}
@@ -115,13 +115,13 @@ def _check_fits(criterion: str, group_set: GroupSet) -> None:
     chosen = CRITERIA[criterion]
     if group_set.is_depth and chosen.sums:
         raise SlimError(
-            f"Criterion '{criterion}' looks at what flows through neurons and heads, not through whole layers "
-            f"or blocks. Choose taylor, fisher or, for `layers`, angular."
+            f"Criterion '{criterion}' uses activations of neurons and heads, and cannot score whole layers or blocks. "
+            "Choose taylor, fisher or, for `layers`, angular."
         )
     if chosen.needs_angular_distance and not group_set.stack:
         raise SlimError(
-            f"Criterion '{criterion}' looks at what whole layers do, and cannot score {group_set.kind}. Choose "
-            "another one, or prune only `layers` with it."
+            f"Criterion '{criterion}' compares input and output of whole layers, and cannot score {group_set.kind}. "
+            "Choose another one, or prune only `layers` with it."
         )
 
 
@@ -153,7 +153,7 @@ def _inputs(model: nn.Module, group_set: GroupSet, seen: Seen | None) -> list[Mo
 def _seen_at(path: str, seen: Seen | None) -> Moments | AngularDistance:
     if not seen or path not in seen:
         raise SlimError(
-            f"No input of '{path}' has been seen, which this criterion needs. Use PruningCallback, or "
+            f"This criterion needs activations, and none of '{path}' were recorded. Use PruningCallback, or "
             "`hf_slim.prune(model, config, batches)` outside a Trainer."
         )
     return seen[path]

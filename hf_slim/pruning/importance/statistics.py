@@ -1,4 +1,4 @@
-"""What flows into the layers that read groups, and what whole layers make of the stream that flows through them."""
+"""Statistics of forward passes: inputs of the layers that read groups, and angles between inputs and outputs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ Predicate = Callable[[nn.Module], bool]
 
 @dataclass
 class Moments:
-    """Sums over all tokens that a layer has read so far, float32; only those that a criterion needs.
+    """Sums over all tokens that a layer has read so far, float32; None for sums that the criterion does not need.
 
     Attributes:
-        total: Of x, `(channels,)`, like the next two.
-        absolute: Of |x|.
-        square: Of x**2.
-        products: Of x xT, `(channels, channels)`.
+        total: Sum of x, `(channels,)`.
+        absolute: Sum of |x|, `(channels,)`.
+        square: Sum of x**2, `(channels,)`.
+        products: Sum of x xT, `(channels, channels)`.
     """
 
     tokens: float = 0.0
@@ -54,7 +54,7 @@ class Moments:
 
 @dataclass
 class AngularDistance:
-    """Angles between the input and the output of a layer, as shares of 180 degrees: their sum over tokens."""
+    """Sum over tokens of the angle between the input and the output of a layer, as a share of 180 degrees."""
 
     tokens: float = 0.0
     angle: Tensor | None = None
@@ -63,7 +63,7 @@ class AngularDistance:
 def readers(model: nn.Module, group_sets: Iterable[GroupSet]) -> list[str]:
     """Paths of the layers that read the groups.
 
-    Raises: SlimError: if a set is read by something whose input cannot be seen, such as fused experts.
+    Raises: SlimError: if a module reads a set and its activations cannot be recorded, as in fused experts.
     """
     found = []
     for group_set in group_sets:
@@ -71,8 +71,8 @@ def readers(model: nn.Module, group_sets: Iterable[GroupSet]) -> list[str]:
         for path in paths:
             if matrix_of(model.get_submodule(path)) is None:
                 raise SlimError(
-                    f"What flows into '{path}' cannot be seen from outside, so no criterion that looks at "
-                    "activations, and no `repair`, works there. Choose criterion taylor, fisher, l1 or l2, or add it "
+                    f"Activations of '{path}' cannot be recorded, because its weights are fused. Criteria based on "
+                    "activations and `repair` do not support it. Choose criterion taylor, fisher, l1 or l2, or add it "
                     "to `ignore`."
                 )
         found += paths
@@ -80,7 +80,7 @@ def readers(model: nn.Module, group_sets: Iterable[GroupSet]) -> list[str]:
 
 
 def always(layer: nn.Module) -> bool:
-    """Every forward pass counts."""
+    """The predicate that records every forward pass."""
     return True
 
 
@@ -88,11 +88,11 @@ def always(layer: nn.Module) -> bool:
 def watched(
     model: nn.Module, paths: list[str], sums: tuple[str, ...], when: Predicate = always
 ) -> Iterator[dict[str, Moments]]:
-    """Adds up, while this lasts, what the layers at `paths` read: path -> moments, empty until a forward pass.
+    """Context that records the inputs of the layers at `paths`: path -> moments; empty until a forward pass.
 
     Args:
-        sums: Which of `SUMS` are wanted.
-        when: Predicate a forward pass of a layer counts.
+        sums: Names in `SUMS` of the sums to record.
+        when: Predicate of a layer: whether its forward pass is recorded.
     """
     moments: dict[str, Moments] = {}
 
@@ -113,7 +113,7 @@ def watched(
 def watched_layers(
     model: nn.Module, paths: list[str], when: Predicate = always
 ) -> Iterator[dict[str, AngularDistance]]:
-    """The same for the angles between input and output of the layers at `paths`."""
+    """Context that records the angles between input and output of the layers at `paths`."""
     found: dict[str, AngularDistance] = {}
 
     def adding(path: str) -> Callable[[nn.Module, tuple, dict, object], None]:

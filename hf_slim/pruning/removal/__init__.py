@@ -1,1 +1,1 @@
-"""Masking groups while training, and cutting them out of the matrices at the end."""
+"""Masks groups during training, and removes them from the matrices at the end."""

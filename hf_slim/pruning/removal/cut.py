@@ -1,4 +1,4 @@
-"""Masked groups disappear: `W (n x m)` becomes `W' (n x m')`."""
+"""Removes masked groups: `W (n x m)` becomes `W' (n x m')`."""
 
 import operator
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ Removed = dict[str, list[int]]  # group set name -> indices of its groups
 def remove_groups_(
     model: nn.Module, group_sets: list[GroupSet], removed: Removed, optimizer: Optimizer | None = None
 ) -> None:
-    """Cuts the removed groups out of every layer, in place; the function of the masked model does not change.
+    """Removes groups from every layer, in place; the function of the masked model does not change.
 
     Args:
-        optimizer: Goes on with the smaller parameters; its state is cut like them.
+        optimizer: Continues with the smaller parameters; its state becomes smaller in the same way.
     Raises: SlimError: if a removed group is not zero, because its removal would change the model.
     """
     for group_set in group_sets:
@@ -39,7 +39,7 @@ def remove_groups_(
 def cut_out_(
     model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed, optimizer: Optimizer | None = None
 ) -> None:
-    """`remove_groups_` without looking whether the groups are zero. One tensor at a time: memory for one more."""
+    """`remove_groups_` without the check that the groups are zero. Needs memory for a copy of one tensor."""
     group_sets, removed = without_blocks(group_sets, removed)
     for paths, cuts in _cuts_per_tensor(model, group_sets, removed):
         old = tensor_of(model, paths[0])
@@ -47,7 +47,7 @@ def cut_out_(
         for dim, places in cuts.items():
             kept = kept_places(new.shape[dim], places).to(new.device)
             for path in paths:
-                _tell_quantizers_(model, path, dim, kept)
+                _keep_in_quantizers_(model, path, dim, kept)
             new = _without(new, dim, kept)
         for path in paths:
             _put_(model, path, new)
@@ -56,7 +56,7 @@ def cut_out_(
     for group_set in group_sets:
         if indices := removed.get(group_set.name):
             _shrink_attributes_(model, group_set, group_set.count - len(indices))
-    for group_set in group_sets:  # last, because the layers behind change their names
+    for group_set in group_sets:  # last, because the names of later layers change
         if group_set.stack and removed.get(group_set.name):
             remove_layers_(model, group_set, removed[group_set.name])
 
@@ -64,26 +64,26 @@ def cut_out_(
 def _cuts_per_tensor(
     model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed
 ) -> list[tuple[list[str], dict[int, Tensor]]]:
-    """For every tensor that shrinks: the paths it is known by, several where it is tied, and places by dimension."""
-    known_as: dict[int, list[str]] = {}
+    """For every tensor that becomes smaller: its paths (several if it is tied), and removed indices by dimension."""
+    paths_of: dict[int, list[str]] = {}
     for tensors in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)):
         for path, tensor in tensors:
-            known_as.setdefault(id(tensor), []).append(path)
+            paths_of.setdefault(id(tensor), []).append(path)
     cuts: dict[int, dict[int, list[Tensor]]] = {}
     for group_set in group_sets:
         indices = removed.get(group_set.name, [])
         for part in group_set.slices if indices else ():
-            if not part.stays:
+            if not part.only_zeroed:
                 places = part.places(indices).flatten()
                 cuts.setdefault(id(tensor_of(model, part.tensor)), {}).setdefault(part.dim, []).append(places)
-    return [(known_as[key], {dim: torch.cat(found) for dim, found in dims.items()}) for key, dims in cuts.items()]
+    return [(paths_of[key], {dim: torch.cat(found) for dim, found in dims.items()}) for key, dims in cuts.items()]
 
 
-def kept_places(count: int, gone: Tensor) -> Tensor:
-    """The indices below `count` that are not in `gone`, ascending."""
-    stays = torch.ones(count, dtype=torch.bool)
-    stays[gone.cpu()] = False
-    return stays.nonzero().squeeze(1)
+def kept_places(count: int, removed: Tensor) -> Tensor:
+    """The indices below `count` that are not in `removed`, ascending."""
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[removed.cpu()] = False
+    return kept.nonzero().squeeze(1)
 
 
 def _without(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def _put_(model: nn.Module, path: str, tensor: Tensor) -> None:
         wrapper.in_features, wrapper.out_features = module.in_features, module.out_features
 
 
-def _tell_quantizers_(model: nn.Module, path: str, dim: int, kept: Tensor) -> None:
+def _keep_in_quantizers_(model: nn.Module, path: str, dim: int, kept: Tensor) -> None:
     module_path, _, name = path.rpartition(".")
     layer = model.get_submodule(module_path)
     if isinstance(layer, PreparedLayer):
@@ -127,6 +127,6 @@ def _check_zero(model: nn.Module, group_set: GroupSet, indices: list[int]) -> No
         if isinstance(tensor, nn.Parameter) and tensor.detach().index_select(part.dim, places).any():
             raise SlimError(
                 f"Groups {indices[:5]} of '{group_set.name}' are marked for removal but are not zero: they were "
-                "trained after the mask was set. In a training loop of your own call `zero_groups_` after every "
-                "optimizer step, as PruningCallback does."
+                "trained after the mask was set. In your own training loop, call `zero_groups_` after every optimizer "
+                "step, as PruningCallback does."
             )

@@ -1,14 +1,14 @@
-"""Removing whole layers from a stack, and telling the modules and configs that count them."""
+"""Removes whole layers from a stack, and updates the modules and configs that count them."""
 
 import re
 from typing import Any
 
 from torch import nn
 
-from hf_slim.core.modules import config_of
+from hf_slim.core.host import config_of
 from hf_slim.pruning.groups import GroupSet
 
-LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # how configs call the length of a stack
+LAYER_COUNT = re.compile(r"(num|n)_.*layers?$|(en|de)coder_layers$")  # config fields with the number of layers
 
 
 def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) -> None:
@@ -17,7 +17,7 @@ def remove_layers_(model: nn.Module, group_set: GroupSet, removed: list[int]) ->
     kept = [index for index in range(len(stack)) if index not in removed]
     for new, old in enumerate(kept):
         for module in stack[old].modules():
-            if vars(module).get("layer_idx") == old:  # its place in the cache
+            if vars(module).get("layer_idx") == old:  # its index in the cache
                 module.layer_idx = new
     parent, _, name = group_set.stack.rpartition(".")
     owner = model.get_submodule(parent)
@@ -39,7 +39,7 @@ def renamed(path: str, group_set: GroupSet, removed: list[int]) -> str | None:
     index, _, rest = path.removeprefix(head).partition(".")
     if int(index) in removed:
         return None
-    return f"{head}{int(index) - sum(gone < int(index) for gone in removed)}.{rest}".rstrip(".")
+    return f"{head}{int(index) - sum(earlier < int(index) for earlier in removed)}.{rest}".rstrip(".")
 
 
 def _configs(model: nn.Module) -> list[Any]:

@@ -1,7 +1,7 @@
-"""While groups are masked, modules that mix all groups receive only the kept ones; masked layers are bypassed.
+"""Hooks for masked models: modules that mix all groups get only the kept groups, and masked layers are bypassed.
 
-A norm over the hidden width counts its channels, and a router over experts chooses among all of them: zeros in their
-weights would not silence a group. So they compute as they will once the groups are removed.
+A norm over the hidden width divides by its number of channels, and a router chooses among all experts. With zeros in
+their weights, a masked group would still have an effect. So they compute as they will after the removal.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from hf_slim.pruning.removal.cut import Removed, kept_places
 
 
 class MaskedNorm(PreparedHook):
-    """A pair of forward hooks around one module, which computes with the kept places.
+    """A pair of forward hooks with which a module computes only with the kept indices.
 
     Args:
         kept: Parameter or buffer name -> (dimension, kept indices).
-        is_router: Whether the module answers with choices among the groups; otherwise with one value per channel.
+        is_router: Whether the output of the module is a choice among the groups; otherwise it has the channels.
     """
 
     def __init__(self, kept: dict[str, tuple[int, Tensor]], is_router: bool):
@@ -30,7 +30,7 @@ class MaskedNorm(PreparedHook):
         self._whole: list[dict[str, Any]] = []
 
     def before(self, module: nn.Module, given: tuple) -> tuple | None:
-        """Puts narrow tensors in the place of the whole ones for this forward pass."""
+        """Replaces the full tensors by narrow ones for this forward pass."""
         whole = {
             name: vars(module)[name]
             for name in ("_parameters", "_buffers", "normalized_shape")
@@ -47,7 +47,7 @@ class MaskedNorm(PreparedHook):
         return (given[0].index_select(-1, self.places.to(given[0].device)), *given[1:])
 
     def after(self, module: nn.Module, given: tuple, made: Any) -> Any:
-        """Puts the whole tensors back; channels that went come out as zeros, choices under their old numbers."""
+        """Restores the full tensors. Removed channels of the output are zero; choices get their original indices."""
         vars(module).update(self._whole.pop())
         if made is None:  # the forward pass failed
             return None
@@ -65,7 +65,7 @@ class MaskedNorm(PreparedHook):
 
     def _renumbered(self, made: tuple) -> tuple:
         if not isinstance(made, tuple) or not any(_is_index(value) for value in made):
-            raise ValueError("its router does not say which experts it chose")
+            raise ValueError("its router does not return the indices of the chosen experts")
         places = self.places.to(made[0].device)
         logits, *rest = made
         if logits.is_floating_point() and logits.shape[-1] == len(places):
@@ -84,7 +84,7 @@ class BypassedLayer(PreparedHook):
 
 
 def mask_norms_(model: nn.Module, group_sets: Sequence[GroupSet], removed: Removed) -> None:
-    """Lets modules in `masked_norms` receive only kept groups, and removed layers of `bypassed` return their input."""
+    """Adds hooks: modules in `masked_norms` get only kept groups; removed layers of `bypassed` return their input."""
     remove_prepared_hooks_(model, (MaskedNorm, BypassedLayer))
     for group_set in group_sets:
         indices = removed.get(group_set.name, [])

@@ -1,4 +1,4 @@
-"""Continuing with an optimizer after its parameters have become smaller."""
+"""Updates an optimizer after its parameters have become smaller."""
 
 import torch
 from torch import Tensor, nn
@@ -6,10 +6,10 @@ from torch.optim import Optimizer
 
 
 def replace_parameter_(optimizer: Optimizer, old: nn.Parameter, new: nn.Parameter, kept: dict[int, Tensor]) -> None:
-    """Puts `new` in the place of `old`; moments and other state of its shape lose the same places.
+    """Replaces `old` by `new`; moments and other state of its shape become smaller in the same way.
 
     Args:
-        kept: Dimension -> indices of `old` that `new` holds.
+        kept: Dimension -> indices of `old` that are kept in `new`.
     """
     for settings in optimizer.param_groups:
         settings["params"] = [new if parameter is old else parameter for parameter in settings["params"]]
@@ -24,10 +24,10 @@ def replace_parameter_(optimizer: Optimizer, old: nn.Parameter, new: nn.Paramete
 
 
 def forget_others_(optimizer: Optimizer, model: nn.Module) -> None:
-    """Drops parameters that the model no longer has, such as those of whole layers that went."""
+    """Deletes parameters that are no longer in the model, such as those of removed layers."""
     present = {id(parameter) for parameter in model.parameters()}
     for settings in optimizer.param_groups:
-        gone = [parameter for parameter in settings["params"] if id(parameter) not in present]
+        absent = [parameter for parameter in settings["params"] if id(parameter) not in present]
         settings["params"] = [parameter for parameter in settings["params"] if id(parameter) in present]
-        for parameter in gone:
+        for parameter in absent:
             optimizer.state.pop(parameter, None)

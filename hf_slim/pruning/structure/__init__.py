@@ -1,1 +1,1 @@
-"""What can be removed from a model, and the proof of it."""
+"""Finds the groups that can be removed from a model, and verifies each."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from hf_slim.core.modules import config_value, parameter_or_none
+from hf_slim.core.host import config_value, parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Slice
 from hf_slim.pruning.matrices import is_experts, matrix_of
 from hf_slim.pruning.structure.probe import Probe
@@ -20,9 +20,9 @@ BLOCKS = {
 
 
 def layer_sets(model: nn.Module, probe: Probe) -> Iterator[GroupSet]:
-    """One set per stack of layers; group `i` is layer `i`, with all that it writes into the residual stream."""
-    shown = probe.shown()
-    writers = [output.layer for output in probe.outputs if output.is_stream or output in shown]
+    """One set per stack of layers; group `i` has all weights of layer `i` that write into the residual stream."""
+    reaching = probe.reaching_result()
+    writers = [output.layer for output in probe.outputs if output.is_stream or output in reaching]
     for path, stack in _stacks(model):
         slices = [
             part
@@ -38,21 +38,21 @@ def layer_sets(model: nn.Module, probe: Probe) -> Iterator[GroupSet]:
 def block_sets(model: nn.Module, found: Sequence[GroupSet]) -> Iterator[GroupSet]:
     """One set per stack and kind of part; group `i` is all heads, or all neurons, of one layer.
 
-    Whatever such a part computes is made of its groups, so a layer without any adds nothing to the stream.
+    The output of such a part is a sum over its groups; with all groups removed it adds zero to the residual stream.
     """
     for path, _ in _stacks(model):
-        roles: dict[str, list[GroupSet]] = {}  # what follows the number of the layer in a name -> one set per layer
+        roles: dict[str, list[GroupSet]] = {}  # part of a name after the number of the layer -> one set per layer
         for group_set in found:
-            place = re.match(rf"{re.escape(path)}\.\d+(.*)", group_set.name)
+            match = re.match(rf"{re.escape(path)}\.\d+(.*)", group_set.name)
             has_all = group_set.kind in BLOCKS and not group_set.balance
-            if place and has_all and not is_experts(model.get_submodule(group_set.slices[0].module)):
-                roles.setdefault(place[1], []).append(group_set)
+            if match and has_all and not is_experts(model.get_submodule(group_set.slices[0].module)):
+                roles.setdefault(match[1], []).append(group_set)
         kinds = [BLOCKS[parts[0].kind] for parts in roles.values()]
         for kind, (role, parts) in zip(kinds, roles.items(), strict=True):
             if len(parts) > 1:
                 owner = role.rpartition("/")[0] if kinds.count(kind) > 1 else ""
                 slices = tuple(part for index, inner in enumerate(parts) for part in _all_of(model, inner, index))
-                # a cache takes its length from the keys of the first layer
+                # a cache reads its length from the keys of the first layer
                 pinned = (0,) if kind == "attention_blocks" and config_value(model, "use_cache") is not None else ()
                 name = f"{path}{owner}/{kind}"
                 yield GroupSet(name, kind, len(parts), slices, pinned=pinned, parts=tuple(parts))
@@ -69,21 +69,21 @@ def _stacks(model: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
 
 
 def _all_of(model: nn.Module, group_set: GroupSet, index: int) -> Iterator[Slice]:
-    """Every place of a set as one group, and the biases behind it, which would still act."""
+    """All indices of a set as one group, and the biases of its readers, which would still have an effect."""
     for part in group_set.slices:
         yield replace(part, width=part.width * group_set.count, only=index)
         bias = f"{part.module}.bias"
         if part.reads and parameter_or_none(model.get_submodule(part.module), "bias") is not None:
-            yield Slice(bias, 0, len(model.get_submodule(part.module).bias), only=index, stays=True)
+            yield Slice(bias, 0, len(model.get_submodule(part.module).bias), only=index, only_zeroed=True)
 
 
 def _written_by(model: nn.Module, layer: str, index: int) -> Iterator[Slice]:
     module = model.get_submodule(layer)
     if is_experts(module):
         weight = module.get_parameter(DOWN)
-        yield Slice(f"{layer}.{DOWN}", 1, weight.shape[1], only=index, stays=True)
+        yield Slice(f"{layer}.{DOWN}", 1, weight.shape[1], only=index, only_zeroed=True)
         return
     dim = matrix_of(module).out_dim
-    yield Slice(f"{layer}.weight", dim, module.weight.shape[dim], only=index, stays=True)
+    yield Slice(f"{layer}.weight", dim, module.weight.shape[dim], only=index, only_zeroed=True)
     if parameter_or_none(module, "bias") is not None:
-        yield Slice(f"{layer}.bias", 0, len(module.bias), only=index, stays=True)
+        yield Slice(f"{layer}.bias", 0, len(module.bias), only=index, only_zeroed=True)

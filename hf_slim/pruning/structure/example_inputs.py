@@ -1,4 +1,4 @@
-"""A short made-up input for any model."""
+"""A short dummy input for any model."""
 
 import inspect
 
@@ -6,33 +6,33 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_of, field_of
+from hf_slim.core.host import config_of, field_of
 
-TOKENS = 3  # attention needs more than one position to show its keys
+TOKENS = 3  # with one position, attention would not depend on the keys
 
 PIXELS = ("pixel_values",)
-ANY_SIZE = 64  # of pictures, for models that take every size
+ANY_SIZE = 64  # width and height of pictures for models that accept any size
 SPECTROGRAMS = ("input_features",)
 WAVES = ("input_values",)
-SAMPLES = 3200  # of sound: a fifth of a second, some frames after the convolutions
+SAMPLES = 3200  # samples of sound: a fifth of a second, several frames after the convolutions
 
 
 def example_inputs(model: nn.Module, tokens: int = TOKENS) -> dict[str, Tensor]:
-    """Keyword arguments for one forward pass: one example of a few tokens, or one picture or sound, of random content.
+    """Keyword arguments for one forward pass with random content: a text of a few tokens, a picture or a sound.
 
-    A module that is no Transformers model gives its own as `dummy_inputs`.
+    A module that is not a Transformers model needs an attribute `dummy_inputs`.
 
     Args:
-        tokens: Length of texts; from 1.
-    Raises: SlimError: if the model does not show what it reads.
+        tokens: Length of texts, at least 1.
+    Raises: SlimError: if the inputs of the model are unknown.
     """
     config, name = config_of(model), field_of(model, "main_input_name")
     if config is None or name is None:
         own = field_of(model, "dummy_inputs")
         if not isinstance(own, dict):
             raise SlimError(
-                f"{type(model).__name__} does not say what it reads, so its structure cannot be found by running it. "
-                "Give it an example: `model.dummy_inputs = {argument of forward: tensor}`, one row."
+                f"The inputs of {type(model).__name__} are unknown, so its structure cannot be found by running it. "
+                "Give it an example with one row: `model.dummy_inputs = {argument of forward: tensor}`."
             )
         return {argument: value.detach().cpu() for argument, value in own.items()}
     wanted = set(inspect.signature(model.forward).parameters)
@@ -54,7 +54,7 @@ def example_inputs(model: nn.Module, tokens: int = TOKENS) -> dict[str, Tensor]:
 
 
 def _tokens(config: object, count: int) -> Tensor:
-    """Token ids that are no padding, which some models look for."""
+    """Token ids without padding and other special tokens, which change how some models compute."""
     text = field_of(config, "get_text_config", lambda: config)()
     special = {field_of(text, name) for name in ("pad_token_id", "eos_token_id", "bos_token_id")}
     ids = [token for token in range(min(text.vocab_size, 50)) if token not in special][:TOKENS]

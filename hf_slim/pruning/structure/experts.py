@@ -1,15 +1,15 @@
-"""Fused experts: 3-D weights that a cut model does not show. Whole experts, and the neurons within them."""
+"""Group sets of fused experts, whose 3-D weights the probe cannot analyse: whole experts, and neurons in them."""
 
 from collections.abc import Iterator
 
 from torch import nn
 
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Slice
 
-# gate and up projection of all experts above each other, `(experts, 2 * neurons, hidden)`, and the one that reads them
+# gate and up projection of all experts in one tensor, `(experts, 2 * neurons, hidden)`; the projection that reads it
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
-MULTIPLE = 8  # grouped matrix products want rows of 16 bytes: 8 numbers in bfloat16
+MULTIPLE = 8  # grouped matrix products need rows of 16 bytes: 8 numbers in bfloat16
 
 
 def expert_sets(model: nn.Module) -> Iterator[GroupSet]:
@@ -43,5 +43,5 @@ def _whole_experts(model: nn.Module, name: str) -> Iterator[GroupSet]:
             for tensor, values in (*router.named_parameters(recurse=False), *router.named_buffers(recurse=False))
             if values.shape[:1] == (count,)
         ]
-        chosen = vars(router).get("top_k", 1)  # so many experts serve each token
+        chosen = vars(router).get("top_k", 1)  # number of experts per token
         yield GroupSet(f"{name}/experts", "experts", count, tuple(slices), keep=chosen, masked_norms=(router_path,))

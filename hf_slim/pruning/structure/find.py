@@ -1,4 +1,4 @@
-"""The prunable groups of a model, found from the modules themselves and verified on a weightless twin."""
+"""Finds the prunable groups of a model from its modules, and verifies them on a copy without weights."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapter_parts
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.pruning.config import KINDS
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.matrices import is_channelwise, matrix_of
@@ -21,28 +21,28 @@ from hf_slim.pruning.structure.probe import FAILURES, Output, Probe, run_cut, we
 from hf_slim.pruning.structure.proof import removable_blocks, removable_layers
 from hf_slim.pruning.structure.sizes import with_sizes
 
-# neurons outside the stacks, as of poolers and classifiers: no kind that a config prunes, but some follow others
+# neurons outside the stacks, as in poolers and classifiers: a config cannot prune them, but they change with others
 UNSTACKED = "unstacked"
 
 
 def find_group_sets(model: nn.Module, inputs: dict[str, Tensor] | None = None) -> list[GroupSet]:
-    """Every prunable group set of `model`, in the order of its forward pass; `understand` without the reasons."""
+    """All prunable group sets of `model`, in the order of its forward pass; `understand` without the refusals."""
     return understand(model, inputs)[0]
 
 
 def understand(
     model: nn.Module, inputs: dict[str, Tensor] | None = None, kinds: Collection[str] = KINDS
 ) -> tuple[list[GroupSet], list[Refusal]]:
-    """The prunable group sets, and why other layers have none.
+    """The prunable group sets, and the reasons why other layers have none.
 
     Args:
         model: Any module, also on the meta device.
-        inputs: Keyword arguments of a forward pass, one short example; None: made up from the model's config.
-        kinds: Those to look for: each takes its time to be proven.
+        inputs: Keyword arguments of a forward pass, one short example; None: a dummy example from the model's config.
+        kinds: Kinds of groups to find; each takes time to verify.
     Returns: group sets in the order of the forward pass, and a sentence for every part that cannot be pruned.
     Raises: SlimError: if the model cannot be run on such inputs.
     """
-    with torch.random.fork_rng(devices=[]):  # the numbers in the cuts are nobody's business
+    with torch.random.fork_rng(devices=[]):  # random numbers of the probe must not change the state of the run
         torch.manual_seed(0)
         found, refusals = _understand(model, inputs or example_inputs(model), {*kinds})
     return [group_set for group_set in found if group_set.kind in kinds], refusals
@@ -55,7 +55,7 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor], kinds: set[str]) ->
     except FAILURES as error:
         raise SlimError(
             f"The structure of {type(model).__name__} was not understood: its layers could not be run one by one on "
-            f"an input of {', '.join(inputs)} ({str(error).splitlines()[0]}). It uses weights in a way of its own."
+            f"an input of {', '.join(inputs)} ({str(error).splitlines()[0]}). It uses weights in an unusual way."
         ) from error
     patterns = [pattern for reading in probe.readings if (pattern := find_pattern(probe, reading))]
     adapters = adapter_parts(model)
@@ -79,7 +79,7 @@ def _understand(model: nn.Module, inputs: dict[str, Tensor], kinds: set[str]) ->
 def _depth_sets(
     model: nn.Module, twin: nn.Module, probe: Probe, found: list[GroupSet], kinds: set[str]
 ) -> tuple[list[GroupSet], list[Refusal]]:
-    """Blocks and whole layers that can be removed, and why others cannot."""
+    """Blocks and whole layers that can be removed, and the reasons why others cannot."""
     sets, refusals = [], []
     for blocks in block_sets(model, found):
         if blocks.kind in kinds and (difference := removable_blocks(twin, probe, blocks)):
@@ -96,7 +96,7 @@ def _depth_sets(
 
 
 def _families(patterns: list[Pattern]) -> list[list[Pattern]]:
-    """Patterns that share an output must lose the same groups: T5's heads share a position bias."""
+    """Families of patterns that share an output, so the same groups must be removed: T5's heads share a bias."""
     families: list[list[Pattern]] = []
     for pattern in patterns:
         layers = _layers(pattern)
@@ -107,12 +107,12 @@ def _families(patterns: list[Pattern]) -> list[list[Pattern]]:
 
 
 def _layers(pattern: Pattern) -> set[str]:
-    """What takes part, written and read; a layer that is called twice is one layer."""
+    """The layers that write or read the channels of a pattern; a layer that is called twice is one layer."""
     return {f"{pattern.reading.layer}, read", *(output.layer for output in pattern.rows)}
 
 
 def _why_not(family: list[Pattern]) -> str | None:
-    """None: the family can be pruned; otherwise why not, or "" where nobody would ask."""
+    """None if the family can be pruned; otherwise the reason, or "" if no reason needs to be reported."""
     if any(output.is_stream for pattern in family for output in pattern.rows) or _is_stream_like(family):
         return ""
     for pattern in family:
@@ -127,7 +127,7 @@ def _why_not(family: list[Pattern]) -> str | None:
 
 
 def _is_stream_like(family: list[Pattern]) -> bool:
-    """Whether some layer of the family mixes all channels of what the others read one by one: an un-normed stream."""
+    """Whether a layer of the family mixes all channels that the others read one by one, as a stream without norms."""
     return (
         any(
             pattern.reason
@@ -157,11 +157,11 @@ def _kind(model: nn.Module, family: list[Pattern]) -> str:
         return "channels"
     if all(length == 1 for pattern in family for runs in pattern.rows.values() for _, length in runs):
         return "ffn"
-    return "heads" if family[0].is_shared else "kv_heads"  # with one key-value head for all, that one stays
+    return "heads" if family[0].is_shared else "kv_heads"  # a single key-value head is kept
 
 
 def _is_repeated(model: nn.Module, layer: str) -> bool:
-    """Whether a layer is one of a stack; in a model without stacks every layer counts."""
+    """Whether a layer is part of a stack; True for all layers of a model without stacks."""
     has_stacks = any(isinstance(module, nn.ModuleList) and len(module) for module in model.modules())
     return not has_stacks or any(part.isdigit() for part in layer.split("."))
 
@@ -179,7 +179,7 @@ def _slices(model: nn.Module, family: list[Pattern]) -> Iterator[Slice]:
 
 
 def _query_slices(model: nn.Module, family: list[Pattern]) -> Iterator[Slice]:
-    """Heads one by one: what serves the whole key-value group is kept."""
+    """Slices of single query heads; weights that belong to the whole key-value group are kept."""
     seen: set[str] = set()
     for pattern in family:
         whole = {output: sum(length for _, length in runs) for output, runs in pattern.rows.items()}
@@ -189,8 +189,8 @@ def _query_slices(model: nn.Module, family: list[Pattern]) -> Iterator[Slice]:
             seen.add(output.layer)
             for start, length in runs:
                 # heads of one group are adjacent; keys and values of the group may come before the next
-                beside = {"period": pattern.per_group, "stride": _stride(pattern, output, start, whole[output])}
-                yield from _written(model, output.layer, length, start, **beside)
+                layout = {"period": pattern.per_group, "stride": _stride(pattern, output, start, whole[output])}
+                yield from _written(model, output.layer, length, start, **layout)
     for pattern in family:
         yield from _read(model, pattern.reading.layer, pattern.block, seen)
 
@@ -199,11 +199,11 @@ def _stride(pattern: Pattern, output: Output, start: int, whole: int) -> int:
     return next((length for first, length in pattern.rows[output] if first <= start < first + length), whole)
 
 
-def _written(model: nn.Module, layer: str, width: int, offset: int, **beside: int) -> Iterator[Slice]:
+def _written(model: nn.Module, layer: str, width: int, offset: int, **layout: int) -> Iterator[Slice]:
     module = model.get_submodule(layer)
-    yield Slice(f"{layer}.weight", matrix_of(module).out_dim, width, offset, **beside)
+    yield Slice(f"{layer}.weight", matrix_of(module).out_dim, width, offset, **layout)
     if parameter_or_none(module, "bias") is not None:
-        yield Slice(f"{layer}.bias", 0, width, offset, **beside)
+        yield Slice(f"{layer}.bias", 0, width, offset, **layout)
 
 
 def _read(model: nn.Module, layer: str, width: int, seen: set[str]) -> Iterator[Slice]:
@@ -219,7 +219,7 @@ def _read(model: nn.Module, layer: str, width: int, seen: set[str]) -> Iterator[
 
 
 def _distinct(found: list[GroupSet]) -> list[GroupSet]:
-    """Sets in the same part of the model take the name of the first layer that reads them."""
+    """Gives sets with the same name, in the same part of the model, the name of the first layer that reads them."""
     names = [group_set.name for group_set in found]
     return [
         group_set

@@ -1,11 +1,11 @@
-"""The hidden width: channels of the residual stream, with everything that writes, reads or norms them."""
+"""The hidden width: channels of the residual stream, with all layers that write, read or normalise them."""
 
 from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
-from hf_slim.core.modules import field_of, parameter_or_none
+from hf_slim.core.host import field_of, parameter_or_none
 from hf_slim.pruning.groups import GroupSet, Refusal, Slice, common_ancestor
 from hf_slim.pruning.matrices import is_experts, matrix_of
 from hf_slim.pruning.structure.experts import DOWN, GATE_UP, MULTIPLE
@@ -13,7 +13,7 @@ from hf_slim.pruning.structure.probe import Output, Probe, Reading
 
 
 def hidden_sets(model: nn.Module, probe: Probe) -> tuple[list[GroupSet], list[Refusal]]:
-    """One set per width of stream: group `i` is its channel `i` everywhere; and why there is none."""
+    """One set per width of the stream, whose group `i` is channel `i` in all layers; and reasons if there is none."""
     found, refusals = [], []
     widths = dict.fromkeys(output.channels for output in probe.outputs if output.is_stream and output.channels > 1)
     for width in widths:
@@ -26,8 +26,8 @@ def hidden_sets(model: nn.Module, probe: Probe) -> tuple[list[GroupSet], list[Re
             refusals.append(Refusal("hidden", f"'{odd[0]}' reads the stream of {width} channels in another layout"))
             continue
         slices = tuple(_slices(model, streams, readers, norms, width))
-        place = common_ancestor([output.layer for output in streams] + [reading.layer for reading in readers])
-        name = f"{place}/hidden" if len(widths) == 1 else f"{place}/hidden-{width}"
+        path = common_ancestor([output.layer for output in streams] + [reading.layer for reading in readers])
+        name = f"{path}/hidden" if len(widths) == 1 else f"{path}/hidden-{width}"
         masked_norms = tuple(dict.fromkeys(reading.layer for reading in norms))
         multiple = MULTIPLE if any(is_experts(model.get_submodule(output.layer)) for output in streams) else 1
         found.append(GroupSet(name.strip("/"), "hidden", width, slices, multiple=multiple, masked_norms=masked_norms))
@@ -35,7 +35,7 @@ def hidden_sets(model: nn.Module, probe: Probe) -> tuple[list[GroupSet], list[Re
 
 
 class _Connected:
-    """Whether a tensor was computed from some of the streams with nothing but arithmetic between."""
+    """Whether a tensor was computed from one of the streams by arithmetic only, without a layer in between."""
 
     def __init__(self, streams: list[Output]):
         self._leaves = {id(output.value) for output in streams}
@@ -45,17 +45,17 @@ class _Connected:
         root = value.grad_fn
         if root is None:
             return id(value) in self._leaves
-        waiting = [root]
-        while waiting:  # a recursion would be as deep as the model
-            node = waiting[-1]
+        pending = [root]
+        while pending:  # a recursion would be as deep as the model
+            node = pending[-1]
             before = [child for child, _ in node.next_functions if child is not None]
             unknown = [child for child in before if child not in self._known]
             if unknown:
-                waiting += unknown
+                pending += unknown
                 continue
             is_leaf = id(field_of(node, "variable")) in self._leaves
             self._known[node] = is_leaf or any(self._known[child] for child in before)
-            waiting.pop()
+            pending.pop()
         return self._known[root]
 
 
@@ -73,9 +73,9 @@ def _slices(
     for layer in dict.fromkeys(reading.layer for reading in readers):
         seen.add(layer)
         yield Slice(f"{layer}.weight", matrix_of(model.get_submodule(layer)).in_dim, 1, reads=True)
-    for layer, module in model.named_modules():  # routers, class tokens, positions: they run as they are
+    for layer, module in model.named_modules():  # routers, class tokens, positions: the probe does not replace them
         if layer not in seen and matrix_of(module) is None and not is_experts(module):
-            is_vector_too = any(True for _ in module.children())  # a class token beside the embeddings
+            is_vector_too = any(True for _ in module.children())  # a class token in the module of the embeddings
             for name, parameter in module.named_parameters(recurse=False):
                 if parameter.shape[-1:] == (width,) and (parameter.dim() > 1 or is_vector_too):
                     yield Slice(f"{layer}.{name}".lstrip("."), parameter.dim() - 1, 1)

@@ -1,26 +1,26 @@
-"""Regular patterns in what a layer reads: heads, neurons and channels, seen from the gradient of a cut model."""
+"""Regular patterns in the inputs of a layer: heads, neurons and channels, found from gradients of a probe."""
 
 from dataclasses import dataclass, field
 
 from hf_slim.pruning.structure.probe import Dependence, Output, Probe, Reading
 
-SAMPLES = 8  # groups whose channels are looked at one by one; the others are inferred from the pattern
+SAMPLES = 8  # groups whose channels are checked one by one; the others are inferred from the pattern
 Run = tuple[int, int]  # start, length
 Place = tuple[Output, int]  # a channel of an output
 
 
 @dataclass(eq=False)
 class Pattern:
-    """How the channels that a layer reads fall into groups.
+    """How the input channels of a layer are divided into groups.
 
     Attributes:
-        reading: What the layer was given.
-        block: Channels of the smallest unit: 1 for neurons, the size of a head for attention.
-        per_group: Blocks that depend on each other: the query heads of one key-value head.
-        rows: Output -> runs of its channels for the first group; those of group i are i times the length later.
+        reading: The input of the layer.
+        block: Number of channels of the smallest unit: 1 for neurons, the size of a head for attention.
+        per_group: Number of blocks that depend on each other: the query heads of one key-value head.
+        rows: Output -> runs of its channels for the first group; those of group i are shifted by i times the length.
         own_rows: The same for the first block, without channels that other blocks use too.
-        is_shared: Whether all blocks depend on some outputs in common, such as the only key and value head.
-        reason: Why the groups cannot be pruned; empty: they can.
+        is_shared: Whether all blocks depend on some common outputs, such as the only key and value head.
+        reason: The reason why the groups cannot be pruned; empty: they can.
     """
 
     reading: Reading
@@ -33,19 +33,19 @@ class Pattern:
 
     @property
     def blocks(self) -> int:
-        """How many blocks of channels the layer reads."""
+        """Number of blocks of channels that the layer reads."""
         return self.reading.channels // self.block
 
     @property
     def count(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return self.blocks // self.per_group
 
 
 def find_pattern(probe: Probe, reading: Reading) -> Pattern | None:
-    """The pattern in what a layer reads; None if that is the residual stream, or data.
+    """The pattern in the input of a layer; None if the input is the residual stream, or data.
 
-    Marks outputs as the stream where a reading mixes all their channels.
+    If the input depends on all channels of some outputs, these are marked as the residual stream.
     """
     first = probe.depends_on(reading, 0)
     if not first or reading.channels < 2:
@@ -56,7 +56,7 @@ def find_pattern(probe: Probe, reading: Reading) -> Pattern | None:
         return None
     pattern = Pattern(reading, _block_size(probe, reading, _places(first)))
     if reading.channels % pattern.block:
-        return _refused(pattern, f"its {reading.channels} inputs do not fall into blocks of {pattern.block}")
+        return _refused(pattern, f"its {reading.channels} inputs cannot be divided into blocks of {pattern.block}")
     blocks = _Blocks(probe, pattern)
     shared = blocks[0] & blocks[pattern.blocks - 1] if pattern.blocks > 1 else set()
     if pattern.blocks == 1 or shared == blocks[0]:
@@ -67,19 +67,19 @@ def find_pattern(probe: Probe, reading: Reading) -> Pattern | None:
     pattern.is_shared = bool(shared)
     pattern.per_group = _connected(blocks, pattern.blocks, shared)
     if pattern.blocks % pattern.per_group:
-        return _refused(pattern, f"its {pattern.blocks} blocks do not fall into groups of {pattern.per_group}")
+        return _refused(pattern, f"its {pattern.blocks} blocks cannot be divided into groups of {pattern.per_group}")
     members = _group(blocks, pattern.per_group, 0) - shared
     pattern.rows = _runs(members)
     if pattern.per_group > 1 or shared:
         others = blocks[1 if pattern.per_group > 1 else pattern.blocks - 1]
         pattern.own_rows = _runs(blocks[0] - shared - others)
     if not _repeats(pattern, blocks, shared):
-        return _refused(pattern, "the outputs it depends on do not repeat from group to group")
+        return _refused(pattern, "the outputs it depends on are not the same for every group, shifted by its index")
     return pattern
 
 
 def _repeats(pattern: Pattern, blocks: "_Blocks", shared: set) -> bool:
-    """Whether every group depends on its outputs as the first one does, shifted by its index."""
+    """Whether every group depends on the same outputs as the first one, shifted by its index."""
     ends = (
         (output, start + pattern.count * length) for output, runs in pattern.rows.items() for start, length in runs
     )
@@ -92,7 +92,7 @@ def _repeats(pattern: Pattern, blocks: "_Blocks", shared: set) -> bool:
 
 
 class _Blocks:
-    """Block index -> the places that it depends on; measured once each."""
+    """Block index -> the channels of outputs that it depends on; each is computed once."""
 
     def __init__(self, probe: Probe, pattern: Pattern):
         self._probe, self._pattern = probe, pattern
@@ -111,7 +111,7 @@ def _places(dependence: Dependence) -> set[Place]:
 
 
 def _block_size(probe: Probe, reading: Reading, first: set[Place]) -> int:
-    """How many channels from the start depend on as much of the same as the second does: those of one head."""
+    """Number of channels in the first block: those that share as much with the first channel as the second does."""
     in_common = len(first & _places(probe.depends_on(reading, 1)))
     if not in_common:
         return 1
@@ -124,7 +124,7 @@ def _block_size(probe: Probe, reading: Reading, first: set[Place]) -> int:
 
 
 def _connected(blocks: _Blocks, count: int, shared: set[Place]) -> int:
-    """How many blocks from the start share outputs with the first one, not counting outputs that all share."""
+    """Number of blocks from the start that share outputs with the first one, apart from outputs that all share."""
     connected = 1
     while connected < count and (blocks[connected] & blocks[0]) - shared:
         connected += 1
@@ -156,7 +156,7 @@ def _shifted(rows: dict[Output, list[Run]], index: int) -> set[Place]:
 
 
 def _sample(count: int) -> list[int]:
-    """Indices spread over `range(count)`, the first and the last among them."""
+    """Indices spread over `range(count)`, with the first and the last one."""
     if count <= SAMPLES:
         return list(range(count))
     return sorted({0, 1, count - 1, *((count * step // SAMPLES + step) % count for step in range(1, SAMPLES - 1))})

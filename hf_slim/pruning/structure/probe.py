@@ -1,8 +1,8 @@
-"""What depends on what: which outputs of which layers each input channel of a layer is computed from.
+"""Finds dependencies: the output channels of layers from which each input channel of a layer is computed.
 
-Every layer that holds a matrix is cut: it answers with random numbers instead of computing. What is left between the
-cuts is the arithmetic that connects layers (activations, attention, reshapes, sums), and its gradient shows, without
-any knowledge of the model family, which channels belong together. No weight is read or copied.
+In a probe every layer with a matrix is cut: it returns random numbers instead of computing. The remaining arithmetic
+connects the layers (activations, attention, reshapes, sums). Its gradient shows which channels belong together, for
+any model family. No weight is read or copied.
 """
 
 import copy
@@ -13,20 +13,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hf_slim.pruning.matrices import Matrix, answer, is_channelwise, is_experts, is_norm, matrix_of
+from hf_slim.pruning.matrices import Matrix, is_channelwise, is_experts, is_norm, matrix_of, random_output
 
-# what a forward pass raises whose parts no longer fit
+# errors of a forward pass in which sizes do not match
 FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, NameError)
 
 
 @dataclass(eq=False)
 class Output:
-    """What a cut layer answered with.
+    """The output of a cut layer.
 
     Attributes:
         layer: Path of the layer.
-        value: A leaf of the graph, channels in dimension `dim` from the end.
-        is_stream: Whether all its channels were found mixed behind it: the residual stream of a model.
+        value: A leaf of the graph, with channels in dimension `dim`, counted from the end.
+        is_stream: Whether a later layer mixes all its channels, as in the residual stream of a model.
     """
 
     layer: str
@@ -42,7 +42,7 @@ class Output:
 
 @dataclass(eq=False)
 class Reading:
-    """What a layer was given: `value`, channels in dimension `dim` from the end, made from outputs before it."""
+    """The input of a layer: `value`, computed from earlier outputs, with channels in dimension `dim` from the end."""
 
     layer: str
     value: Tensor
@@ -54,7 +54,7 @@ class Reading:
         return self.value.shape[self.dim]
 
 
-Dependence = dict[Output, frozenset[int]]  # output -> the channels of it that matter
+Dependence = dict[Output, frozenset[int]]  # output -> its channels on which something depends
 
 
 @dataclass
@@ -62,12 +62,12 @@ class Probe:
     """One forward pass of a cut model.
 
     Attributes:
-        inputs: What the model was given.
-        outputs: In the order of the forward pass.
-        readings: Likewise.
-        norms: What modules were given that have a weight for every channel and mix all of them.
-        result: What the model gave.
-        answers: What each layer has to answer, call by call; empty: random numbers.
+        inputs: Inputs of the model.
+        outputs: Outputs of cut layers, in the order of the forward pass.
+        readings: Inputs of cut layers, in the order of the forward pass.
+        norms: Inputs of modules with a weight for every channel that mix all channels.
+        result: Output of the model.
+        fixed_outputs: Outputs that each layer returns, one per call; empty: random numbers.
     """
 
     inputs: dict[str, Tensor]
@@ -75,10 +75,10 @@ class Probe:
     readings: list[Reading] = field(default_factory=list)
     norms: list[Reading] = field(default_factory=list)
     result: Tensor | None = None
-    answers: dict[str, list[Tensor]] = field(default_factory=dict)
+    fixed_outputs: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def shown(self) -> list[Output]:
-        """The outputs that the result depends on with nothing but arithmetic between."""
+    def reaching_result(self) -> list[Output]:
+        """The outputs on which the result depends by arithmetic only, without a layer in between."""
         if self.result is None or not self.result.requires_grad:
             return []
         leaves = [output.value for output in self.outputs]
@@ -102,9 +102,9 @@ class Probe:
         return {output: channels for output, channels in touched.items() if channels}
 
 
-def run_cut(twin: nn.Module, inputs: dict[str, Tensor], answers: dict[str, list[Tensor]] | None = None) -> Probe:
-    """One forward pass of a weightless twin with every matrix cut."""
-    probe = Probe(inputs, answers={name: list(values) for name, values in (answers or {}).items()})
+def run_cut(twin: nn.Module, inputs: dict[str, Tensor], fixed_outputs: dict[str, list[Tensor]] | None = None) -> Probe:
+    """One forward pass of a copy without weights, with every matrix cut."""
+    probe = Probe(inputs, fixed_outputs={name: list(values) for name, values in (fixed_outputs or {}).items()})
     with torch.enable_grad(), _cut(twin, probe):
         made = twin(**inputs)
     probe.result = (
@@ -114,27 +114,29 @@ def run_cut(twin: nn.Module, inputs: dict[str, Tensor], answers: dict[str, list[
 
 
 def weightless_twin(model: nn.Module) -> nn.Module:
-    """A copy of the modules, to evaluate on the CPU, with matrices on the meta device: next to no memory."""
+    """A copy of the modules in evaluation mode on the CPU, with matrices on the meta device, so it needs no memory."""
     memo: dict[int, Tensor] = {}
     for module in model.modules():
         is_cut = matrix_of(module) is not None or is_experts(module)
         for parameter in module.parameters(recurse=False):
-            # norms get weights that differ from channel to channel, so that a second norm is not lost on a first
-            stand_in = (
-                torch.empty_like(parameter, device="meta") if is_cut else answer(parameter.shape, parameter.dtype)
+            # the weights of norms differ between channels, so that a norm after another one has an effect
+            replacement = (
+                torch.empty_like(parameter, device="meta")
+                if is_cut
+                else random_output(parameter.shape, parameter.dtype)
             )
-            memo.setdefault(id(parameter), nn.Parameter(stand_in, requires_grad=False))
+            memo.setdefault(id(parameter), nn.Parameter(replacement, requires_grad=False))
         for buffer in module.buffers(recurse=False):
             memo[id(buffer)] = torch.ones_like(buffer, device="cpu") if buffer.is_meta else buffer.detach().cpu()
     twin = copy.deepcopy(model, memo).eval()
-    for module in twin.modules():  # who watches or masks the model is not to see the twin
+    for module in twin.modules():  # hooks that observe or mask the model must not run for the copy
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return twin
 
 
 def module_copy(twin: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every tensor, to be changed by putting others in their places."""
+    """A copy of the modules that shares every tensor; its tensors can be replaced without changing `twin`."""
     memo = {id(tensor): tensor for tensor in (*twin.parameters(), *twin.buffers())}
     return copy.deepcopy(twin, memo)
 
@@ -145,13 +147,13 @@ def _cut(twin: nn.Module, probe: Probe) -> Iterator[None]:
     for name, module in twin.named_modules():
         matrix = matrix_of(module)
         if matrix is not None:
-            module.forward = _answering(name, module, matrix, probe)
+            module.forward = _cut_forward(name, module, matrix, probe)
         elif is_experts(module):
-            module.forward = _answering_like_input(name, probe)
+            module.forward = _cut_forward_like_input(name, probe)
         elif is_channelwise(module):
-            module.forward = _noting(name, module, probe.readings, 1)
+            module.forward = _recording_forward(name, module, probe.readings, 1)
         elif is_norm(module):
-            module.forward = _noting(name, module, probe.norms, -1)
+            module.forward = _recording_forward(name, module, probe.norms, -1)
         else:
             continue
         changed.append(module)
@@ -162,7 +164,7 @@ def _cut(twin: nn.Module, probe: Probe) -> Iterator[None]:
             del module.forward
 
 
-def _answering(name: str, module: nn.Module, matrix: Matrix, probe: Probe) -> Callable[..., Tensor]:
+def _cut_forward(name: str, module: nn.Module, matrix: Matrix, probe: Probe) -> Callable[..., Tensor]:
     def forward(value: Tensor, *args: object, **kwargs: object) -> Tensor:
         if matrix.in_dim is not None:
             reading = Reading(name, value, matrix.channels)
@@ -176,14 +178,14 @@ def _answering(name: str, module: nn.Module, matrix: Matrix, probe: Probe) -> Ca
     return forward
 
 
-def _answering_like_input(name: str, probe: Probe) -> Callable[..., Tensor]:
+def _cut_forward_like_input(name: str, probe: Probe) -> Callable[..., Tensor]:
     def forward(value: Tensor, *args: object, **kwargs: object) -> Tensor:
         return _new_output(name, tuple(value.shape), value.dtype, -1, probe)
 
     return forward
 
 
-def _noting(name: str, module: nn.Module, readings: list[Reading], dim: int) -> Callable[..., Tensor]:
+def _recording_forward(name: str, module: nn.Module, readings: list[Reading], dim: int) -> Callable[..., Tensor]:
     def forward(value: Tensor, *args: object, **kwargs: object) -> Tensor:
         readings.append(Reading(name, value, dim if dim < 0 else dim - value.dim()))
         return type(module).forward(module, value, *args, **kwargs)
@@ -192,10 +194,10 @@ def _noting(name: str, module: nn.Module, readings: list[Reading], dim: int) -> 
 
 
 def _new_output(name: str, shape: tuple[int, ...], dtype: torch.dtype, dim: int, probe: Probe) -> Tensor:
-    given = probe.answers.get(name)
-    value = (given.pop(0) if given else answer(shape, dtype)).requires_grad_(True)
+    given = probe.fixed_outputs.get(name)
+    value = (given.pop(0) if given else random_output(shape, dtype)).requires_grad_(True)
     probe.outputs.append(Output(name, value, dim))
-    return value.clone()  # models write into what layers return; a leaf may not be written to
+    return value.clone()  # models change outputs in place, which is not allowed for a leaf
 
 
 def _nonzero_channels(gradient: Tensor, dim: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""The proof that a structure was understood: removing groups gives what zeroing them gives.
+"""Verifies that a structure was understood: removing groups must give the same result as zeroing them.
 
-On a weightless twin a group of every set is removed. The smaller twin must read, channel by channel, what the whole
-one reads when that group is zero.
+Groups of every set are removed from a copy without weights. All inputs of layers in the smaller copy must be equal,
+channel by channel, to those in the full copy in which these groups are zero.
 """
 
 from dataclasses import replace
@@ -18,9 +18,10 @@ from hf_slim.pruning.structure.probe import FAILURES, Probe, Reading, module_cop
 
 
 def _difference(twin: nn.Module, probe: Probe, sets: list[GroupSet]) -> str:
-    """What differs between removing groups of every set and zeroing them; "": nothing.
+    """The difference between removing groups of every set and zeroing them; "": none.
 
-    Equal numbers everywhere would hide that layers depend on each other: every two sets lose different ones once.
+    With equal numbers everywhere, a dependency between two sets could not be found. So for any two sets there is a
+    round in which different numbers of groups are removed from them.
     """
     for bit in range(max(1, (len(sets) - 1).bit_length())):
         removed = {
@@ -39,7 +40,7 @@ def _difference_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed:
         mask_norms_(whole_twin, sets, removed)
     sets, removed = without_blocks(sets, removed)
     removed_channels = _RemovedChannels(sets, removed)
-    masked, smaller = _answers(probe, removed_channels)
+    masked, smaller = _fixed_outputs(probe, removed_channels)
     small_twin = module_copy(twin)
     cut_out_(small_twin, sets, removed)
     try:
@@ -50,8 +51,8 @@ def _difference_of(twin: nn.Module, probe: Probe, sets: list[GroupSet], removed:
         return "without one group other layers run"
     for before, after in zip(whole.readings, rest.readings, strict=True):
         if not _is_same(_kept_channels(before, removed_channels), after.value):
-            return f"'{before.layer}' reads something else once a group is removed instead of zeroed"
-    return "" if _is_same(whole.result, rest.result) else "what the model gives back would lose channels"
+            return f"the input of '{before.layer}' changes if a group is removed instead of zeroed"
+    return "" if _is_same(whole.result, rest.result) else "the output of the model would lose channels"
 
 
 def _some_groups(group_set: GroupSet, number: int) -> list[int]:
@@ -63,8 +64,8 @@ def _some_groups(group_set: GroupSet, number: int) -> list[int]:
     return list(range(start, start + number))
 
 
-def _answers(probe: Probe, removed_channels: "_RemovedChannels") -> tuple[dict, dict]:
-    """What each layer answers with the groups zero, and without them: layer -> one tensor per call."""
+def _fixed_outputs(probe: Probe, removed_channels: "_RemovedChannels") -> tuple[dict, dict]:
+    """Outputs of the layers with the removed groups zero, and without them: layer -> one tensor per call."""
     masked: dict[str, list[Tensor]] = {}
     smaller: dict[str, list[Tensor]] = {}
     for output in probe.outputs:
@@ -77,26 +78,29 @@ def _answers(probe: Probe, removed_channels: "_RemovedChannels") -> tuple[dict, 
 
 
 def removable_layers(twin: nn.Module, probe: Probe, stack: GroupSet) -> tuple[GroupSet | None, str]:
-    """The set of whole layers in the form in which removing some equals masking them; None, and why, if there is none.
+    """The set of whole layers in a form in which removing layers equals masking them; None and the reason otherwise.
 
-    Tried in turn: any layer may be removed; any but the first, on which others depend (T5); masked layers bypassed.
+    Three forms are tried: all layers can be removed; all except the first, on which others depend (T5); all layers,
+    with masked ones bypassed.
     """
-    harms = []
+    differences = []
     for form in (stack, replace(stack, pinned=(0,)), replace(stack, bypassed=True)):
-        harms.append(_depth_difference(twin, probe, form))
-        if not harms[-1]:
+        differences.append(_depth_difference(twin, probe, form))
+        if not differences[-1]:
             return form, ""
-    return None, harms[0]
+    return None, differences[0]
 
 
 def removable_blocks(twin: nn.Module, probe: Probe, blocks: GroupSet) -> str:
-    """What differs between removing every other block and zeroing it; "": nothing."""
+    """The difference between removing every second block and zeroing it; "": none."""
     readers = (part.module for part in blocks.slices if part.reads)
     if odd := next((path for path in readers if not isinstance(twin.get_submodule(path), nn.Linear)), None):
-        return f"'{odd}' cannot do without inputs"
+        return f"'{odd}' is not a linear layer, so its inputs cannot be removed"
     free = [index for index in range(blocks.count) if index not in blocks.pinned]
-    harms = (_difference_of(twin, probe, [blocks], {blocks.name: half}) for half in (free[::2], free[1::2]) if half)
-    return next(filter(None, harms), "")
+    differences = (
+        _difference_of(twin, probe, [blocks], {blocks.name: half}) for half in (free[::2], free[1::2]) if half
+    )
+    return next(filter(None, differences), "")
 
 
 def _depth_difference(twin: nn.Module, probe: Probe, stack: GroupSet) -> str:
@@ -120,7 +124,7 @@ def _depth_difference(twin: nn.Module, probe: Probe, stack: GroupSet) -> str:
         before = [reading.value for reading in whole.readings if renamed(reading.layer, stack, removed)]
         after = [reading.value for reading in rest.readings]
         if len(before) != len(after) or not all(map(_is_same, [*before, whole.result], [*after, rest.result])):
-            return "its layers do not only add to a stream: without one the others read something else"
+            return "its layers do not only add to a residual stream: without one the inputs of the others change"
     return ""
 
 
@@ -143,7 +147,7 @@ class _RemovedChannels:
         for group_set in sets:
             norms = {part.module for part in group_set.slices if part.tensor.endswith(".running_mean")}
             for part in group_set.slices if removed.get(group_set.name) else ():
-                # of fused experts, the rows of the last matrix are what they write
+                # the outputs of fused experts are the rows of their last matrix
                 if part.tensor.endswith(".weight") or (part.tensor.endswith(f".{DOWN}") and part.dim == 1):
                     places = part.places(removed[group_set.name]).flatten()
                     for reads in (True, False) if part.module in norms else (part.reads,):

@@ -1,7 +1,6 @@
-"""Sizes that modules keep about themselves, and the proof that a structure was understood.
+"""Finds the attributes of modules and configs with sizes that become smaller when groups are removed.
 
-On a weightless twin a group of every set is removed. The smaller twin must read, channel by channel, what the whole
-one reads when that group is zero.
+The candidates are verified as in `proof`: removing groups must give the same result as zeroing them.
 """
 
 from collections.abc import Iterator
@@ -9,13 +8,13 @@ from dataclasses import replace
 
 from torch import nn
 
-from hf_slim.core.modules import config_of, config_value
+from hf_slim.core.host import config_of, config_value
 from hf_slim.pruning.groups import GroupSet, Refusal, common_ancestor
 from hf_slim.pruning.structure.probe import Probe
 from hf_slim.pruning.structure.proof import _difference
 
 HEAD_COUNTS = ("num_attention_heads", "num_heads", "num_key_value_heads", "num_kv_heads", "n_heads", "n_head")
-RATIOS = ("num_key_value_groups",)  # query heads per key-value head: shrinks with the query heads alone
+RATIOS = ("num_key_value_groups",)  # query heads per key-value head: changes only with the query heads
 WIDTHS = ("intermediate_size", "intermediate_dim", "all_head_size", "inner_dim", "split_size")
 CONFIG_WIDTHS = (
     "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "d_ff", "hidden_dim", "encoder_ffn_dim",
@@ -23,15 +22,15 @@ CONFIG_WIDTHS = (
 )  # fmt: skip
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 HIDDEN_WIDTHS = ("hidden_dim", "hidden_size", "d_model", "n_embd", "dim", "embed_dim", "word_embed_proj_dim")
-AMBIGUOUS_WIDTHS = ("embed_dim", "hidden_size", "dim")  # of the heads together, or of the stream: the twin shows which
+AMBIGUOUS_WIDTHS = ("embed_dim", "hidden_size", "dim")  # the width of all heads or of the stream; both are tried
 
-COUNTED = {"experts": EXPERT_COUNTS, "hidden": HIDDEN_WIDTHS}  # kinds whose number of groups modules hold as it is
+COUNTED = {"experts": EXPERT_COUNTS, "hidden": HIDDEN_WIDTHS}  # kinds for which modules store the number of groups
 
 
 def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[list[GroupSet], list[Refusal]]:
-    """`found` with the attributes that shrink, and why sets were dropped whose removal changes the model's function.
+    """`found` with the attributes that become smaller, and reasons for sets whose removal would change the function.
 
-    Sets that may only shrink together become one: T5's layers hand a position bias for each head to the next.
+    Sets that can only change together are merged: in T5, every layer passes a position bias per head to the next one.
     """
     checked, failed = [], []
     for kind in dict.fromkeys(group_set.kind for group_set in found):
@@ -41,7 +40,7 @@ def with_sizes(twin: nn.Module, probe: Probe, found: list[GroupSet]) -> tuple[li
             checked += together
             continue
         dependent = []
-        for group_set in alike:  # some of them stand out: find them
+        for group_set in alike:  # finds the sets that can be removed separately
             alone, _ = _first_equal(twin, probe, [group_set])
             checked += alone
             dependent += [group_set] * (not alone)
@@ -101,7 +100,7 @@ def _attributes(twin: nn.Module, group_set: GroupSet, ambiguous: bool, configs: 
 
 
 def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
-    """Candidates: the config is only written after a model built from it was compared."""
+    """Candidate fields; they are written only if a model that is built from the config has the right shapes."""
     if config_of(twin) is None:
         return
     names = COUNTED.get(group_set.kind, (*HEAD_COUNTS, *CONFIG_WIDTHS))
@@ -112,11 +111,11 @@ def _config_fields(twin: nn.Module, group_set: GroupSet) -> Iterator[str]:
     widths = () if group_set.kind in ("heads", "kv_heads") else CONFIG_WIDTHS  # one may equal the other by chance
     yield from _shrinking(fields, group_set, _total(group_set), widths)
     if group_set.kind == "ffn" and "n_inner" in vars(twin.config) and twin.config.n_inner is None:
-        yield "n_inner"  # GPT-2's None: four times the width of the stream
+        yield "n_inner"  # in GPT-2, None means four times the width of the stream
 
 
 def _total(group_set: GroupSet) -> int:
-    """Columns that read the whole set."""
+    """Number of columns that read the whole set."""
     return max((group_set.count * part.width for part in group_set.slices if part.reads), default=0)
 
 

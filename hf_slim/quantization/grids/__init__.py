@@ -1,1 +1,1 @@
-"""Grids: tensors in, tensors out."""
+"""Quantization grids, as functions of tensors."""

@@ -1,4 +1,4 @@
-"""GPTQ: starting weights rounded so that each error is made good by the weights that are still to be rounded."""
+"""GPTQ: rounds the columns of a weight in order, and corrects the columns that follow for the error of each one."""
 
 import torch
 from torch import Tensor
@@ -7,19 +7,20 @@ from hf_slim.quantization.grids.fake_quant import slice_dims
 from hf_slim.quantization.grids.grid import Grid, GridState, snapped
 from hf_slim.quantization.grids.observers import OBSERVERS
 
-DAMPING = 0.01  # of the mean diagonal, added to it
-BLOCK = 128  # columns whose corrections are applied to the rest at once
+DAMPING = 0.01  # share of the mean of the Hessian's diagonal that is added to the diagonal
+BLOCK = 128  # columns whose errors are applied together to the columns after them
 
 
 def gptq(weight: Tensor, hessian: Tensor, grid: Grid, observer: str) -> tuple[Tensor, GridState]:
-    """The weight on its grid with the least squared error of the layer's output, column by column.
+    """Corrects a weight so that rounding it gives a small squared error of the layer's output.
 
     Args:
         weight: `(rows, columns)`, float32.
         hessian: `(columns, columns)`, sum over inputs x of x xᵀ.
-        observer: How the scale of a group is found, from the corrected weights when its turn comes.
-    Returns: the corrected weight, float32, just before each value was rounded, and the state to round it with, as
-        `WeightQuantizer` stores it. Masters that lie on the grid already would need many steps to leave their values.
+        observer: Name of the observer that finds the scale of a group, from the weights corrected so far.
+    Returns: the corrected weight, float32, before rounding, and the state to round it with, as `WeightQuantizer`
+        stores it. The weight is not rounded, because a master that lies exactly on the grid needs many training steps
+        to reach another grid value.
     Source: Frantar et al. 2023, GPTQ, arXiv:2210.17323, algorithm 1.
     """
     weight, inverse = weight.clone(), _inverse_factor(hessian)
@@ -31,7 +32,7 @@ def gptq(weight: Tensor, hessian: Tensor, grid: Grid, observer: str) -> tuple[Te
         errors = torch.zeros(len(weight), end - start, device=weight.device)
         for column in range(start, end):
             if column % group_size == 0:
-                # columns beyond this block lack its corrections yet: apply them before looking at the group
+                # columns after this block are not corrected for it yet: correct them before the group is observed
                 ahead = weight[:, column : column + group_size].clone()
                 if column + group_size > end and column > start:
                     ahead[:, end - column :] -= errors @ inverse[start:end, end : column + group_size]
@@ -47,7 +48,7 @@ def gptq(weight: Tensor, hessian: Tensor, grid: Grid, observer: str) -> tuple[Te
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of the damped Hessian; inputs that never came count as alone."""
+    """The upper Cholesky factor of the inverse of the damped Hessian; an input that is always zero gets diagonal 1."""
     hessian = hessian.clone()
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1

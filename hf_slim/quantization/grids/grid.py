@@ -1,4 +1,4 @@
-"""Grids: the values that a tensor may take, and how it is cut into slices that share a scale."""
+"""Grids: the values that a tensor may take, and how it is divided into slices that share a scale."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -12,17 +12,17 @@ from hf_slim.core.registry import Registry
 
 GRANULARITIES = ("tensor", "channel", "group", "token")
 ROUNDINGS = ("nearest", "floor")
-TINY = torch.finfo(torch.float32).tiny  # the least scale: a slice of zeros has codes of zero, and not NaN
+TINY = torch.finfo(torch.float32).tiny  # the smallest scale: a slice of zeros gets codes of zero instead of NaN
 
 
 class GridKind:
-    """What one family of grids does with values that are divided by their scale and shifted by their zero point.
+    """Functions of one family of grids, for values in grid units: divided by their scale, plus their zero point.
 
     Attributes:
-        bits: What `Grid.bits` may be; the first is the default.
-        holds_zero: Whether zero is always on the grid, so that masked weights stay masked.
+        bits: Allowed values of `Grid.bits`; the first is the default.
+        holds_zero: Whether zero is always on the grid, so that masked weights remain zero.
         ignores_zeros: Whether scales are the same, bit for bit, with and without the zeros among the values.
-        in_place: Whether `snap_` needs no memory of its own; the others are given small pieces of a weight.
+        in_place: Whether `snap_` allocates no memory; other families get a weight in small chunks.
         learns_codebook: Whether the grid's values are trained with the weights.
     """
 
@@ -33,11 +33,11 @@ class GridKind:
     learns_codebook = False
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: "Grid") -> tuple[Tensor, Tensor | None]:
-        """Scale and zero point (None: 0) that cover `values`, reduced over `dims`, which stay as size 1; float32."""
+        """Scale and zero point (None: 0) that cover `values`, float32, with size 1 in the dimensions `dims`."""
         raise NotImplementedError
 
     def snap_(self, scaled: Tensor, grid: "Grid", codebook: Tensor | None) -> Tensor:
-        """The nearest value on the grid for each one in `scaled`, float32; may reuse its memory."""
+        """The nearest grid value of each value in `scaled`, float32; may reuse the memory of `scaled`."""
         return self.decode(self.encode(scaled, grid, codebook), grid, codebook)
 
     def encode(self, scaled: Tensor, grid: "Grid", codebook: Tensor | None) -> Tensor:
@@ -45,11 +45,11 @@ class GridKind:
         raise NotImplementedError
 
     def decode(self, codes: Tensor, grid: "Grid", codebook: Tensor | None) -> Tensor:
-        """The values on the grid, float32, that uint8 codes stand for: what `snap_` gives, bit for bit."""
+        """The grid values of uint8 codes, float32; equal to the result of `snap_`, bit for bit."""
         raise NotImplementedError
 
     def limits(self, grid: "Grid") -> tuple[float, float]:
-        """The least and the greatest value on the grid, before scale and zero point."""
+        """The smallest and the largest value of the grid, in grid units."""
         raise NotImplementedError
 
     def storage_bits(self, grid: "Grid") -> float:
@@ -84,7 +84,7 @@ class Grid(SlimConfig):
     another one."""
 
     symmetric: bool = True
-    """Whether the zero point is 0. `false` stores a zero point beside each scale; integer grids only."""
+    """Whether the zero point is 0. `false` stores a zero point with each scale; integer grids only."""
 
     signed: bool = True
     """Whether codes are signed, from `-2**(bits - 1)` to `2**(bits - 1) - 1`. `false`: from 0 to `2**bits - 1`;
@@ -150,10 +150,10 @@ class Grid(SlimConfig):
 
     @property
     def scale_dtype(self) -> torch.dtype:
-        """How scales are stored; they are rounded before they are used, so that training sees the stored ones.
+        """The dtype of stored scales. Scales are rounded to it before use, so that training uses the stored ones.
 
-        Groups of few bits have many scales: bfloat16 halves them, and is what int4 kernels take. With more bits its
-        rounding (2**-9 of the range) would show.
+        Grids of few bits in groups have many scales: bfloat16 halves their size, and int4 kernels require it. With
+        more bits the rounding error of bfloat16, 2**-9 of the range, would be noticeable.
         """
         few_bits = self.kind == "int" and self.granularity == "group" and self.bits <= 4
         return torch.bfloat16 if few_bits else torch.float32
@@ -176,12 +176,12 @@ class Grid(SlimConfig):
 
 @dataclass(frozen=True)
 class GridState:
-    """What a grid needs to know about one tensor; scales and zero points broadcast over its grouped form.
+    """Scales, zero points and codebook of one tensor; scales and zero points broadcast over its grouped form.
 
     Attributes:
         scale: float32, positive: the width of one step.
         zero_point: float32, or None for 0; a value is `(grid value - zero_point) * scale`.
-        codebook: float32 `(n_codebooks, 2**bits)`, ascending, or None where the grid brings its own values.
+        codebook: float32 `(n_codebooks, 2**bits)`, ascending, or None if the grid has fixed values.
     """
 
     scale: Tensor
@@ -190,7 +190,7 @@ class GridState:
 
 
 def observed_state(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) -> GridState:
-    """The state that covers every value (the min-max observer), or the one that the grid itself gives.
+    """The state that covers every value (the min-max observer), or the fixed state of the grid if it has one.
 
     Args:
         values: float32; the slices that share a scale run along `dims`.
@@ -202,7 +202,7 @@ def observed_state(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) ->
 
 
 def snapped(values: Tensor, grid: Grid, state: GridState) -> Tensor:
-    """`values` (float32) moved to the nearest values of the grid, float32."""
+    """`values` (float32) rounded to the nearest values of the grid, float32."""
     return restored(grid.kind_of.snap_(in_grid_units(values, state), grid, state.codebook), state)
 
 
@@ -212,29 +212,29 @@ def encoded(values: Tensor, grid: Grid, state: GridState) -> Tensor:
 
 
 def decoded(codes: Tensor, grid: Grid, state: GridState) -> Tensor:
-    """The values, float32, that uint8 codes stand for; `snapped` bit for bit."""
+    """The values of uint8 codes, float32; equal to `snapped`, bit for bit."""
     return restored(grid.kind_of.decode(codes, grid, state.codebook), state)
 
 
 def restored(in_units: Tensor, state: GridState) -> Tensor:
-    """Values on the grid, given in its units, shifted and scaled back; in place."""
+    """The inverse of `in_grid_units`, in place: minus the zero point, times the scale."""
     if state.zero_point is not None:
         in_units = in_units.sub_(state.zero_point)
     return in_units.mul_(state.scale)
 
 
 def as_stored(values: Tensor, grid: Grid) -> Tensor:
-    """Scales or zero points (float32) rounded as their storage will hold them, in float32."""
+    """Scales or zero points (float32) rounded to the dtype of their storage, as float32."""
     if grid.scale_dtype == torch.float32:
         return values
-    # to bfloat16 by hand, half to even: compilers drop casts there and back as if they changed nothing
+    # rounds to bfloat16 with integer operations, half to even: compilers remove a cast to bfloat16 and back
     bits = values.contiguous().view(torch.int32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).view(torch.float32)
 
 
 def in_grid_units(values: Tensor, state: GridState) -> Tensor:
-    """`values` divided by their scale, and shifted by their zero point."""
-    scaled = values * state.scale.reciprocal()  # x * Q rather than x / scale: as bitsandbytes and torchao round
+    """`values` in grid units: divided by their scale, plus their zero point."""
+    scaled = values * state.scale.reciprocal()  # x * Q, not x / scale: rounds as bitsandbytes and torchao do
     return scaled if state.zero_point is None else scaled.add_(state.zero_point)
 
 

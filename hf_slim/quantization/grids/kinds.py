@@ -1,16 +1,16 @@
-"""The families of grids: integers, ternary, 8-bit floats, and codebooks that are given or learned."""
+"""The families of grids: integers, ternary, 8-bit floats, and fixed or learned codebooks."""
 
 import torch
 from torch import Tensor
 
 from hf_slim.quantization.grids.grid import GRIDS, TINY, Grid, GridKind, as_stored
 
-# A value that lies on the grid can come out of `x * Q + B` a rounding error below it (at most 2**-15 for
-# codes below 256); `floor` would then drop a whole step, and quantizing twice would differ from quantizing once.
+# For a value on the grid, float rounding can make `x * Q + B` slightly smaller than the code (by at most 2**-15 for
+# codes below 256). `floor` would then return the next lower code, and quantizing twice would differ from once.
 FLOOR_TOLERANCE = 2**-12
-CELLS = 1024  # of the table that finds the nearest entry of a codebook
+CELLS = 1024  # cells of the table that finds the nearest entry of a codebook
 
-# Dettmers et al. 2023, QLoRA, arXiv:2305.14314, appendix E; as bitsandbytes has them.
+# Dettmers et al. 2023, QLoRA, arXiv:2305.14314, appendix E; the same numbers as in bitsandbytes.
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -22,7 +22,7 @@ FP4 = (*_FP4_POSITIVE, *(-value for value in _FP4_POSITIVE))
 
 
 def absolute_maximum(values: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The largest magnitude along `dims`, float32, sizes kept."""
+    """The largest magnitude along `dims`, float32, with size 1 in these dimensions."""
     # two reductions without a temporary copy: on CPU many times faster than `vector_norm` or `aminmax`
     return torch.maximum(values.amax(dims, keepdim=True), values.amin(dims, keepdim=True).neg()).float()
 
@@ -41,19 +41,19 @@ class IntegerGrid(GridKind):
         return low, low + 2**grid.bits - 1
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, Tensor | None]:
-        """The scale, and the zero point if any, with which the grid covers `values`."""
+        """Scale and zero point (None: 0) with which the grid covers `values`."""
         steps = 2**grid.bits - 1
         if grid.symmetric and grid.signed:
             return _stored(absolute_maximum(values, dims) / (steps / 2), grid), None
         high = values.amax(dims, keepdim=True).float().clamp_min_(0)
         if grid.symmetric:
             return _stored(high / steps, grid), None
-        low = values.amin(dims, keepdim=True).float().clamp_max_(0)  # zero is always within, and exactly on the grid
+        low = values.amin(dims, keepdim=True).float().clamp_max_(0)  # the range includes zero, which is on the grid
         scale = _stored((high - low) / steps, grid)
         return scale, self.limits(grid)[0] - (low / scale).round_()
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
-        """`scaled`, rounded in place to the nearest values of the grid."""
+        """The nearest grid value of each value in `scaled`; may reuse the memory of `scaled`."""
         whole = scaled.round_() if grid.rounding == "nearest" else scaled.add_(FLOOR_TOLERANCE).floor_()
         return whole.clamp_(*self.limits(grid))
 
@@ -66,7 +66,7 @@ class IntegerGrid(GridKind):
         """The value of every code, in units of the scale, float32."""
         if not grid.signed:
             return codes.float()
-        unused = 8 - grid.bits  # shifted out and back as signed bytes: the sign comes back by itself
+        unused = 8 - grid.bits  # shifting left and right again as signed bytes extends the sign
         return ((codes << unused).view(torch.int8) >> unused).float()
 
 
@@ -78,20 +78,20 @@ class TernaryGrid(GridKind):
 
     bits = (2,)
     in_place = True
-    ignores_zeros = False  # the last bit of a mean depends on them
+    ignores_zeros = False  # zeros can change the last bit of the mean
 
     def limits(self, grid: Grid) -> tuple[float, float]:
         """Smallest and largest value of the grid, in units of the scale."""
         return -1, 1
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
-        """The scale, and the zero point if any, with which the grid covers `values`."""
+        """Scale and zero point (None: 0) with which the grid covers `values`."""
         magnitudes = values.abs()
         counted = torch.count_nonzero(magnitudes, dims).clamp_min_(1).view_as(total := magnitudes.sum(dims, True))
         return (total.float() / counted).clamp_min_(TINY), None
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
-        """`scaled`, rounded in place to the nearest values of the grid."""
+        """The nearest grid value of each value in `scaled`; may reuse the memory of `scaled`."""
         return scaled.round_().clamp_(-1, 1)
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
@@ -103,7 +103,7 @@ class TernaryGrid(GridKind):
         return codes.float().sub_(1)
 
     def storage_bits(self, grid: Grid) -> float:
-        """Bits of one stored code: five values of three fill a byte."""
+        """Bits of one stored code: five ternary values are stored in one byte."""
         return 8 / 5
 
 
@@ -118,11 +118,11 @@ class Float8Grid(GridKind):
         return -largest, largest
 
     def observe(self, values: Tensor, dims: tuple[int, ...], grid: Grid) -> tuple[Tensor, None]:
-        """The scale, and the zero point if any, with which the grid covers `values`."""
+        """Scale and zero point (None: 0) with which the grid covers `values`."""
         return (absolute_maximum(values, dims) / self.limits(grid)[1]).clamp_min_(TINY), None
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
-        """`scaled`, rounded in place to the nearest values of the grid."""
+        """The nearest grid value of each value in `scaled`; may reuse the memory of `scaled`."""
         return self._rounded(scaled, grid).float()
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
@@ -138,7 +138,7 @@ class Float8Grid(GridKind):
 
 
 class _CodebookGrid(GridKind):
-    """Values times the largest magnitude of a slice; a value goes to the nearest one."""
+    """Codebook entries times the largest magnitude of a slice; a value is rounded to the nearest entry."""
 
     def limits(self, grid: Grid) -> tuple[float, float]:
         return -1, 1
@@ -153,27 +153,27 @@ class TableGrid(_CodebookGrid):
     Source: Dettmers et al. 2023, QLoRA, arXiv:2305.14314, appendix E; FP4 as in bitsandbytes.
 
     Args:
-        values: By code.
+        values: The value of each code, in the order of the codes.
     """
 
     bits = (4,)
 
     def __init__(self, values: tuple[float, ...]):
-        # on the CPU and in float32, whatever is the default while this file is imported: a checkpoint may be loading
+        # explicit device and dtype: other defaults may be set while this file is imported, as during loading
         self._values = torch.tensor(values, dtype=torch.float32, device="cpu")
         self._ascending = self._values.unique().unsqueeze(0)
         order = [self._values.tolist().index(value) for value in self._ascending[0].tolist()]
         self._order = torch.tensor(order, dtype=torch.uint8, device="cpu")
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
-        """`scaled`, rounded in place to the nearest values of the grid."""
+        """The nearest grid value of each value in `scaled`; may reuse the memory of `scaled`."""
         ascending = self._ascending.to(scaled.device)
         return ascending[0].index_select(0, nearest_entries(scaled, ascending).view(-1)).view(scaled.shape)
 
     def encode(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
         """The code of the nearest value of the grid, uint8."""
-        places = nearest_entries(scaled, self._ascending.to(scaled.device))
-        return self._order.to(scaled.device).index_select(0, places.view(-1)).view(scaled.shape)
+        indices = nearest_entries(scaled, self._ascending.to(scaled.device))
+        return self._order.to(scaled.device).index_select(0, indices.view(-1)).view(scaled.shape)
 
     def decode(self, codes: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
         """The value of every code, in units of the scale, float32."""
@@ -199,32 +199,32 @@ class LearnedCodebook(_CodebookGrid):
         return self._looked_up(codes.int(), codebook)
 
     def snap_(self, scaled: Tensor, grid: Grid, codebook: Tensor | None) -> Tensor:
-        """`scaled`, rounded in place to the nearest values of the grid."""
+        """The nearest grid value of each value in `scaled`; may reuse the memory of `scaled`."""
         return self._looked_up(nearest_entries(scaled, codebook), codebook)
 
-    def _looked_up(self, places: Tensor, codebook: Tensor) -> Tensor:
+    def _looked_up(self, indices: Tensor, codebook: Tensor) -> Tensor:
         books, entries = codebook.shape
-        flat = places.reshape(books, -1)
+        flat = indices.reshape(books, -1)
         if books > 1:
             flat = flat + torch.arange(0, books * entries, entries, dtype=flat.dtype, device=flat.device).unsqueeze(1)
-        return codebook.view(-1).index_select(0, flat.view(-1)).view(places.shape)
+        return codebook.view(-1).index_select(0, flat.view(-1)).view(indices.shape)
 
 
 def nearest_entries(scaled: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest entry for each value; half-way between two it is the lower one.
+    """Index of the nearest entry for each value; for a value half-way between two entries, the lower one.
 
-    Four times as fast on CPU as `torch.bucketize`: a table over equal cells of [-1, 1] gives the number of thresholds
-    in the cells below, and a comparison settles the one within the cell.
+    Four times as fast on CPU as `torch.bucketize`: [-1, 1] is divided into equal cells, a table gives the number of
+    thresholds in lower cells, and comparisons count the thresholds within the cell of the value.
 
     Args:
-        scaled: float32; its rows are dealt to the codebooks in order, in equal numbers.
+        scaled: float32; its rows are split into consecutive blocks of equal size, one for each codebook.
         codebook: `(n_codebooks, entries)`, ascending.
     Returns: int32, the shape of `scaled`.
     """
     scaled = scaled.contiguous()
     books, entries = codebook.shape
     thresholds = (codebook[:, 1:] + codebook[:, :-1]) / 2
-    if torch.compiler.is_compiling():  # which cannot follow a loop whose length lies in a tensor
+    if torch.compiler.is_compiling():  # torch.compile cannot trace a loop whose length is a tensor's value
         return torch.searchsorted(thresholds, scaled.reshape(books, -1), out_int32=True).view(scaled.shape)
     edges = _cells(thresholds)
     every_cell = torch.arange(CELLS + 1, dtype=torch.int32, device=scaled.device).expand(books, -1).contiguous()
@@ -233,21 +233,21 @@ def nearest_entries(scaled: Tensor, codebook: Tensor) -> Tensor:
     thresholds = torch.cat((thresholds, thresholds.new_full((books, 1), torch.inf)), dim=1).view(-1)
     cells = _cells(scaled).view(books, -1)
     block = torch.arange(books, dtype=torch.int32, device=scaled.device).unsqueeze(1)
-    places = table.index_select(0, (cells + block * (CELLS + 1) if books > 1 else cells).view(-1)).view(cells.shape)
+    indices = table.index_select(0, (cells + block * (CELLS + 1) if books > 1 else cells).view(-1)).view(cells.shape)
     flat = scaled.reshape(books, -1)
     for _ in range(most_in_a_cell):
-        here = places + block * entries if books > 1 else places
-        places = places + (flat > thresholds.index_select(0, here.view(-1)).view(flat.shape))
-    return places.view(scaled.shape)
+        here = indices + block * entries if books > 1 else indices
+        indices = indices + (flat > thresholds.index_select(0, here.view(-1)).view(flat.shape))
+    return indices.view(scaled.shape)
 
 
 def _cells(values: Tensor) -> Tensor:
-    """Which of `CELLS` + 1 equal cells of [-1, 1] a value falls into: never falling as values rise."""
+    """Index of the cell that contains a value, of `CELLS` + 1 equal cells of [-1, 1]; increases with the value."""
     return values.clamp(-1, 1).nan_to_num_(0).add_(1).mul_(CELLS / 2).int()
 
 
 def _stored(scale: Tensor, grid: Grid) -> Tensor:
-    """The scale as its storage will hold it, positive."""
+    """The scale rounded to the dtype of its storage, positive."""
     return as_stored(scale, grid).clamp_min(TINY)
 
 

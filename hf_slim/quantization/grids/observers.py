@@ -11,8 +11,8 @@ from hf_slim.quantization.grids.grid import TINY, Grid, GridState, as_stored, ob
 Observer = Callable[[Tensor, Grid, tuple[int, ...]], GridState]
 OBSERVERS: Registry[Observer] = Registry("observer")
 
-PERCENTILE = 0.999  # of the magnitudes of a slice; small slices keep their largest value
-# of the min-max scale; above 1 for grids that start at the mean
+PERCENTILE = 0.999  # quantile of the magnitudes of a slice; in small slices it is the largest value
+# candidate scales, relative to the min-max scale; above 1 for grids whose scale is a mean
 MSE_RATIOS = torch.linspace(0.3, 1.3, 41, dtype=torch.float32, device="cpu").tolist()
 
 
@@ -45,7 +45,7 @@ def mse(values: Tensor, grid: Grid, dims: tuple[int, ...]) -> GridState:
     Source: Banner et al. 2019, arXiv:1810.05723 (clipping by mean squared error), by search instead of a distribution.
     """
     widest = observed_state(values, grid, dims)
-    if grid.scale is not None or grid.kind_of.learns_codebook:  # a codebook is fitted to its scale, not the reverse
+    if grid.scale is not None or grid.kind_of.learns_codebook:  # a learned codebook is fitted after the scale
         return widest
     best, least = widest.scale, torch.full_like(widest.scale, torch.inf)
     for ratio in MSE_RATIOS:

@@ -1,4 +1,4 @@
-"""Codes as bytes: what lies on disk."""
+"""Packing of codes into bytes, as they are stored on disk."""
 
 import math
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 ROWS_AS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
-TRIT_BITS = 8 / 5  # five values of three in a byte: 3**5 = 243
+TRIT_BITS = 8 / 5  # five ternary values in a byte: 3**5 = 243
 
 
 def packed_bytes(size: int, bits: float) -> int:
@@ -15,7 +15,7 @@ def packed_bytes(size: int, bits: float) -> int:
 
 
 def pack_codes(codes: Tensor, bits: float) -> Tensor:
-    """Codes as a stream of bits, the first code in the lowest bits of the first byte.
+    """Codes as a stream of bits; the first code has the lowest bits of the first byte.
 
     Args:
         codes: `(..., size)`, uint8, each below 2**bits, or below 3 where bits is 8/5.
@@ -62,7 +62,7 @@ def every_code(bits: int, device: torch.device) -> Tensor:
 def look_up_bytes(packed: Tensor, table: Tensor) -> Tensor:
     """A row of `table` for every byte of `packed`: `(..., n_bytes * row)`, in the dtype of the table.
 
-    Rows travel as single numbers of their size, which makes one look-up of several values: twice as fast as shifts.
+    Each row is read as one number of the same size, so that one look-up gives several values: twice as fast as shifts.
 
     Args:
         table: `(256, row)`; a row takes 1, 2, 4, 8 or 16 bytes.
@@ -74,7 +74,7 @@ def look_up_bytes(packed: Tensor, table: Tensor) -> Tensor:
 
 
 def _word(bits: float, device: torch.device) -> tuple[int, int, Tensor]:
-    """Codes per word, bytes per word, and what each code of a word counts."""
+    """Codes per word, bytes per word, and the factor of each code in a word."""
     if bits == TRIT_BITS:
         return 5, 1, 3 ** torch.arange(5, device=device)
     per_word = 8 // int(bits) if bits in (1, 2, 4) else 8

@@ -1,1 +1,1 @@
-"""How packed layers compute, one device per file."""
+"""Kernels of packed layers, one device per file."""

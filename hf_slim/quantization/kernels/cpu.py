@@ -1,6 +1,6 @@
-"""How packed linear layers compute: fast paths by device, dtype and shape, and the float copy that always works.
+"""Kernels of packed linear layers: fast ones for some devices, dtypes and shapes, and a float copy for all others.
 
-A kernel is one registered function; each agrees with the dequantized layer within the rounding that it states.
+Each kernel agrees with the dequantized layer within the rounding that its docstring states.
 """
 
 from collections.abc import Callable
@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import fake_quantize_static, fake_quantize_tokens, quantize_tokens
 from hf_slim.quantization.grids.grid import Grid, GridState, encoded
 from hf_slim.quantization.grids.packing import unpack_codes
 from hf_slim.quantization.storage import StoredLinear
 
-INT4_GROUPS = (32, 64, 128, 256)  # what torch's int4 kernel takes
-INT8_BLOCK = 16  # codes that torch's int8 kernel reads at once, from addresses that are multiples of it, no remainder
-# without AVX-512 torch multiplies integers one by one
+INT4_GROUPS = (32, 64, 128, 256)  # group sizes that torch's int4 kernel supports
+INT8_BLOCK = 16  # codes that torch's int8 kernel reads at once: it needs multiples of it as row length and address
+# without AVX-512 torch's integer products are not vectorised
 HAS_FAST_INTEGERS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 FEW_TOKENS = 8  # above this a float copy of the weights, made once per call, is faster than kernels made for decoding
 
@@ -28,7 +28,7 @@ class Kernel:
     """A way to compute a packed linear layer.
 
     Attributes:
-        fits: Whether it can serve this layer and this input.
+        fits: Whether it supports this layer and this input.
         run: `(layer, input (..., in_features)) -> (..., out_features)` in the dtype of the input.
     """
 
@@ -41,15 +41,15 @@ KERNELS: list[Kernel] = []  # in the order of preference
 
 
 def choose_kernel(layer: StoredLinear, input: Tensor) -> Kernel:
-    """The first kernel that fits."""
-    for kernel in KERNELS:  # a loop, which torch.compile can follow
+    """The first kernel that supports this layer and this input."""
+    for kernel in KERNELS:  # a plain loop, which torch.compile can trace
         if kernel.fits(layer, input):
             return kernel
     raise AssertionError("the float copy fits every layer")
 
 
 def quantized_input(layer: torch.nn.Module, input: Tensor, dims: tuple[int, ...] = (-1,)) -> Tensor:
-    """The input on its grid, in its own dtype."""
+    """The input rounded to its grid, in its own dtype."""
     grid = layer.scheme.activations
     if grid.granularity == "token" or grid.scale is not None:
         return fake_quantize_tokens(input, grid, dims)
@@ -66,7 +66,7 @@ def _int8_fits(layer: StoredLinear, input: Tensor) -> bool:
 
 
 def _int8_run(layer: StoredLinear, input: Tensor) -> Tensor:
-    """Integer codes on both sides, exact integer sums, scaled once at the end; float32 rounding of the result."""
+    """Products of integer codes with exact integer sums, scaled once at the end; the result has float32 rounding."""
     rows = input.reshape(-1, input.shape[-1])
     grid = layer.scheme.activations
     if grid.granularity == "token":
@@ -95,12 +95,12 @@ def _int4_run(layer: StoredLinear, input: Tensor) -> Tensor:
         _arrange_for_int4_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
     group_size = layer.scheme.weights.group_size
-    return _finished(torch.ops.aten._weight_int4pack_mm_for_cpu(rows, codes, group_size, scales), layer, input)
+    return _with_bias(torch.ops.aten._weight_int4pack_mm_for_cpu(rows, codes, group_size, scales), layer, input)
 
 
 @torch.compiler.disable
 def _arrange_for_int4_(layer: StoredLinear) -> None:
-    """Codes and scales in the order that the kernel reads; kept beside the stored ones from the first call on."""
+    """Caches a copy of codes and scales in the memory layout of the kernel, at the first call."""
     codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(_signed_codes(layer).contiguous().int() + 8, 1)
     scales = layer.weight_scale.t().unsqueeze(-1).bfloat16()
     layer.kernel_cache = codes, torch.cat((scales, torch.zeros_like(scales)), dim=-1).contiguous()
@@ -120,19 +120,19 @@ def _int8_weights_run(layer: StoredLinear, input: Tensor) -> Tensor:
     if layer.kernel_cache is None:
         _arrange_for_int8_weights_(layer)
     rows, (codes, scales) = input.reshape(-1, input.shape[-1]), layer.kernel_cache
-    return _finished(torch.ops.aten._weight_int8pack_mm(rows, codes, scales), layer, input)
+    return _with_bias(torch.ops.aten._weight_int8pack_mm(rows, codes, scales), layer, input)
 
 
 @torch.compiler.disable
 def _arrange_for_int8_weights_(layer: StoredLinear) -> None:
     codes = layer.weight.squeeze(1)
-    if codes.data_ptr() % INT8_BLOCK:  # a mapped file may put them anywhere
+    if codes.data_ptr() % INT8_BLOCK:  # codes in a memory-mapped file need not be aligned
         codes = codes.clone()
-    layer.kernel_cache = codes, layer.weight_scale.view(-1).bfloat16()  # else the codes are shared
+    layer.kernel_cache = codes, layer.weight_scale.view(-1).bfloat16()  # aligned codes are not copied
 
 
 def _dequantize_run(layer: StoredLinear, input: Tensor) -> Tensor:
-    """The reference: a float copy of this layer's weight, never of the whole model's."""
+    """The reference: computes with a temporary float copy of this layer's weight."""
     if layer.scheme.activations is not None:
         input = quantized_input(layer, input)
     return F.linear(input, layer.dequantized(input.dtype), layer.bias)
@@ -176,7 +176,7 @@ def _input_state(layer: torch.nn.Module) -> GridState:
     return GridState(layer.input_scale.view(1, 1, 1), None if zero_point is None else zero_point.view(1, 1, 1))
 
 
-def _finished(product: Tensor, layer: StoredLinear, input: Tensor) -> Tensor:
+def _with_bias(product: Tensor, layer: StoredLinear, input: Tensor) -> Tensor:
     if layer.bias is not None:
         product = product + layer.bias
     return product.view(*input.shape[:-1], layer.out_features)

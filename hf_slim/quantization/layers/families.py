@@ -1,4 +1,4 @@
-"""Families of layers that can be put on a grid: what their matrices are, and their training-time and packed forms."""
+"""Families of layers that can be quantized: their weight matrices, and their training-time and packed forms."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from hf_slim.core.modules import field_of, is_transposed_linear
+from hf_slim.core.host import field_of, is_transposed_linear
 from hf_slim.quantization.layers.packed import (
     PackedLinear,
     empty_packed_embedding,
@@ -28,25 +28,25 @@ Shapes = dict[str, tuple[int, int]]
 
 
 class LayerFamily:
-    """Modules that are quantized in the same way. The first family of `FAMILIES` that matches a module serves it."""
+    """Modules that are quantized in the same way. The first family of `FAMILIES` that matches a module is used."""
 
     transposed = False  # whether parameters are stored as (..., columns, rows)
-    dims: tuple[int, ...] = (-1,)  # of the input that share a scale per token
+    dims: tuple[int, ...] = (-1,)  # dimensions of the input that share a scale per token
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether the module belongs here: by what it is, and by computing in the ordinary way."""
+        """Whether the module belongs to this family: it has the right class, and the standard forward pass."""
         raise NotImplementedError
 
     def shapes(self, module: nn.Module) -> Shapes:
-        """`{parameter name: (rows, columns)}` of every matrix; columns are what a product sums over."""
+        """`{parameter name: (rows, columns)}` of every matrix; a matrix product sums over the columns."""
         return {"weight": tuple(module.weight.shape)}
 
     def floats(self, module: nn.Module, name: str) -> Tensor:
-        """The values of a weight, in whatever form the module keeps them."""
+        """The values of a weight, dequantized if the module stores it in another form."""
         return getattr(module, name)
 
     def fitting(self, scheme: Scheme) -> Scheme:
-        """The part of a scheme that these layers can follow."""
+        """The part of a scheme that these layers support."""
         return scheme
 
     def fake_quantized(self, module: nn.Module, scheme: Scheme, training: Training) -> nn.Module:
@@ -77,7 +77,7 @@ class LinearFamily(LayerFamily):
 
 
 class BitsAndBytesFamily(LayerFamily):
-    """The 4-bit layers of bitsandbytes that lie under QLoRA adapters: read as floats, never trained themselves."""
+    """bitsandbytes' 4-bit layers under QLoRA adapters: their weights are dequantized, and not trained."""
 
     def matches(self, module: nn.Module) -> bool:
         """Whether the module belongs to this family."""
@@ -121,7 +121,7 @@ class EmbeddingFamily(LayerFamily):
 
 
 class TransposedLinearFamily(LayerFamily):
-    """GPT-2's `Conv1D`, a linear layer that stores its weight as `(in, out)`; packed it is an ordinary linear one."""
+    """GPT-2's `Conv1D`, a linear layer that stores its weight as `(in, out)`; its packed form is a `PackedLinear`."""
 
     transposed = True
 
@@ -140,7 +140,10 @@ class TransposedLinearFamily(LayerFamily):
 
 
 class ConvolutionFamily(LayerFamily):
-    """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`; a sum runs over input channels and window. A "token" is one sample."""
+    """`nn.Conv1d`, `nn.Conv2d`, `nn.Conv3d`. Columns are input channels times kernel positions.
+
+    Activation scales with granularity "token" are per sample.
+    """
 
     bases = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -166,7 +169,7 @@ class ConvolutionFamily(LayerFamily):
 class ExpertsFamily(LayerFamily):
     """Mixture-of-experts weights in stacked matrices `(experts, out, in)`.
 
-    Their activations stay in floating point: the inner ones never leave the module.
+    Their activations remain in floating point, because the inner ones are not accessible from outside the module.
     """
 
     def matches(self, module: nn.Module) -> bool:
@@ -179,7 +182,7 @@ class ExpertsFamily(LayerFamily):
         return {name: (experts * rows, columns) for name, (experts, rows, columns) in found.items()}
 
     def fitting(self, scheme: Scheme) -> Scheme:
-        """The scheme without activations: those inside the module cannot be reached."""
+        """The scheme without activations: those inside the module are not accessible."""
         return dataclasses.replace(scheme, activations=None)
 
     def _stacked(self, module: nn.Module) -> list[str]:
@@ -201,7 +204,7 @@ def family_of(module: nn.Module) -> LayerFamily | None:
 
 @torch.no_grad()
 def packed_form(layer: nn.Module) -> nn.Module:
-    """The packed form of a fake-quantized layer, holding exactly the values that it computes with."""
+    """The packed form of a fake-quantized layer, with exactly the values that its forward pass uses."""
     plain = layer.plain()
     packed = family_of(plain).empty_packed(plain, layer.scheme)
     for name, matrix in layer.matrices().items():

@@ -1,7 +1,7 @@
-"""LoRA on a fake-quantized base: the forward sees the rounded sum of both, which is what merging will ship.
+"""LoRA on a fake-quantized base: the forward pass uses the rounded sum of both, as the merged model will.
 
-Works on any adapter layer that holds its `base_layer` and tells its change of the weight by `get_delta_weight`, as
-PEFT's LoRA layers do. Dropout of an adapter is not applied: a merged weight has none.
+Works for any adapter layer that has `base_layer` and `get_delta_weight`, such as PEFT's LoRA layers. Dropout of an
+adapter is not applied, because a merged weight has none.
 """
 
 import types
@@ -16,7 +16,7 @@ from hf_slim.quantization.layers.training import FakeQuantLinear
 
 
 def simulate_merged_(model: nn.Module) -> None:
-    """Lets every adapter around a fake-quantized layer act through that layer's weight, before it is rounded."""
+    """Makes every adapter of a fake-quantized layer add its change to that layer's weight before rounding."""
     for adapter in adapter_layers(model).values():
         base = adapter.get_submodule(BASE)
         if isinstance(base, FakeQuantLinear) and hasattr(adapter, "get_delta_weight"):
@@ -26,9 +26,9 @@ def simulate_merged_(model: nn.Module) -> None:
 
 @torch.no_grad()
 def merge_adapters_(model: nn.Module) -> None:
-    """Puts every adapter's base layer in the adapter's place, holding the sum of both as its float weight.
+    """Replaces every adapter by its base layer, whose float weight becomes the sum of both.
 
-    Exact also where the base is stored in four bits: nothing is rounded on the way.
+    Exact even if the base is stored in four bits: the sum is not rounded back to four bits.
     """
     for name, adapter in adapter_layers(model).items():
         base = adapter.get_submodule(BASE)

@@ -1,8 +1,8 @@
-"""Packed layers: integer codes with their scales, holding exactly the values that training saw.
+"""Packed layers: integer codes with scales, which stand for exactly the values that training used.
 
-Every weight keeps its name as an int8 tensor of `(rows, n_groups, n_bytes)`, with `<name>_scale` of `(rows, n_groups)`
-beside it: three dimensions under the usual name, so that loading without hf_slim fails loudly instead of reading codes
-as weights. `<name>_zero_point` and `<name>_codebook` join them where the grid needs them.
+Every weight keeps its name as an int8 tensor of `(rows, n_groups, n_bytes)`; its scales are `<name>_scale`, of shape
+`(rows, n_groups)`. The codes have three dimensions, so that loading without hf_slim raises an error instead of using
+codes as weights. `<name>_zero_point` and `<name>_codebook` are stored as well if the grid has them.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.contracts import PackedLayer
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import ungrouped
 from hf_slim.quantization.grids.grid import GridState, decoded
 from hf_slim.quantization.grids.packing import unpack_codes
@@ -24,7 +24,7 @@ from hf_slim.quantization.storage import add_storage_, stored_state, unpacked
 
 
 class PackedLinear(nn.Linear, PackedLayer):
-    """A linear layer of codes; computed by the fastest kernel that fits, or through a float copy of this layer."""
+    """A linear layer with a packed weight, computed by the first kernel that supports it, or from a float copy."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: nn.Parameter | None, scheme: Scheme,
@@ -39,7 +39,7 @@ class PackedLinear(nn.Linear, PackedLayer):
         return choose_kernel(self, input).run(self, input)
 
     def kernel(self, input: Tensor) -> str:
-        """How `forward` computes for this input: the name of a kernel, or 'dequantize'."""
+        """The name of the kernel that `forward` uses for this input; 'dequantize' is the float copy."""
         return choose_kernel(self, input).name
 
     def float_shape(self, name: str) -> tuple[int, ...]:
@@ -56,10 +56,10 @@ class PackedLinear(nn.Linear, PackedLayer):
 
 
 class PackedEmbedding(nn.Embedding, PackedLayer):
-    """An embedding of codes; rows are dequantized as they are looked up.
+    """An embedding with a packed weight; rows are dequantized when they are looked up.
 
     Args:
-        dtype: Of the rows that come out; the float dtype of the model.
+        dtype: Dtype of the returned rows; the float dtype of the model.
     """
 
     def __init__(
@@ -83,20 +83,20 @@ class PackedEmbedding(nn.Embedding, PackedLayer):
         return self.num_embeddings, self.embedding_dim
 
     def kernel(self, input: Tensor) -> str:
-        """Rows are dequantized as they are looked up."""
+        """'lookup': rows are dequantized when they are looked up."""
         return "lookup"
 
 
 def packed_like(
     module: nn.Module, scheme: Scheme, shapes: dict[str, tuple[int, int]], transposed: bool, dims: tuple[int, ...]
 ) -> nn.Module:
-    """Any other module with storage for codes in place of its weights; forward reads a float copy of this module.
+    """A copy of any other module with packed weights; its forward pass uses a float copy of each weight.
 
-    Args: see `modules.fake_quantized_like`.
+    Args: see `training.fake_quantized_like`.
     """
     layer = with_class(module, _packed_class(type(module), tuple(shapes)))
     layer.scheme, layer.transposed, layer.dims = scheme, transposed, dims
-    layer.is_filled = False  # until then its weights are codes for everyone: whoever loads them looks at their shapes
+    layer.is_filled = False  # until then attribute access returns the raw codes: the loader compares their shapes
     layer.dtype = next(iter(module.parameters(recurse=False))).dtype
     layer.float_shapes = {name: tuple(module.get_parameter(name).shape) for name in shapes}
     layer.columns = {name: columns for name, (_, columns) in shapes.items()}
@@ -112,7 +112,7 @@ def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
         return base.forward(self, *inputs, **kwargs)
 
     def float_copy(name: str) -> property:
-        # found before the parameter of that name, so that whatever reads the weight, or its dtype, reads floats
+        # a property hides the parameter of that name, so that code that reads the weight or its dtype gets floats
         def read(self) -> Tensor:
             if not self.is_filled:
                 return self._parameters[name]
@@ -136,7 +136,7 @@ def _packed_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Modu
 
 
 def fill_input_(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
-    """Takes over the static input scale of a trained layer, if its scheme has one."""
+    """Copies the static input scale of a trained layer, if its scheme has one."""
     if parameter_or_none(layer, "input_scale") is not None:
         state = quantizer.state()
         layer.input_scale = state.scale.view(1)
@@ -145,7 +145,7 @@ def fill_input_(layer: nn.Module, quantizer: InputQuantizer | None) -> None:
 
 
 def mark_filled_(model: nn.Module) -> None:
-    """Lets packed layers that imitate others show floats for their weights, now that they hold values."""
+    """Marks packed layers as filled: those made by `packed_like` then return floats when a weight is read."""
     for module in model.modules():
         if isinstance(module, PackedLayer):
             module.mark_filled_()

@@ -1,4 +1,4 @@
-"""Quantizers: modules that hold what a grid must remember about one tensor, and put the tensor on the grid."""
+"""Quantizers: modules that hold the scales, zero points and codebook of one tensor, and round it to its grid."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import parameter_or_none
+from hf_slim.core.host import parameter_or_none
 from hf_slim.core.running.distributed import range_over_ranks_
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
@@ -24,15 +24,15 @@ from hf_slim.quantization.grids.observers import OBSERVERS
 
 
 class _Quantizer(nn.LayerNorm):
-    """A LayerNorm by type alone: that is how Trainer knows parameters that weight decay must leave alone.
+    """A LayerNorm by type only, so that Trainer applies no weight decay to its parameters.
 
-    See `Trainer.get_decay_parameter_names`. Whatever is not in use is None, and absent from checkpoints.
+    See `Trainer.get_decay_parameter_names`. State that is not used is None, and is not in checkpoints.
     """
 
     def __init__(self, grid: Grid):
         super().__init__(1, elementwise_affine=False)
         self.grid = grid
-        self.enabled = True  # `start` switches rounding on later
+        self.enabled = True  # the setting `start` may enable rounding later
         for name in ("scale", "offset", "codebook"):
             self.register_parameter(name, None)
         self.register_buffer("zero_point", None)
@@ -42,12 +42,12 @@ class _Quantizer(nn.LayerNorm):
 
 
 class WeightQuantizer(_Quantizer):
-    """Puts a weight on its grid. By default it holds nothing: scales follow the weight in every forward.
+    """Rounds a weight to its grid. By default it stores nothing: scales are computed in every forward pass.
 
     Args:
         shape: `(rows, columns)` of the weight.
-        learn: None, "lsq" or "lsq+": scales (and offsets) as parameters.
-        stored: Keep the scales that `observe_` finds, as a buffer.
+        learn: None, "lsq" or "lsq+": scales (and offsets) are trained parameters.
+        stored: Whether the scales that `observe_` finds are kept in a buffer.
     """
 
     def __init__(
@@ -72,28 +72,29 @@ class WeightQuantizer(_Quantizer):
             self.codebook = nn.Parameter(torch.zeros(books, 2**grid.bits, dtype=torch.float32, device=device))
 
     def forward(self, weight: Tensor, kept_columns: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """`weight` on the grid, in `dtype`.
+        """`weight` rounded to the grid, in `dtype`.
 
         Args:
             weight: `(rows, columns)`.
-            kept_columns: The columns that pruning will leave: groups form among these, as they will in the smaller
-                layer, and the others come out as zeros. None: all.
+            kept_columns: Indices of the columns that pruning keeps. Only these form quantization groups, as in the
+                smaller layer; the other columns of the result are zero. None: all.
         """
         if not self.enabled:
             return weight if dtype is None else weight.to(dtype)
         arguments = (self.grid, self.scale, self.offset, self.zero_point, self.codebook, dtype)
-        if kept_columns is None or not self._sees_masked_columns():
+        if kept_columns is None or not self._depends_on_masked_columns():
             return fake_quantize_weight(weight, *arguments)
         if self.scale is not None and self.grid.group_size:
             raise SlimError(
-                "Columns are being pruned under stored group scales, which cannot follow them. Prune in a run of its "
-                "own first, or leave `learn`, `observer`, `freeze` and `initialize` at their defaults."
+                "Columns of a weight with stored group scales are being pruned, and such scales cannot be regrouped. "
+                "Prune in a separate run first, or leave `learn`, `observer`, `freeze` and `initialize` at their "
+                "defaults."
             )
         kept = fake_quantize_weight(weight.index_select(1, kept_columns), *arguments)
         return kept.new_zeros(weight.shape).index_copy(1, kept_columns, kept)
 
     def state(self, weight: Tensor) -> GridState:
-        """What the packed layer must store besides the codes of `weight`."""
+        """Scales, zero points and codebook that the packed layer stores in addition to the codes of `weight`."""
         if self.scale is None:
             found = observed_weight(weight, self.grid)
             book = None if self.codebook is None else self.codebook.detach().sort(dim=-1).values
@@ -103,7 +104,7 @@ class WeightQuantizer(_Quantizer):
 
     @torch.no_grad()
     def observe_(self, weight: Tensor, observer: str = "minmax") -> None:
-        """Finds scales, zero points and codebook for `weight`, as far as this quantizer stores them."""
+        """Initialises the scales, zero points and codebook that this quantizer stores, from `weight`."""
         if weight.is_meta or not weight.numel():
             return
         values = grouped(weight, self.grid)
@@ -115,7 +116,7 @@ class WeightQuantizer(_Quantizer):
 
     @torch.no_grad()
     def store_(self, state: GridState) -> None:
-        """Takes over scales and zero points that were found elsewhere."""
+        """Stores scales and zero points that were computed elsewhere."""
         self.scale.copy_(state.scale)
         if self.zero_point is not None and state.zero_point is not None:
             self.zero_point.copy_(state.zero_point)
@@ -123,28 +124,28 @@ class WeightQuantizer(_Quantizer):
             self.offset.copy_(-state.zero_point * state.scale)
 
     def keep_rows_(self, kept: Tensor) -> None:
-        """Drops what belongs to the rows that are cut out of the weight."""
+        """Keeps only the scales and zero points of the rows `kept`, after the other rows of the weight are removed."""
         if self.codebook is not None and len(self.codebook) > 1:
-            raise SlimError("Rows cannot be cut out of a weight with several codebooks. Drop `codebook_channels`.")
+            raise SlimError("Rows cannot be removed from a weight with several codebooks. Unset `codebook_channels`.")
         for name in ("scale", "offset", "zero_point"):
             value = parameter_or_none(self, name)
             if value is not None and len(value) > 1:
                 smaller = value.detach()[kept]
                 setattr(self, name, nn.Parameter(smaller) if isinstance(value, nn.Parameter) else smaller)
 
-    def _sees_masked_columns(self) -> bool:
+    def _depends_on_masked_columns(self) -> bool:
         kind = self.grid.kind_of
         clean = kind.holds_zero and kind.ignores_zeros and self.offset is None and self.grid.rounding == "nearest"
         return self.grid.group_size is not None or not clean
 
 
 class InputQuantizer(_Quantizer):
-    """Puts a layer's input on its grid: scales per token on the fly, or one scale from the first training batches.
+    """Rounds a layer's input to its grid: dynamic scales per token, or one scale from the first training batches.
 
     Args:
-        dims: Dimensions of the input that a token's scale covers.
+        dims: Dimensions of the input that share one scale per token.
         learn: None, "lsq", "lsq+" or "pact"; for static scales.
-        calibration_batches: Training batches that set the range of a static scale.
+        calibration_batches: Training batches from which the range of a static scale is calibrated.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class InputQuantizer(_Quantizer):
         if self.static:
             self.register_buffer(
                 "range", torch.zeros(2, dtype=torch.float32, device=device)
-            )  # least and greatest input so far
+            )  # smallest and largest input so far
             self.register_buffer("batches_seen", torch.zeros((), dtype=torch.int64, device=device))
             if learn:
                 self.scale = nn.Parameter(torch.ones(1, 1, 1, dtype=torch.float32, device=device))
@@ -166,7 +167,7 @@ class InputQuantizer(_Quantizer):
         self._calibrated = not self.static
 
     def forward(self, input: Tensor) -> Tensor:
-        """`input` on the grid; static scales are observed during the first batches of training."""
+        """`input` rounded to the grid; static scales are calibrated on the first batches of training."""
         if not self._calibrated:
             self._observe_(input)
         if not self.enabled or (self.static and not self._calibrated and not self.batches_seen):
@@ -179,14 +180,14 @@ class InputQuantizer(_Quantizer):
             zero_point = state.zero_point if self.offset is None else None
             return fake_quantize_static(input, self.grid, self.scale, self.offset, zero_point, rule)
         rounded = fake_quantize_static(input, self.grid, state.scale, None, state.zero_point, rule)
-        # DDP wants a gradient for every parameter, also while calibration lasts
+        # DDP needs a gradient for every parameter, also during calibration
         return rounded + sum(0 * p.sum() for p in self.parameters()) if self.learn and self.training else rounded
 
     def state(self) -> GridState:
         """The static scale and zero point, of shape `(1, 1, 1)`. Raises SlimError without calibration data."""
         if not self.batches_seen:
             raise SlimError(
-                "Static activation scales have seen no data. Train first, or run a few batches through the model in "
+                "Static activation scales are not calibrated. Train first, or run a few batches through the model in "
                 "training mode (`model.train()`), before converting."
             )
         from_range = observed_state(self.range.view(1, 1, 2), self.grid)
@@ -202,7 +203,7 @@ class InputQuantizer(_Quantizer):
         if self.training and self.batches_seen < self.calibration_batches and input.numel():
             self.range[0] = torch.minimum(self.range[0], input.min())
             self.range[1] = torch.maximum(self.range[1], input.max())
-            range_over_ranks_(self.range)  # every rank must round alike
+            range_over_ranks_(self.range)  # every rank must round in the same way
             self.batches_seen += 1
             if self.batches_seen == self.calibration_batches and self.learn:
                 found = observed_state(self.range.view(1, 1, 2), self.grid)
@@ -214,7 +215,7 @@ class InputQuantizer(_Quantizer):
 
 @contextmanager
 def rounding_disabled(chosen: Iterable[_Quantizer]) -> Iterator[None]:
-    """Quantizers that change nothing; afterwards each is enabled or not as it was, also after an exception."""
+    """Context in which the quantizers `chosen` do not round; their state is restored on exit, also after an error."""
     states = [(quantizer, quantizer.enabled) for quantizer in chosen]
     try:
         for quantizer, _ in states:

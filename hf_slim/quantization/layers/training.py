@@ -1,4 +1,4 @@
-"""Fake-quantized layers: the forward sees weights and activations of the packed form; masters stay as they were."""
+"""Fake-quantized layers: the forward pass uses the values of the packed form; parameters remain in floating point."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hf_slim.core.contracts import PreparedLayer, hand_on_kept_columns_, kept_columns
+from hf_slim.core.contracts import PreparedLayer, copy_kept_columns_, kept_columns
 from hf_slim.core.modules import autocast_dtype
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
@@ -18,7 +18,7 @@ from hf_slim.quantization.scheme import Scheme
 
 @dataclass(frozen=True)
 class Training:
-    """How quantizers find and train their state; see the fields of the same names in `QuantizationConfig`."""
+    """How quantizers initialise and train their state; see the same settings of `QuantizationConfig`."""
 
     learn: str | None = None
     learn_activations: str | None = None
@@ -29,7 +29,7 @@ class Training:
 def add_quantizers_(
     layer: nn.Module, scheme: Scheme, shapes: dict[str, tuple[int, int]], training: Training, dims: tuple[int, ...]
 ) -> None:
-    """Gives a layer one weight quantizer for each `{weight name: (rows, columns)}`, and one for its input."""
+    """Adds to a layer one weight quantizer for each `{weight name: (rows, columns)}`, and one for its input."""
     layer.scheme = scheme
     layer.columns = {name: columns for name, (_, columns) in shapes.items()}
     for name, shape in shapes.items():
@@ -45,17 +45,18 @@ def add_quantizers_(
 
 
 class FakeQuantLinear(nn.Linear, PreparedLayer):
-    """A linear layer on a grid; `weight` stays the master.
+    """A linear layer with fake-quantized weight and input; `weight` is the float master.
 
     Attributes:
-        weight_change: What an adapter will add to `weight` when it is merged, or None; see `adapters`.
-        read_weight: Gives the float weight where `weight` is stored in another way, as by bitsandbytes; or None.
+        weight_change: Returns the change that an adapter adds to `weight` when it is merged; None without an adapter.
+            See `merged_adapters`.
+        read_weight: Returns the float weight if `weight` is stored in another form, as by bitsandbytes; else None.
     """
 
     def __init__(self, linear: nn.Linear, scheme: Scheme, training: Training):
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        hand_on_kept_columns_(linear, self)
+        copy_kept_columns_(linear, self)
         self.weight_change: Callable[[], Tensor | None] | None = None
         self.read_weight: Callable[[], Tensor] | None = None
         add_quantizers_(self, scheme, {"weight": (self.out_features, self.in_features)}, training, (-1,))
@@ -64,12 +65,12 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
         """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        dtype = autocast_dtype(input.device)  # which autocast would turn the weight into, in one more pass over it
+        dtype = autocast_dtype(input.device)  # autocast would cast the weight to it in a separate pass over the weight
         weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), dtype)
         return F.linear(input, weight, self.bias)
 
     def merged_weight(self) -> Tensor:
-        """The weight that is rounded: the master, and what an adapter will add to it."""
+        """The weight that is rounded: the master plus the change of an adapter."""
         weight = self.weight if self.read_weight is None else self.read_weight()
         change = None if self.weight_change is None else self.weight_change()
         return weight if change is None else weight + change.to(weight.dtype)
@@ -85,7 +86,7 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
         return {"weight": self.merged_weight()}
 
     def keep_rows_(self, name: str, kept: Tensor) -> None:
-        """Drops the scales of the rows that were cut out."""
+        """Keeps only the scales of the rows `kept`."""
         self.weight_quantizer.keep_rows_(kept)
 
     def extra_repr(self) -> str:
@@ -94,17 +95,17 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
 
 
 class FakeQuantEmbedding(nn.Embedding, PreparedLayer):
-    """An embedding that looks up rows of its packed form; only those rows are computed, as scales lie within them."""
+    """An embedding with a fake-quantized weight; only the rows that are looked up are rounded."""
 
     def __init__(self, embedding: nn.Embedding, scheme: Scheme, training: Training):
         super().__init__(**embedding_arguments(embedding), device="meta")
         self.weight = embedding.weight
         add_quantizers_(self, Scheme(scheme.weights), {"weight": tuple(embedding.weight.shape)}, Training(), ())
-        self.scheme = scheme  # a tied head has the same one, and may quantize its input
-        hand_on_kept_columns_(embedding, self)
+        self.scheme = scheme  # a tied head has the same scheme, and may quantize its input
+        copy_kept_columns_(embedding, self)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
+        """The rows that `input` selects, rounded."""
         rows = super().forward(input)
         return self.weight_quantizer(rows.flatten(0, -2), kept_columns(self, "weight")).view(rows.shape)
 
@@ -123,7 +124,7 @@ def fake_quantized_like(
     module: nn.Module, scheme: Scheme, training: Training, shapes: dict[str, tuple[int, int]], transposed: bool,
     dims: tuple[int, ...],
 ) -> nn.Module:  # fmt: skip
-    """Any other module, sharing its parameters, whose forward reads fake-quantized weights.
+    """A copy of any other module that shares its parameters, and whose forward pass uses fake-quantized weights.
 
     Args:
         shapes: `{parameter name: (rows, columns)}`: the matrices that these parameters hold.
@@ -137,7 +138,7 @@ def fake_quantized_like(
 
 
 def as_matrix(weight: Tensor, columns: int, transposed: bool) -> Tensor:
-    """A parameter of any shape as `(rows, columns)`, what is summed over in columns."""
+    """A parameter of any shape as `(rows, columns)`; a matrix product sums over the columns."""
     return (weight.mT if transposed else weight).reshape(-1, columns)
 
 
@@ -148,9 +149,9 @@ def from_matrix(matrix: Tensor, shape: tuple[int, ...], transposed: bool) -> Ten
 
 @contextmanager
 def weights_replaced(module: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """Lets `module` read other tensors than its parameters, whatever its forward does with them."""
+    """Context in which `module` uses the tensors `weights` instead of its parameters of these names."""
     try:
-        module.__dict__.update(weights)  # found before `nn.Module.__getattr__` looks into the parameters
+        module.__dict__.update(weights)  # has priority over the parameters, which `nn.Module.__getattr__` looks up
         yield
     finally:
         for name in weights:
@@ -165,7 +166,7 @@ def with_class(module: nn.Module, new_class: type[nn.Module]) -> nn.Module:
 
 
 def embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
-    """What an equal embedding is made with."""
+    """The constructor arguments of an equal embedding."""
     names = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
     return {name: vars(embedding)[name] for name in names}
 

@@ -1,4 +1,4 @@
-"""`hf-slim settings`, and the reference: what every setting of a recipe means."""
+"""Explanations of all settings of a recipe, for `hf-slim settings` and for the reference pages."""
 
 from hf_slim.workflows.settings.reference import settings_reference
 from hf_slim.workflows.settings.terminal import describe_settings

@@ -6,7 +6,7 @@ from hf_slim.core.config import SlimConfig
 from hf_slim.recipe import SECTIONS, Recipe
 from hf_slim.workflows.settings.setting import Setting, paragraphs_of, settings_of
 
-CARDS = {  # settings whose names have a card each: their page, next to the reference
+CARDS = {  # settings whose values are registered names with a method card: the page of their cards
     "pruning.criterion": "criteria",
     "quantization.observer": "observers",
     "quantization.scheme.weights.kind": "grids",

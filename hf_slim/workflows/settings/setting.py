@@ -1,4 +1,4 @@
-"""Settings of a recipe, as the fields of its configs declare and document them."""
+"""Settings of a recipe, from the fields and docstrings of its configs."""
 
 import dataclasses
 import inspect
@@ -30,11 +30,11 @@ class Setting:
     Attributes:
         path: Its name with its section, such as "pruning.criterion".
         annotation: Its Python type, as text.
-        default: What it is if it is not set, such as "default 0.5", with the value as YAML; or "required".
-        doc: What it means.
-        choices: The names that it may have as values, if they are registered or listed.
-        keys: The names that its mapping may have as keys, if they are listed.
-        inner: The config class of its own settings, if it has some.
+        default: Its default, such as "default 0.5", with the value as YAML; or "required".
+        doc: Its explanation.
+        choices: Allowed values, if they are registered or listed names.
+        keys: Allowed keys of its mapping, if they are listed.
+        inner: Config class of the settings inside it, if there are any.
     """
 
     path: str
@@ -52,13 +52,13 @@ class Setting:
 
     @property
     def names(self) -> list[str]:
-        """The `choices` without None, which means that the setting is off."""
+        """The `choices` without None, which switches the setting off."""
         names = [name for name in self.choices if name is not None]
-        return sorted(names) if isinstance(self.choices, Registry) else names  # registered in any order
+        return sorted(names) if isinstance(self.choices, Registry) else names  # a registry has no fixed order
 
     @property
     def summary(self) -> str:
-        """The first sentence of what it means."""
+        """The first sentence of its explanation."""
         return re.split(r"(?<=\.)\s+(?=[A-Z`\d])", self.doc, maxsplit=1)[0]
 
 
@@ -74,7 +74,7 @@ def settings_of(config: type, section: str = "") -> list[Setting]:
             path=f"{section}.{field.name}".lstrip("."),
             annotation=_type_text(field.type),
             default=_default_text(field),
-            doc=docs.get(field.name, field.metadata.get("help", "")),  # transformers keeps its texts as `help`
+            doc=docs.get(field.name, field.metadata.get("help", "")),  # transformers has its texts in `help`
             choices=field.metadata.get("choices", ()),
             keys=field.metadata.get("keys", ()),
             inner=_config_in(hints[field.name]),
@@ -110,7 +110,7 @@ def find_setting(path: str) -> Setting:
 
 
 def doc_of(entry: object) -> str:
-    """The docstring of what is registered: of a criterion its score, of a grid its class, of a function its own."""
+    """The docstring of a registered entry: of a criterion's score function, of a grid's class, or of a function."""
     if isinstance(entry, Criterion):
         entry = entry.score
     elif isinstance(entry, GridKind):

@@ -1,4 +1,4 @@
-"""What settings mean, as text for a terminal."""
+"""Explanations of settings, as text for a terminal."""
 
 import textwrap
 from collections.abc import Iterable
@@ -13,13 +13,13 @@ from hf_slim.workflows.settings.setting import (
     settings_of,
 )
 
-WIDTH, COLUMN = 100, 35  # columns of a terminal, and where the texts begin in the overview
+WIDTH, COLUMN = 100, 35  # width of the text, and column where explanations begin in the overview
 BASICS = ("model", "output", "task")
 SECTION_DEFAULTS = ("default null", "its own defaults")
 
 
 def describe_settings(section: str | None = None) -> str:
-    """What settings mean, as text for a terminal.
+    """Explanations of settings, as text for a terminal.
 
     Args:
         section: A section ("pruning"), a section within one ("distillation.hidden"), or one setting
@@ -56,7 +56,7 @@ def _overview() -> str:
 
 
 def _block(setting: Setting, with_names: bool = False) -> list[str]:
-    """A setting in full; `with_names` explains each of its names in a line of its own."""
+    """The full explanation of a setting; `with_names` also explains each of its allowed names, one per line."""
     lines = [f"{setting.path}: {setting.annotation}, {setting.default}", *_wrapped(setting.doc)]
     if setting.names and not with_names:
         lines += _wrapped(f"Names: {', '.join(setting.names)}.")

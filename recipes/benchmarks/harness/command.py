@@ -11,7 +11,7 @@ from harness import tiny
 from harness.inputs import Inputs
 from harness.provenance import version_of
 from harness.results import FOLDER, Results, load
-from hf_slim.workflows.evaluate import quiet_libraries
+from hf_slim.workflows.verbosity import quiet_libraries
 
 
 def parser_of(doc: str) -> argparse.ArgumentParser:

@@ -23,7 +23,7 @@ def rows(labels, **features):
 
 def padded_tokenizer():
     tokenizer = tiny.tokenizer()
-    TASK.settle_(tiny.bert(), tokenizer)
+    TASK.configure_(tiny.bert(), tokenizer)
     return tokenizer
 
 
@@ -122,4 +122,4 @@ def test_a_tokenizer_that_can_pad_nothing_is_refused():
     tokenizer = tiny.tokenizer()
     tokenizer.eos_token = None
     with pytest.raises(SlimError, match="no padding token"):
-        TASK.settle_(tiny.bert(), tokenizer)
+        TASK.configure_(tiny.bert(), tokenizer)

@@ -59,7 +59,7 @@ def test_channels_that_the_model_gives_back_stay():
     model = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
     found, refusals = understand(model)
     assert sorted(group_set.count for group_set in found if group_set.kind == "channels") == [8, 8, 16]
-    assert any("would lose channels" in refusal.reason for refusal in refusals)
+    assert any("output of the model would lose channels" in refusal.reason for refusal in refusals)
 
 
 def test_channels_under_a_norm_of_fixed_groups_are_refused_alone():
