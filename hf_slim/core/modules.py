@@ -71,6 +71,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
+def is_recomputing() -> bool:
+    """Whether this forward pass repeats an earlier one within a backward pass, as gradient checkpointing does."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def set_module_(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts `module` at the dotted path `name`, in the training mode of the one it replaces."""
     parent_name, _, child = name.rpartition(".")

@@ -68,7 +68,8 @@ def _hessians(model: nn.Module, layers: dict[str, FakeQuantLinear], run_batches:
     def watch(name: str) -> Callable:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
-            found[name].addmm_(rows.t(), rows)
+            with torch.autocast(rows.device.type, enabled=False):  # half precision ruins the sums
+                found[name].addmm_(rows.t(), rows)
 
         return hook
 

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,6 +14,7 @@ from hf_slim.core.lifecycle import begin_run, finish_run, prepare
 from hf_slim.core.record import is_prepared, unwrapped
 from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
 from hf_slim.core.running.logs import add_to_logs
+from hf_slim.core.running.optimizers import require_trained
 from hf_slim.quantization.calibration import round_by_gptq_
 from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.layers.scale_holders import quantizers
@@ -43,15 +45,21 @@ class QuantizationCallback(TrainerCallback):
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
-        train_dataloader: DataLoader | None = None, **kwargs: Any,
+        train_dataloader: DataLoader | None = None, optimizer: Optimizer | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """Rounds the initial weights by GPTQ, if `initialize` is "gptq" and the run is not resumed."""
+        """Rounds the initial weights by GPTQ, if `initialize` is "gptq" and the run is not resumed.
+
+        Raises: SlimError: if the model is not prepared, or the optimizer does not train what was added to it.
+        """
         if not is_prepared(model, "quantization"):
             raise SlimError(
                 "The model is not prepared for quantization: either it was converted at the end of an earlier run, or "
                 "the callback was added after the Trainer was built. Load the model again and pass the callback in "
                 "`Trainer(callbacks=[...])`."
             )
+        inner = unwrapped(model)
+        added = {name: one for name, one in inner.named_parameters() if name.rpartition(".")[0].endswith("quantizer")}
+        require_trained(optimizer, inner, added)
         begin_run(model, "quantization", state)
         self._bits = average_bits(unwrapped(model))
         if self.config.initialize == "gptq" and state.global_step == 0:  # a checkpoint holds rounded weights already

@@ -13,6 +13,11 @@ SHARDING = "distillation/teachers/sharding.py"
 ON_POLICY = "distillation/on_policy.py"
 
 TORCH = (
+    Upstream(
+        "torch._C._current_graph_task_id", "2.13", (MODULES,),
+        "Is -1 outside of a backward pass. A forward pass within one is gradient checkpointing: it repeats an earlier "
+        "one, whose inputs were counted.",
+    ),
     # nn.Module
     Upstream(
         f"{MODULE}._parameters", "2.13",

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.registry import Registry
-from hf_slim.quantization.grids.grid import TINY, Grid, GridState, as_stored, in_grid_units, observed_state, snapped
+from hf_slim.quantization.grids.grid import (
+    TINY,
+    Grid,
+    GridState,
+    as_stored,
+    in_grid_units,
+    observed_state,
+    snapped,
+)
 
 CHUNK = 2**16  # weights that are processed at a time
 # (values in grid units, rounded values, mask of the values that are not clipped) -> derivative by the scale, per value
@@ -83,7 +91,7 @@ class _ScaleFromWeight(torch.autograd.Function):
         return gradient, None, None
 
 
-class _StoredScale(torch.autograd.Function):
+class StoredScale(torch.autograd.Function):
     """Scales are buffers or parameters; a clipped value gets no gradient."""
 
     @staticmethod
@@ -91,6 +99,7 @@ class _StoredScale(torch.autograd.Function):
         ctx, weight: Tensor, scale: Tensor, offset: Tensor | None, zero_point: Tensor | None, codebook: Tensor | None,
         grid: Grid, dtype: torch.dtype, rule: str, features: float,
     ) -> Tensor:  # fmt: skip
+        """The weight on the grid; see `fake_quantize_weight`."""
         state = _stored_state(scale, offset, zero_point, codebook, grid)
         ctx.save_for_backward(weight, scale, offset, zero_point, codebook)  # no extra memory: the layer holds them all
         ctx.grid, ctx.rule, ctx.features = grid, rule, features
@@ -103,6 +112,7 @@ class _StoredScale(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the weight, its scale, its offset and its codebook."""
         weight, scale, offset, zero_point, codebook = ctx.saved_tensors
         grid, wanted = ctx.grid, ctx.needs_input_grad
         state = _stored_state(scale, offset, zero_point, codebook, grid)
@@ -171,7 +181,7 @@ def fake_quantize_weight(  # noqa: PLR0913  the state of a quantizer as separate
     if scale is None:
         scale = observed_weight(weight, grid).scale
     features = weight.numel() / scale.numel()
-    return _StoredScale.apply(weight, scale, offset, zero_point, codebook, grid, dtype, "lsq", features)
+    return StoredScale.apply(weight, scale, offset, zero_point, codebook, grid, dtype, "lsq", features)
 
 
 def fake_quantize_static(
@@ -188,7 +198,7 @@ def fake_quantize_static(
     if not rows.numel():
         return activations
     arguments = (scale, offset, zero_point, None, grid, activations.dtype, rule, activations.shape[-1])
-    values = _StoredScale.apply(rows, *arguments)
+    values = StoredScale.apply(rows, *arguments)
     return values.view(activations.shape)
 
 

@@ -203,7 +203,12 @@ def observed_state(values: Tensor, grid: Grid, dims: tuple[int, ...] = (-1,)) ->
 
 def snapped(values: Tensor, grid: Grid, state: GridState) -> Tensor:
     """`values` (float32) rounded to the nearest values of the grid, float32."""
-    return restored(grid.kind_of.snap_(in_grid_units(values, state), grid, state.codebook), state)
+    return restored(snapped_in_units(values, grid, state), state)
+
+
+def snapped_in_units(values: Tensor, grid: Grid, state: GridState) -> Tensor:
+    """`snapped` in units of the grid: for integer grids without zero point, the signed codes as float32."""
+    return grid.kind_of.snap_(in_grid_units(values, state), grid, state.codebook)
 
 
 def encoded(values: Tensor, grid: Grid, state: GridState) -> Tensor:

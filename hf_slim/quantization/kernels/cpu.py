@@ -12,7 +12,14 @@ from torch import Tensor
 
 from hf_slim.core.host import parameter_or_none
 from hf_slim.quantization.grids.fake_quant import fake_quantize_static, fake_quantize_tokens, quantize_tokens
-from hf_slim.quantization.grids.grid import Grid, GridState, encoded
+from hf_slim.quantization.grids.grid import GridState, encoded, observed_state
+from hf_slim.quantization.grids.integer_product import (
+    codes_following,
+    codes_on_scale,
+    integer_linear,
+    is_integer_product,
+    is_plain,
+)
 from hf_slim.quantization.grids.packing import unpack_codes
 from hf_slim.quantization.storage import StoredLinear
 
@@ -58,8 +65,7 @@ def quantized_input(layer: torch.nn.Module, input: Tensor, dims: tuple[int, ...]
 
 
 def _int8_fits(layer: StoredLinear, input: Tensor) -> bool:
-    weights, activations = layer.scheme.weights, layer.scheme.activations
-    if activations is None or not _is_plain(weights) or not _is_plain(activations) or weights.group_size:
+    if not is_integer_product(layer.scheme.weights, layer.scheme.activations):
         return False
     # integer matrix products have no gradient
     return _is_fast_cpu(input) and not _needs_gradient(input) and bool(layer.weight.numel())
@@ -83,7 +89,7 @@ def _int8_run(layer: StoredLinear, input: Tensor) -> Tensor:
 
 def _int4_fits(layer: StoredLinear, input: Tensor) -> bool:
     grid = layer.scheme.weights
-    fitting = _is_plain(grid) and grid.bits == 4 and grid.group_size in INT4_GROUPS
+    fitting = is_plain(grid) and grid.bits == 4 and grid.group_size in INT4_GROUPS
     if not fitting or layer.scheme.activations or layer.out_features % 16 or layer.in_features % grid.group_size:
         return False
     return _is_decoding_in_bfloat16(layer, input)
@@ -108,7 +114,7 @@ def _arrange_for_int4_(layer: StoredLinear) -> None:
 
 def _int8_weights_fits(layer: StoredLinear, input: Tensor) -> bool:
     grid = layer.scheme.weights
-    if layer.scheme.activations or not _is_plain(grid) or grid.bits != 8 or grid.granularity != "channel":
+    if layer.scheme.activations or not is_plain(grid) or grid.bits != 8 or grid.granularity != "channel":
         return False
     if layer.in_features % INT8_BLOCK:
         return False
@@ -133,19 +139,31 @@ def _arrange_for_int8_weights_(layer: StoredLinear) -> None:
 
 def _dequantize_run(layer: StoredLinear, input: Tensor) -> Tensor:
     """The reference: computes with a temporary float copy of this layer's weight."""
+    if is_integer_product(layer.scheme.weights, layer.scheme.activations) and input.dtype == torch.float32:
+        return _integer_product_run(layer, input)
     if layer.scheme.activations is not None:
         input = quantized_input(layer, input)
     return F.linear(input, layer.dequantized(input.dtype), layer.bias)
+
+
+def _integer_product_run(layer: StoredLinear, input: Tensor) -> Tensor:
+    """What the int8 kernel computes, with codes in float32: the same bits, on every device, and with a gradient."""
+    rows, grid = input.reshape(-1, layer.in_features), layer.scheme.activations
+    if grid.granularity == "token":
+        scale = observed_state(rows.detach(), grid).scale
+        codes = codes_following(rows, grid, scale)
+    else:
+        scale = _input_state(layer).scale
+        codes, scale = codes_on_scale(rows, grid, scale, "lsq", layer.in_features), scale.view(1, 1)
+    weight_scale = layer.weight_scale.view(-1, 1)
+    product = integer_linear(codes, scale, _signed_codes(layer).float(), weight_scale, layer.bias)
+    return product.view(*input.shape[:-1], layer.out_features)
 
 
 KERNELS.append(Kernel("int8", _int8_fits, _int8_run))
 KERNELS.append(Kernel("int4", _int4_fits, _int4_run))
 KERNELS.append(Kernel("int8 weights", _int8_weights_fits, _int8_weights_run))
 KERNELS.append(Kernel("dequantize", lambda layer, input: True, _dequantize_run))
-
-
-def _is_plain(grid: Grid) -> bool:
-    return grid.kind == "int" and grid.symmetric and grid.signed and grid.scale is None
 
 
 def _is_fast_cpu(input: Tensor) -> bool:

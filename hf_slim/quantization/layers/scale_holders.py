@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError
 from hf_slim.core.host import parameter_or_none
+from hf_slim.core.modules import is_recomputing
 from hf_slim.core.running.distributed import range_over_ranks_
 from hf_slim.quantization.grids.codebook import fitted_codebook
 from hf_slim.quantization.grids.fake_quant import (
@@ -20,6 +21,7 @@ from hf_slim.quantization.grids.fake_quant import (
     slice_dims,
 )
 from hf_slim.quantization.grids.grid import Grid, GridState, observed_state
+from hf_slim.quantization.grids.integer_product import codes_following, codes_on_scale
 from hf_slim.quantization.grids.observers import OBSERVERS
 
 
@@ -92,6 +94,19 @@ class WeightQuantizer(_Quantizer):
             )
         kept = fake_quantize_weight(weight.index_select(1, kept_columns), *arguments)
         return kept.new_zeros(weight.shape).index_copy(1, kept_columns, kept)
+
+    def codes(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of `weight` as float32, and their scales, for grids of `is_integer_product`.
+
+        Returns: `(rows, columns)`, and `(rows, 1)` or `(1, 1)`.
+        """
+        if self.scale is not None:
+            scale = learned_state(self.scale, None, None, self.grid).scale
+            codes = codes_on_scale(weight, self.grid, self.scale, "lsq", weight.numel() / self.scale.numel())
+        else:
+            scale = observed_weight(weight, self.grid).scale
+            codes = codes_following(weight, self.grid, scale.view(-1, 1))
+        return codes, scale.view(-1, 1)
 
     def state(self, weight: Tensor) -> GridState:
         """Scales, zero points and codebook that the packed layer stores in addition to the codes of `weight`."""
@@ -180,8 +195,35 @@ class InputQuantizer(_Quantizer):
             zero_point = state.zero_point if self.offset is None else None
             return fake_quantize_static(input, self.grid, self.scale, self.offset, zero_point, rule)
         rounded = fake_quantize_static(input, self.grid, state.scale, None, state.zero_point, rule)
-        # DDP needs a gradient for every parameter, also during calibration
-        return rounded + sum(0 * p.sum() for p in self.parameters()) if self.learn and self.training else rounded
+        return self._with_gradients_for_all(rounded)
+
+    @property
+    def gives_codes(self) -> bool:
+        """Whether `codes` can take the place of `forward`: rounding is on, and static scales have data or get it."""
+        return self.enabled and (self._calibrated or self.training or bool(self.batches_seen))
+
+    def codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of a layer's input as float32, and their scales, for grids of `is_integer_product`.
+
+        Args:
+            rows: `(tokens, features)`.
+        Returns: `(tokens, features)`, and `(tokens, 1)` or `(1, 1)`.
+        """
+        if not self._calibrated:
+            self._observe_(rows)
+        if not self.static:
+            scale = observed_state(rows.detach(), self.grid).scale
+            return codes_following(rows, self.grid, scale), scale
+        scale, rule = self.state().scale, "pact" if self.learn == "pact" else "lsq"
+        own = self.scale if self.learn and self._calibrated else scale
+        codes = codes_on_scale(rows, self.grid, own, rule, rows.shape[-1])
+        return self._with_gradients_for_all(codes), scale.view(1, 1)
+
+    def _with_gradients_for_all(self, rounded: Tensor) -> Tensor:
+        """The same values; DDP needs a gradient for every parameter, also during calibration."""
+        if not (self.learn and self.training) or self._calibrated:
+            return rounded
+        return rounded + sum(0 * parameter.sum() for parameter in self.parameters())
 
     def state(self) -> GridState:
         """The static scale and zero point, of shape `(1, 1, 1)`. Raises SlimError without calibration data."""
@@ -200,6 +242,8 @@ class InputQuantizer(_Quantizer):
 
     @torch.no_grad()
     def _observe_(self, input: Tensor) -> None:
+        if is_recomputing():
+            return  # the batch has been seen
         if self.training and self.batches_seen < self.calibration_batches and input.numel():
             self.range[0] = torch.minimum(self.range[0], input.min())
             self.range[1] = torch.maximum(self.range[1], input.max())

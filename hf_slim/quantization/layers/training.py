@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_slim.core.contracts import PreparedLayer, copy_kept_columns_, kept_columns
+from hf_slim.core.host import is_transposed_linear
 from hf_slim.core.modules import autocast_dtype
+from hf_slim.quantization.grids.integer_product import integer_linear, is_integer_product
 from hf_slim.quantization.layers.scale_holders import InputQuantizer, WeightQuantizer
 from hf_slim.quantization.scheme import Scheme
 
@@ -44,6 +47,27 @@ def add_quantizers_(
         )
 
 
+def _multiplies_codes(layer: nn.Module, input: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether the packed form of a linear layer would multiply integers in float32: then this one does the same.
+
+    Args:
+        dtype: Of autocast; None: it is off.
+    """
+    weights, activations = layer.scheme.weights, layer.scheme.activations
+    if dtype is not None or not is_integer_product(weights, activations):
+        return False
+    if weights.rounding == "floor" and kept_columns(layer, "weight") is not None:
+        return False  # masked columns would not stay zero
+    is_float32 = input.dtype == layer.weight.dtype == torch.float32 and input.numel() and layer.weight.numel()
+    return bool(is_float32) and layer.weight_quantizer.enabled and layer.input_quantizer.gives_codes
+
+
+def _product_of_codes(layer: nn.Module, matrix: Tensor, input: Tensor) -> Tensor:
+    codes, scale = layer.input_quantizer.codes(input.reshape(-1, input.shape[-1]))
+    weight, weight_scale = layer.weight_quantizer.codes(matrix)
+    return integer_linear(codes, scale, weight, weight_scale, layer.bias).view(*input.shape[:-1], len(matrix))
+
+
 class FakeQuantLinear(nn.Linear, PreparedLayer):
     """A linear layer with fake-quantized weight and input; `weight` is the float master.
 
@@ -63,9 +87,11 @@ class FakeQuantLinear(nn.Linear, PreparedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """The output of the layer with rounded weights and, if the scheme has them, rounded inputs."""
+        dtype = autocast_dtype(input.device)  # autocast would cast the weight to it in a separate pass over the weight
+        if _multiplies_codes(self, input, dtype):
+            return _product_of_codes(self, self.merged_weight(), input)
         if self.input_quantizer is not None:
             input = self.input_quantizer(input)
-        dtype = autocast_dtype(input.device)  # autocast would cast the weight to it in a separate pass over the weight
         weight = self.weight_quantizer(self.merged_weight(), kept_columns(self, "weight"), dtype)
         return F.linear(input, weight, self.bias)
 
@@ -174,9 +200,11 @@ def embedding_arguments(embedding: nn.Embedding) -> dict[str, Any]:
 @cache
 def _fake_quant_class(base: type[nn.Module]) -> type[nn.Module]:
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+        dtype = autocast_dtype(inputs[0].device)
+        if is_transposed_linear(self) and _multiplies_codes(self, inputs[0], dtype):
+            return _product_of_codes(self, self.matrices()["weight"], inputs[0])
         if self.input_quantizer is not None:
             inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
-        dtype = autocast_dtype(inputs[0].device)
         on_grid = {}
         for name, matrix in self.matrices().items():
             values = self.get_submodule(f"{name}_quantizer")(matrix, kept_columns(self, name), dtype)
