@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -16,10 +17,12 @@ from hf_slim.core.lifecycle import begin_run, finish_run
 from hf_slim.core.record import forget_state_, is_prepared, state_of
 from hf_slim.core.running.calibration import precision_of_run
 from hf_slim.core.running.logs import add_to_logs
+from hf_slim.core.running.optimizers import require_trained
 from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
 from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.distiller import Distiller
 from hf_slim.distillation.followed_layers import map_layers_, remove_projections_
+from hf_slim.distillation.losses.hidden_states import PROJECTIONS
 from hf_slim.distillation.on_policy import generation_seed, is_on_policy
 from hf_slim.distillation.state import DistillationState
 from hf_slim.distillation.teachers.live import LiveTeacher, self_teacher
@@ -129,7 +132,7 @@ class DistillationCallback(TrainerCallback, PreparedHook):
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module,
-        train_dataloader: DataLoader | None = None, **kwargs: Any,
+        train_dataloader: DataLoader | None = None, optimizer: Optimizer | None = None, **kwargs: Any,
     ) -> None:  # fmt: skip
         """Shard the teachers as the Trainer has sharded the student, and check the data of a stored teacher.
 
@@ -137,6 +140,9 @@ class DistillationCallback(TrainerCallback, PreparedHook):
         """
         if self.distiller is None:
             raise SlimError(NOT_REACHED)
+        inner = self.distiller.model
+        projections = {name: one for name, one in inner.named_parameters() if PROJECTIONS in name.split(".")}
+        require_trained(optimizer, inner, projections)
         self.run.run = state  # `train` makes a new one
         begin_run(self.distiller.model, "distillation", state)
         if args.label_smoothing_factor and not self.run.is_attached:

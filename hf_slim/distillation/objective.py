@@ -11,7 +11,7 @@ from hf_slim.distillation.config import DistillationConfig
 from hf_slim.distillation.losses.divergences import DIVERGENCES
 from hf_slim.distillation.losses.fused import LogitLoss, Term, logit_sums
 from hf_slim.distillation.losses.predictions import Predictions
-from hf_slim.distillation.targets import Targets
+from hf_slim.distillation.targets import IGNORED, Targets
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def objective_of(
         total, parts[name] = total + alpha * weight * value / divisor, value.detach() / divisor
     weights = weights | {name: weight for name, (weight, _) in student.sums.items()}
     parts["distillation"] = sum(weight * parts[name] for name, weight in weights.items())
-    if student.task is not None:
+    if student.task is not None and _has_labels(student, targets):
         task = student.task * _task_share(student, targets)
         total, parts["task"] = total + (1 - alpha) * task, task.detach()
     return Objective(total, parts)
@@ -99,6 +99,11 @@ def _check_classes(student: Student, teacher: Predictions | None, config: Distil
             f"The teacher has {theirs} classes and the student has {student.n_classes}. Both must have the same "
             "vocabulary or label set; for another vocabulary use `losses: universal`."
         )
+
+
+def _has_labels(student: Student, targets: Targets) -> bool:
+    """Whether the micro-batch has a label; the mean over none, which a model then returns as its loss, is NaN."""
+    return student.task_mean is not None or bool((targets.position_labels != IGNORED).any())
 
 
 @torch.no_grad()
@@ -115,6 +120,6 @@ def _task_share(student: Student, targets: Targets) -> Tensor | float:
         rows = targets.rows()
         logits = student.states.flatten(0, -2)[rows.places].float()
         mean, counted = torch.nn.functional.cross_entropy(logits, rows.labels), len(rows.places)
-    share = counted / torch.as_tensor(targets.items_in_batch, device=student.task.device)
+    share = counted / torch.as_tensor(targets.divisor, device=student.task.device)
     is_sum = (student.task - mean * share).abs() < (student.task - mean).abs()
     return torch.where(is_sum, torch.ones_like(share), share)

@@ -41,12 +41,12 @@ class Targets:
 
     @property
     def divisor(self) -> Tensor | int:
-        """The number by which sums over predictions are divided."""
-        return (
-            (self.position_labels != IGNORED).sum().clamp_min(1)
-            if self.items_in_batch is None
-            else self.items_in_batch
-        )
+        """The number by which sums over predictions are divided: at least 1, also for a batch without any label."""
+        if self.items_in_batch is None:
+            return (self.position_labels != IGNORED).sum().clamp_min(1)
+        if isinstance(self.items_in_batch, Tensor):
+            return self.items_in_batch.clamp_min(1)
+        return max(1, self.items_in_batch)
 
     def rows(self) -> Rows:
         """Rows of `logits.flatten(0, -2)` that have a label."""

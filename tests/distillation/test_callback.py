@@ -161,3 +161,13 @@ def test_a_teacher_with_nan_logits_is_an_error(tmp_path):
     teacher.lm_head.weight.data[0, 0] = float("nan")
     with pytest.raises(SlimError, match="contain NaN"):
         tiny.trainer(tiny.llama(), tmp_path, [DistillationCallback(teacher=teacher)]).train()
+
+
+def test_a_step_without_any_label_leaves_weights_finite(tmp_path):
+    data = tiny.text_data(8)
+    unlabelled = data.remove_columns("labels").add_column("labels", [[-100] * 12] * len(data))
+    model, callback = tiny.llama(), DistillationCallback({"teacher": "self", "hidden": {}})
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    tiny.trainer(model, tmp_path, [callback], unlabelled, max_steps=2, weight_decay=0.0).train()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name

@@ -46,6 +46,23 @@ def test_micro_batches_add_up_to_the_whole_batch(shape, computes_task):
     torch.testing.assert_close(mixed, whole.total)
 
 
+@pytest.mark.parametrize("items", [None, 0, torch.tensor(0), 5])
+@pytest.mark.parametrize("has_own_task", [True, False])
+def test_a_batch_without_any_label_adds_nothing(has_own_task, items):
+    logits, labels = torch.randn(2, 4, 3, requires_grad=True), torch.full((2, 4), -100)
+    own = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()) if has_own_task else None
+    weights = Targets(labels, shifted=False).weights_over(torch.ones_like(labels))
+    sums = {"hidden": (0.5, (logits.square().sum(-1) * weights).sum())}
+    student = Student(logits, None, 3, own, sums=sums)
+    targets = Targets(labels, shifted=False, items_in_batch=items)
+    found = objective_of(
+        student, predictions(torch.randn(2, 4, 3)), targets, DistillationConfig(), 0.5, not has_own_task
+    )
+    found.total.backward()
+    assert found.total == 0
+    assert not logits.grad.any()  # which NaN would be
+
+
 def test_the_weights_of_an_examples_tokens_sum_to_its_predictions():
     labels, mask = torch.tensor([[4, 4, -100, -100], [4, 4, 4, 4]]), torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])
     weights = Targets(labels, shifted=True).weights_over(mask)

@@ -126,7 +126,8 @@ class _LogitSums(torch.autograd.Function):
             places = work.rows.places[chunk]
             logits = output.forward(states[places])
             teacher = work.teacher.at(places) if work.loss.terms else None
-            by_logits = _chunk_gradient(logits, teacher, work, chunk, sums)
+            with torch.autocast(logits.device.type, enabled=False):
+                by_logits = _chunk_gradient(logits, teacher, work, chunk, sums)
             gradient[places] = output.backward(by_logits).to(gradient.dtype)
         ctx.gradients = (gradient, *output.gradients(work.parameters))
         temperature_squared = work.loss.temperature**2
@@ -146,7 +147,10 @@ class _LogitSums(torch.autograd.Function):
 
 
 def _chunk_gradient(logits: Tensor, teacher: Predictions | None, work: _Work, chunk: Tensor, sums: Tensor) -> Tensor:
-    """Compute the derivative of the chunk's weighted loss by its logits; add the losses to `sums` in place."""
+    """Compute the derivative of the chunk's weighted loss by its logits; add the losses to `sums` in place.
+
+    Autocast is off meanwhile: it would compute products of probabilities in half precision.
+    """
     gradient = torch.empty_like(logits, dtype=_wide(logits.dtype))
     size = len(chunk) if logits.is_cuda else max(1, BLOCK_BYTES // (4 * work.n_classes))
     for start in range(0, len(chunk), size):

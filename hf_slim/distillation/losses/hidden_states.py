@@ -160,4 +160,4 @@ def hidden_sum(
 
 def _pooled(states: Tensor, token_weights: Tensor) -> Tensor:
     share = token_weights / token_weights.sum(1, keepdim=True).clamp_min(torch.finfo(token_weights.dtype).tiny)
-    return torch.einsum("blw,bl->bw", states, share.to(states.dtype))
+    return (states * share.to(states.dtype).unsqueeze(-1)).sum(1)  # no product of matrices, which autocast would round

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hf_slim.core.adapters import adapters_disabled
 from hf_slim.core.errors import SlimError
-from hf_slim.core.host import config_value, field_of, method_or_none
+from hf_slim.core.host import config_of, config_value, field_of, method_or_none, text_config_of
 from hf_slim.core.modules import evaluating, plain_copy
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.capture.attention_states import AttentionState, attention_states
@@ -108,6 +108,7 @@ class LiveTeacher:
             self._move_to(device)
             with ExitStack() as stack:
                 stack.enter_context(self._as_teacher())
+                stack.enter_context(_without_cache(unwrapped(self.model)))
                 stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not None))
                 capture = stack.enter_context(capture_head(self.model)) if self.split else None
                 layers = request.attention
@@ -155,6 +156,19 @@ class LiveTeacher:
                 yield
         finally:
             self.is_busy = False
+
+
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Lets a model keep no keys and values: with them it takes a batch of concatenated texts for one text."""
+    configs = [config for config in (config_of(model), text_config_of(model)) if field_of(config, "use_cache")]
+    for config in configs:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs:
+            config.use_cache = True
 
 
 def hidden_states(outputs: Any) -> tuple[Tensor, ...]:

@@ -132,6 +132,26 @@ def test_a_second_backward_pass_is_an_error_not_a_wrong_gradient():
         total.backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", list(DIVERGENCES))
+def test_autocast_does_not_round_the_divergence(name, dtype):
+    logits, teacher = (
+        draw(POSITIONS, CLASSES, dtype=torch.float32),
+        draw(POSITIONS, CLASSES, seed=1, dtype=torch.float32),
+    )
+    loss = LogitLoss(0.0, [Term(DIVERGENCES[name], 0.3, 1.0)], 1.0, None)
+    rows, found = Rows(torch.arange(POSITIONS), torch.zeros(POSITIONS, dtype=torch.long)), []
+    for enabled in (False, True):
+        states = logits.clone().requires_grad_()
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            predictions = LogitPredictions(teacher, None, CLASSES)
+            sums = logit_sums(states, None, rows, predictions, loss, CLASSES)
+        sums.total.backward()
+        found.append((sums.total.detach(), states.grad))
+    for exact, under_autocast in zip(*found, strict=True):
+        assert torch.equal(exact, under_autocast)
+
+
 @pytest.mark.parametrize("how", ["forward hook", "forward pre-hook", "replaced forward"])
 def test_a_linear_layer_that_computes_something_else_keeps_its_own_gradient(how):
     output = head()

@@ -19,6 +19,20 @@ def test_the_predictions_are_the_logits_of_the_model():
         torch.testing.assert_close(logits(model, labels=tiny.tokens()), expected)
 
 
+def test_a_teacher_reads_concatenated_texts_apart_and_keeps_its_setting():
+    """Without an attention mask, positions that begin again say where a text begins; not where a cache is kept."""
+    texts = [tiny.tokens(1, 7), tiny.tokens(1, 5, seed=1)]
+    joined = torch.cat(texts, dim=1)
+    positions = torch.cat([torch.arange(7), torch.arange(5)])[None]
+    model = freeze_(tiny.llama())
+    assert model.config.use_cache
+    found = LiveTeacher(model).forward({"input_ids": joined, "position_ids": positions}, TeacherRequest()).predictions
+    together = found.at(torch.arange(12)).states
+    apart = torch.cat([tiny.logits(model, ids).flatten(0, 1) for ids in texts])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+    assert model.config.use_cache
+
+
 @pytest.mark.parametrize(
     "on_disk", [["layers.1"], ["lm_head"], ["embed_tokens", "layers", "norm", "lm_head"]], ids=str
 )
