@@ -21,7 +21,7 @@ from hf_slim.core.running.logs import add_to_logs
 from hf_slim.progress import progress
 from hf_slim.pruning.budget.selection import choose_removed
 from hf_slim.pruning.config import PruningConfig
-from hf_slim.pruning.importance.scores import averaged, observed, score_all
+from hf_slim.pruning.importance.scores import averaged, not_finite, observed, score_all
 from hf_slim.pruning.importance.statistics import summed_over_ranks_
 from hf_slim.pruning.one_shot import prune_at_once_
 from hf_slim.pruning.removal.mask import zero_groups_
@@ -112,6 +112,13 @@ class PruningCallback(TrainerCallback, ExportableState):
         scores = score_all(unwrapped(model), self.run.plan.group_sets, self.config.criterion_by_kind, self._seen)
         for seen in self._seen.values():
             seen.clear()
+        if (name := not_finite(scores)) is not None:
+            logger.warning(
+                "Step %d: the scores of '%s' are not finite, so pruning uses none of this step's scores. "
+                "This is usual where fp16 overflows and the step is skipped; otherwise check the loss.",
+                state.global_step + 1, name,
+            )  # fmt: skip
+            return
         masked = self.run.removed if self.config.regrow else {}  # masked groups keep their last score
         self.run.scores |= averaged(self.run.scores, scores, masked)
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimError
+from hf_slim.core.errors import SlimDataError, SlimError
 from hf_slim.core.lifecycle import convert
 from hf_slim.core.record import record_of, state_of, unwrapped
 from hf_slim.core.running.calibration import RunBatches, calibrating
@@ -15,7 +15,7 @@ from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.groups import GroupSet
 from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.pruning.importance.repair import repair_readers_
-from hf_slim.pruning.importance.scores import observed, score_all, sets_by_criterion
+from hf_slim.pruning.importance.scores import not_finite, observed, score_all, sets_by_criterion
 from hf_slim.pruning.importance.statistics import summed_over_ranks_
 from hf_slim.pruning.state import PruningState
 from hf_slim.pruning.transform import claim_for_pruning, mask_groups_
@@ -80,4 +80,10 @@ def summed_scores(
     for found in seen.values():
         summed_over_ranks_(found)
     sum_over_ranks_(total.values())  # every rank must make the same choice
-    return total | score_all(inner, others, config.criterion_by_kind, seen)
+    scores = total | score_all(inner, others, config.criterion_by_kind, seen)
+    if (name := not_finite(scores)) is not None:
+        raise SlimDataError(
+            f"The scores of '{name}' are not finite on the calibration batches, so nothing can be ranked. Check the "
+            "model and the data, or calibrate in bfloat16 or float32 instead of float16."
+        )
+    return scores

@@ -65,6 +65,35 @@ def test_groups_that_become_important_again_come_back_and_are_trained(tmp_path, 
     assert torch.equal(trainer.model.model.layers[0].mlp.down_proj.weight, columns[10][:, :32])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("criterion", ["taylor", "taylor_sum", "fisher", "fisher_mask", "movement"])
+def test_a_step_with_an_overflow_does_not_change_the_scores(criterion, value, tmp_path, caplog):
+    """A gradient scaler skips such a step, but callbacks still see its gradients."""
+    scores = {}
+
+    class Overflow(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            if state.global_step == 1:
+                mlp = model.model.layers[0].mlp
+                mlp.up_proj.weight.grad[5, 2] = mlp.down_proj.weight.grad[2, 5] = value
+
+    class Skip(TrainerCallback):
+        """Comes after pruning, and keeps the optimizer from the weights as the scaler does."""
+
+        def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+            if state.global_step == 1:
+                model.zero_grad()
+
+    callback = PruningCallback(PruningConfig({"ffn": 0.5}, criterion=criterion, start=0.3))
+    trainer = tiny.trainer(tiny.llama(), tmp_path, [Overflow(), callback, Skip()])
+    trainer.add_callback(tiny.EveryStep(lambda model: scores.update(callback.run.scores)))
+    trainer.train()
+    assert "uses none of this step's scores" in caplog.text
+    assert scores
+    assert all(torch.isfinite(score).all() for score in scores.values())
+    assert [layer.mlp.up_proj.out_features for layer in trainer.model.model.layers] == [32, 32, 32]
+
+
 def test_staged_pruning_leaves_steps_to_recover_between_equal_jumps(tmp_path):
     watch = Watch()
     config = PruningConfig({"ffn": 0.75}, schedule="staged", rounds=3, start=0.1, stop=0.9)

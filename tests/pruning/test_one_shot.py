@@ -46,6 +46,29 @@ def test_repair_is_the_least_squares_solution(bias):
     assert not layer.weight[:, gone].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_inputs_are_exact_under_autocast(dtype):
+    torch.manual_seed(0)
+    layer, rows = nn.Linear(12, 5), (torch.randn(300, 12) + 3).to(dtype)
+    with (
+        watched(nn.ModuleDict({"layer": layer}), ["layer"], ("total", "products")) as moments,
+        torch.autocast("cpu", dtype),
+    ):
+        layer(rows)
+    exact = rows.double()
+    torch.testing.assert_close(moments["layer"].products.double(), exact.t() @ exact, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(moments["layer"].total.double(), exact.sum(0), rtol=1e-5, atol=1e-3)
+
+
+def test_scores_that_are_not_finite_prune_nothing():
+    model = tiny.llama()
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 0] = float("inf")
+    with pytest.raises(SlimError, match="are not finite on the calibration batches"):
+        prune(model, PruningConfig({"ffn": 0.25}, criterion="wanda", calibration_batches=2), batches())
+    assert model.model.layers[0].mlp.up_proj.out_features == 64
+
+
 def test_repair_brings_the_output_nearer():
     whole = tiny.logits(tiny.llama())
     errors = {}

@@ -55,6 +55,12 @@ def score_all(
     return scores
 
 
+def not_finite(scores: Mapping[str, Tensor]) -> str | None:
+    """The first group set with a score that is NaN or infinite, as after an overflow in half precision; None: none."""
+    are_finite = [bool(torch.isfinite(score).all()) for score in scores.values()]
+    return next((name for name, is_finite in zip(scores, are_finite, strict=True) if not is_finite), None)
+
+
 def averaged(past: dict[str, Tensor], now: dict[str, Tensor], masked: Mapping[str, list[int]]) -> dict[str, Tensor]:
     """The running mean of scores: name -> `(count,)`, `SCORE_MEMORY` of the past and the rest of `now`.
 

@@ -101,7 +101,8 @@ def watched(
         def add(layer: nn.Module, given: tuple) -> None:
             if when(layer):
                 rows = given[0].detach().movedim(given[0].dim() + matrix_of(layer).channels, -1).flatten(0, -2)
-                _add_(moments.setdefault(path, Moments()), rows, sums)
+                with torch.autocast(rows.device.type, enabled=False):  # the run's half precision ruins the products
+                    _add_(moments.setdefault(path, Moments()), rows, sums)
 
         return add
 
