@@ -22,6 +22,7 @@ from hf_slim.progress import progress
 BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text", ".arrow": "arrow"}
 NOT_PROSE = {"test", "tests", "idlelib", "turtledemo", "lib2to3", "site-packages", "dist-packages", "__pycache__"}
 logger = logging.getLogger(__name__)
+HELD_OUT_NAME = re.compile(r"(^|[^a-z])(test|validation|valid|val|dev|eval|held_?out)([^a-z]|$)", re.IGNORECASE)
 HELD_OUT_PARTS = 10  # one document in ten is held out if a source has no held-out split
 
 
@@ -47,8 +48,8 @@ class DataConfig(SlimConfig):
     """Name of the split that is trained on."""
 
     evaluation_split: str = "validation"
-    """Name of the held-out split. If the source has no such split, one document in ten is held out, chosen by a
-    hash."""
+    """Name of the held-out split. If the source has no such split, its split `test` is used; if it has none either,
+    one document in ten is held out, chosen by a hash."""
 
     block_size: int = 512
     """Tokens in one training example, a whole number of at least 8. For a classifier it is the maximum; longer texts
@@ -118,9 +119,46 @@ def _read(config: DataConfig, name_column: str) -> tuple[Dataset, Dataset]:
     loaded = _load(config)
     if config.train_split not in loaded:
         raise SlimDataError(f"'{config.source}' has no split '{config.train_split}'. It has {', '.join(loaded)}.")
-    train, held_out = loaded[config.train_split], loaded.get(config.evaluation_split)
+    train, name = loaded[config.train_split], _held_out_split(loaded, config)
     _check_columns(train, [name_column], config)
-    return (train, held_out) if held_out is not None else _split(train, train[name_column])
+    if name is not None:
+        logger.info("Held out: the split '%s', %d rows.", name, len(loaded[name]))
+        return train, loaded[name]
+    logger.info("'%s' has no held-out split: one row in ten is held out, chosen by a hash.", config.source)
+    return _split(train, train[name_column])
+
+
+def _held_out_split(splits: DatasetDict, config: DataConfig) -> str | None:
+    """Name of the held-out split; None if the source has none.
+
+    Raises: SlimDataError: if a split was named that does not exist, and there are others than the training split.
+    """
+    if config.evaluation_split in splits:
+        return config.evaluation_split
+    others = [name for name in splits if name != config.train_split]
+    if config.evaluation_split != DataConfig.evaluation_split and others:
+        raise SlimDataError(
+            f"'{config.source}' has no split '{config.evaluation_split}'. It has {', '.join(splits)}: set "
+            "`data.evaluation_split`."
+        )
+    return "test" if "test" in others else None
+
+
+def load_held_out(config: DataConfig, columns: list[str] | None = None) -> Dataset:
+    """Documents to measure a finished model on.
+
+    A file that is named like a held-out set, such as `test.parquet`, is used whole; for all other sources they are the
+    second part of `load_texts`.
+
+    Raises: SlimDataError: as `load_texts`.
+    """
+    path = Path(_expanded(config.source))
+    if not (path.is_file() and HELD_OUT_NAME.search(path.stem)):
+        return load_texts(config, columns)[1]
+    rows = next(iter(_load(config).values()))
+    _check_columns(rows, columns or config.text_columns, config)
+    logger.info("Held out: the whole file '%s', %d rows.", config.source, len(rows))
+    return rows
 
 
 def text_blocks(
@@ -128,18 +166,23 @@ def text_blocks(
 ) -> Dataset:
     """Up to `n_blocks` examples of `block_size` tokens: shuffled documents, joined by the end-of-text token and split.
 
+    Every block begins with the beginning-of-text token if the tokenizer adds one to a text. Models that were trained
+    with it predict badly without it.
+
     Returns: a dataset with `input_ids` and equal `labels`; reads only as many documents as it needs.
     Raises: SlimDataError: if the text is shorter than one block.
     """
     size, buffer, blocks = config.block_size, [], []
+    begin = _beginning(tokenizer)
+    n_text = size - len(begin)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     with progress(None, title, "block", total=n_blocks) as bar:
         for text in texts.shuffle(seed=seed)[config.text_columns[0]]:
             if text:
                 buffer += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
-            while len(buffer) >= size and len(blocks) < n_blocks:
-                blocks.append(buffer[:size])
-                buffer = buffer[size:]
+            while len(buffer) >= n_text and len(blocks) < n_blocks:
+                blocks.append(begin + buffer[:n_text])
+                buffer = buffer[n_text:]
                 bar.update()
             if len(blocks) == n_blocks:
                 break
@@ -148,6 +191,12 @@ def text_blocks(
             f"'{config.source}' gives fewer than {size} tokens. Lower `data.block_size` or give more text."
         )
     return Dataset.from_dict({"input_ids": blocks, "labels": blocks})
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token as a list, or an empty list for a tokenizer that adds none."""
+    first = tokenizer("a", verbose=False)["input_ids"][:1]
+    return first if first == [tokenizer.bos_token_id] else []
 
 
 def _stdlib_sources() -> dict[str, str]:
@@ -183,8 +232,8 @@ def _check_columns(rows: Dataset, columns: list[str], config: DataConfig) -> Non
 
 
 def _expanded(source: str) -> str:
-    """The source with environment variables replaced by their values."""
-    path = os.path.expandvars(source)
+    """The source with environment variables and `~` replaced by their values."""
+    path = os.path.expanduser(os.path.expandvars(source))
     if unset := re.search(r"\$\{?(\w+)", path):
         raise SlimDataError(
             f"`data.source` is '{source}', and the environment variable {unset[1]} is not set. Set it to the folder "

@@ -3,9 +3,10 @@ import json
 import pytest
 from datasets import Dataset
 from datasets.arrow_dataset import Column
+from tokenizers.processors import TemplateProcessing
 
 from hf_slim import SlimDataError, SlimError, data
-from hf_slim.data import DataConfig, load_texts, text_blocks
+from hf_slim.data import DataConfig, load_held_out, load_texts, text_blocks
 from tests import tiny
 
 
@@ -138,3 +139,57 @@ def test_splitting_a_source_does_not_make_a_list_of_its_column(tmp_path, monkeyp
     monkeypatch.setattr(data, "_split", lambda rows, names: given.append(names) or original(rows, names))
     load_texts(DataConfig(source=source))
     assert isinstance(given[0], Column)
+
+
+def splits_in(folder, *names):
+    for name in names:
+        write(folder / f"{name}.jsonl", [f"{name} {number}" for number in range(20)])
+    return str(folder)
+
+
+def test_a_test_split_is_held_out_whole_where_there_is_no_validation_split(tmp_path):
+    config = DataConfig(source=splits_in(tmp_path, "train", "test"))
+    train, held_out = load_texts(config)
+    assert list(train["text"]) == [f"train {number}" for number in range(20)]
+    assert list(held_out["text"]) == [f"test {number}" for number in range(20)]
+    assert list(load_held_out(config)["text"]) == list(held_out["text"])
+
+
+def test_a_validation_split_comes_before_a_test_split_and_a_name_before_both(tmp_path):
+    source = splits_in(tmp_path, "train", "test", "validation")
+    assert load_texts(DataConfig(source=source))[1]["text"][0] == "validation 0"
+    assert load_texts(DataConfig(source=source, evaluation_split="test"))[1]["text"][0] == "test 0"
+    with pytest.raises(SlimError, match=r"has no split 'dev'\. It has"):
+        load_texts(DataConfig(source=source, evaluation_split="dev"))
+
+
+@pytest.mark.parametrize(
+    ("name", "is_whole"),
+    [("test", True), ("sst2-dev", True), ("my_eval_1", True), ("latest", False), ("values", False), ("train", False)],
+)
+def test_a_file_named_like_a_held_out_set_is_measured_whole(name, is_whole, tmp_path):
+    texts = [f"text {number}" for number in range(200)]
+    config = DataConfig(source=write(tmp_path / f"{name}.jsonl", texts))
+    found = list(load_held_out(config)["text"])
+    assert (found == texts) == is_whole
+    assert is_whole or found == list(load_texts(config)[1]["text"])
+
+
+@pytest.mark.parametrize("adds_beginning", [True, False])
+def test_blocks_begin_as_the_tokenizer_begins_a_text(adds_beginning):
+    tokenizer = tiny.tokenizer()
+    tokenizer.bos_token = tokenizer.eos_token
+    if adds_beginning:
+        token = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{token} $A", special_tokens=[(token, tokenizer.bos_token_id)]
+        )
+    texts = Dataset.from_dict({"text": ["a b c d e f g " * 10, "h i j " * 20]})
+    blocks = text_blocks(texts, tokenizer, DataConfig(block_size=8), 10, 0, "t")["input_ids"]
+    assert len(blocks) == 10
+    assert all(len(block) == 8 for block in blocks)
+    starts = {block[0] for block in blocks}
+    assert (starts == {tokenizer.bos_token_id}) == adds_beginning
+    plain = text_blocks(texts, tiny.tokenizer(), DataConfig(block_size=8), 10, 0, "t")["input_ids"]
+    joined = [token for block in blocks for token in (block[1:] if adds_beginning else block)]
+    assert joined == [token for block in plain for token in block][: len(joined)]

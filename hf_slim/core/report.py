@@ -83,6 +83,7 @@ def as_text(report: dict[str, Any]) -> str:
 def notes(report: dict[str, Any]) -> list[str]:
     """Remarks that explain the table, as sentences; those of the report are first."""
     found = list(report.get("notes", ()))
+    found += _note_on_source(report)
     base, result = (find(report[side], ("compute", "vocabulary")) for side in ("base", "result"))
     if base != result and find(report["result"], ("quality", "perplexity")):
         found.append(
@@ -99,6 +100,19 @@ def notes(report: dict[str, Any]) -> list[str]:
     if "samples_per_s" in speed:
         found.append(f"Throughput: batches of {speed['batch_size']} x {speed['tokens_per_sample']} tokens, unpadded.")
     return found
+
+
+def _note_on_source(report: dict[str, Any]) -> list[str]:
+    """How the result's files compare with the file that was given, where that is smaller than the base as measured."""
+    source, base = (find(report["base"], ("memory", name)) for name in ("source_bytes", "disk_bytes"))
+    result = find(report["result"], ("memory", "disk_bytes"))
+    if not source or not base or not result or source > 0.9 * base:
+        return []
+    change = f"{source / result:.2f}x smaller than" if result < source else f"{result / source:.2f}x the size of"
+    return [
+        f"The base is counted as {base / 1e6:.1f} MB, with all weights in float32. It was loaded from files of "
+        f"{source / 1e6:.1f} MB; the result is {change} those."
+    ]
 
 
 def as_markdown(report: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Loads models and tokenizers by name: a Hub id, a folder, or a file in a Python package."""
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,11 @@ def located(spec: str) -> tuple[str, dict[str, Any]]:
     """The arguments of `from_pretrained` for a model by any name: a path or id, and `gguf_file` if needed."""
     if spec.startswith("package:"):
         spec = str(_in_package(spec))
+    spec = os.path.expanduser(spec)
+    if Path(spec).is_file() and not spec.endswith(".gguf"):
+        raise SlimLoadError(
+            f"'{spec}' is a file. Give the folder that holds config.json and the weights, or a .gguf file."
+        )
     if spec.endswith(".gguf"):
         if not Path(spec).is_file():
             raise SlimLoadError(f"The file '{spec}' does not exist. Check `model`.")
@@ -147,6 +153,18 @@ def located(spec: str) -> tuple[str, dict[str, Any]]:
     if Path(spec).is_absolute() and not Path(spec).is_dir():
         raise SlimLoadError(f"The folder '{spec}' does not exist. Check `model`.")
     return spec, {}
+
+
+def source_bytes(spec: str) -> int | None:
+    """Bytes of the weight files that a model is loaded from, as they lie there; None for a Hub id.
+
+    Raises: SlimLoadError: if nothing is there.
+    """
+    path, arguments = located(spec)
+    if "gguf_file" in arguments:
+        return (Path(path) / arguments["gguf_file"]).stat().st_size
+    files = [file.stat().st_size for file in Path(path).glob("*.safetensors")] if Path(path).is_dir() else []
+    return sum(files) or None
 
 
 def display_name(spec: str) -> str:

@@ -12,7 +12,12 @@ from hf_slim.core.errors import SlimError
 
 
 def check_output(output: Path, overwrite: bool) -> None:
-    """Raises SlimError if the output folder contains files that this run must not replace."""
+    """Raises SlimError if the output folder cannot be written, or contains files that this run must not replace."""
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise SlimError(f"`output` '{output}' lies under '{above}', which is a file. Choose another folder.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise SlimError(f"`output` '{output}' cannot be written: '{above}' is read-only. Choose another folder.")
     if output.is_file():
         raise SlimError(f"`output` '{output}' is a file. Choose a folder that does not exist yet.")
     if (output / "config.json").exists() and not overwrite:

@@ -18,13 +18,13 @@ from transformers import TrainingArguments
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
 from hf_slim.core.report import ratios, write_atomically
-from hf_slim.data import DataConfig, load_texts, reading_once
+from hf_slim.data import DataConfig, load_held_out, load_texts, reading_once
 from hf_slim.evaluation.compare import measure_models, vocabulary_size
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.evaluation.training_speed import StepTiming, training_speed
-from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
+from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer, source_bytes
 from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
@@ -72,7 +72,7 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
         result: The compressed model.
     Returns: `{"base": measures, "result": measures}`; both are evaluated on the same held-out text.
     """
-    _, held_out = load_texts(data, TASKS[task].columns(data))
+    held_out = load_held_out(data, TASKS[task].columns(data))
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
         folders = {
             "base": _as_folder(task, base, Path(scratch) / "base"),
@@ -83,6 +83,8 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
         for name, folder in progress(folders.items(), "measuring peak memory", "model"):
             peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
+    if (size := source_bytes(base)) is not None:
+        measured["base"]["memory"]["source_bytes"] = size
     return measured
 
 

@@ -4,8 +4,10 @@ import logging
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_slim.core.errors import SlimDataError
+from hf_slim.core.host import config_value
 from hf_slim.data import load_texts, reading_once
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.loading import float32_bytes, lacks_head, load_skeleton, load_tokenizer
@@ -70,12 +72,29 @@ def describe_recipe(recipe: Recipe) -> str:
     return "\n".join([*lines, "", f"output      {recipe.output}"])
 
 
-def _stage_lines(
-    stage: Recipe, model: nn.Module, tokenizer: PreTrainedTokenizerBase, previews: list[Preview]
-) -> list[str]:
+def check_examples(stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Makes one example of the training data and one of the held-out data, before hours are spent on them.
+
+    Raises: SlimDataError: if either part is too short, has other labels than the model, or gives examples that are
+        longer than the model's positions.
+    """
     args, task = stage.training_arguments(stage.output), TASKS[stage.task]
-    texts, _ = load_texts(stage.data, task.columns(stage.data))
-    task.examples(texts, tokenizer, model.config.label2id, stage.data, 1, args.seed)
+    positions = config_value(model, "max_position_embeddings")
+    for texts in load_texts(stage.data, task.columns(stage.data)):
+        example = task.examples(texts, tokenizer, model.config.label2id, stage.data, 1, args.seed)[0]
+        length = len(example["input_ids"])
+        if isinstance(positions, int) and 0 < positions < length:
+            raise SlimDataError(
+                f"`data.block_size` {stage.data.block_size} gives examples of {length} tokens, and the model has "
+                f"{positions} positions. Set `data.block_size` to at most {positions}."
+            )
+
+
+def _stage_lines(
+    stage: Recipe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, previews: list[Preview]
+) -> list[str]:
+    args = stage.training_arguments(stage.output)
+    check_examples(stage, model, tokenizer)
     before = sum(parameter.numel() for parameter in model.parameters())
     removed = sum(amount for preview in previews for amount, _ in preview.removed)
     batch = args.train_batch_size * args.gradient_accumulation_steps

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from hf_slim.core.errors import SlimError
 from hf_slim.data import load_texts, reading_once
 from hf_slim.evaluation.tasks.task import TASKS
-from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
+from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer, source_bytes
 from hf_slim.integration.saving import check_output, publish, save
 from hf_slim.integration.techniques import callbacks_for, layers_of
 from hf_slim.integration.trainer import trainer_for
@@ -25,12 +25,13 @@ from hf_slim.progress import progress_is_shown
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
 from hf_slim.workflows.evaluate import compare, training_step_ms
-from hf_slim.workflows.plan import describe_recipe
+from hf_slim.workflows.plan import check_examples, describe_recipe
 from hf_slim.workflows.report import build_report, write_report
 from hf_slim.workflows.shrink_vocabulary import trim_
 from hf_slim.workflows.stages import RunFolders, last_checkpoint, newest_checkpoint
 
 logger = logging.getLogger(__name__)
+AS_GIVEN = "The base is the model as it was given; only the result was trained in this run."
 IMPORTANCE_EXAMPLES = 32  # training examples on which the importance of a teacher's layers and groups is measured
 
 
@@ -93,6 +94,8 @@ def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = Fal
         measured = compare(recipe.task, trained.base, str(output), recipe.runs[-1].data, recipe.evaluation)
         if not trained.base_is_judged:
             measured["base"]["quality"] = {}
+        if trained.base == str(folders.scratch / "base") and (size := source_bytes(recipe.model)) is not None:
+            measured["base"]["memory"]["source_bytes"] = size
         compressing = [stage for stage in recipe.runs if stage.techniques]
         if compressing:
             for side, steps in training_step_ms(trained.base, compressing[-1]).items():
@@ -153,6 +156,8 @@ def load_base(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase,
     set_seed(first.training_arguments(recipe.output).seed)  # a new head has random weights
     model = load_model(recipe.model, auto_class=task.auto_class, label_names=label_names)
     task.configure_(model, tokenizer)
+    for stage in recipe.runs:
+        check_examples(stage, model, tokenizer)
     return model, tokenizer, label_names is not None and lacks_head(recipe.model, task.auto_class)
 
 
@@ -229,7 +234,7 @@ def _trained(
     """Chooses the base: the original model, or, if that has a new head, the model that was only fine-tuned."""
     untouched = str(folders.scratch / "base")
     if not has_fresh_head:
-        return Trained(untouched, layers, log, [], base_is_judged=True)
+        return Trained(untouched, layers, log, [AS_GIVEN], base_is_judged=True)
     plain = next((number for number, stage in enumerate(recipe.runs) if stage.techniques), 0)
     if plain:
         note = f"The base is the model after stage {plain}, which was only fine-tuned. Later stages start from it."

@@ -67,6 +67,23 @@ def test_attention_has_a_row_of_its_own_whose_length_is_noted():
     assert "attention" not in as_text(report(compute={"multiply_adds_per_token": 3e6}))
 
 
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (98_400_000, "1.22x the size of those"),
+        (200_000_000, "1.67x smaller than those"),
+        (541_000_000, None),
+        (None, None),
+    ],
+)
+def test_the_file_that_was_given_is_named_where_it_is_smaller_than_the_base_as_measured(source, says):
+    made = report(memory={"disk_bytes": 120_000_000})
+    made["base"]["memory"] = {"disk_bytes": 541_600_000, "source_bytes": source}
+    found = [note for note in notes(made) if "was loaded from" in note]
+    assert len(found) == (says is not None)
+    assert all(says in note and "541.6 MB" in note for note in found)
+
+
 def test_texts_are_laid_out_for_a_terminal_and_a_file():
     lines = as_text(report(quality={"perplexity": 10.0})).splitlines()
     assert set(lines[1]) == {"-"}

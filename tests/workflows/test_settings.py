@@ -80,7 +80,7 @@ def test_a_criterion_registered_later_appears(monkeypatch):
     ("path", "found"),
     [
         ("model", "required"),
-        ("stages", "Runs that follow each other"),
+        ("stages", "Several runs in order"),
         ("training.learning_rate", "learning rate"),
         ("quantization.scheme.weights.bits", "Bits of one code"),
         ("quantization.embeddings.activations.granularity", "share one scale"),

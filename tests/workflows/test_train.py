@@ -50,11 +50,12 @@ def test_a_recipe_ends_in_a_small_model_and_a_measured_report(recipe_file, tmp_p
     assert {"report.md", "report.png", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     for side in ("base", "result"):
         assert report[side]["quality"]["perplexity"] > 1
-        assert report[side]["memory"].keys() == {"ram_bytes", "disk_bytes", "peak_rss_bytes"}
+        assert report[side]["memory"].keys() - {"source_bytes"} == {"ram_bytes", "disk_bytes", "peak_rss_bytes"}
         assert len(report[side]["inference"]["prefill_ms"]["samples"]) == 2
         assert report[side]["training"]["step_ms"]["median"] > 0
     assert report["base"]["compute"]["parameters"] == sum(p.numel() for p in tiny.llama().parameters())
     assert report["ratios"]["files on disk"] > 1
+    assert report["base"]["memory"]["source_bytes"] == (tmp_path / "base" / "model.safetensors").stat().st_size
     on_disk = sum(path.stat().st_size for path in folder.iterdir() if not path.name.startswith("report."))
     assert report["result"]["memory"]["disk_bytes"] == on_disk
 
@@ -90,6 +91,30 @@ def test_an_output_with_other_files_is_left_alone(tmp_path):
         train.check_output(tmp_path, overwrite=True)
     with pytest.raises(SlimError, match="is a file"):
         train.check_output(tmp_path / "thesis.txt", overwrite=True)
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SlimError, match="which is a file"):
+        train.check_output(tmp_path / "file" / "deep" / "small", overwrite=False)
+    monkeypatch.setattr("hf_slim.integration.saving.os.access", lambda path, mode: False)
+    with pytest.raises(SlimError, match="is read-only"):
+        train.check_output(tmp_path / "new" / "small", overwrite=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["data.block_size=40000"], "gives fewer than 40000 tokens"),
+        (["data.block_size=80"], "80 tokens, and the model has 64 positions"),
+    ],
+)
+def test_data_that_cannot_be_measured_or_read_is_refused_before_training(
+    recipe_file, tmp_path, monkeypatch, changes, says
+):
+    monkeypatch.setattr(train, "_run_stage", lambda *inputs: pytest.fail("trained"))
+    with pytest.raises(SlimError, match=says):
+        train.run(load_recipe(recipe_file, changes))
 
 
 def test_resuming_passes_over_a_checkpoint_that_was_cut_short(tmp_path, caplog):
