@@ -1,6 +1,8 @@
 """Recipes: one YAML file that describes a whole run; unknown keys are errors."""
 
+import os
 import re
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from hf_slim.core.config import SlimConfig
+from hf_slim.core.config import SlimConfig, type_problem
 from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
@@ -30,6 +32,16 @@ STAGE_SECTIONS = (*LAID_OVER, "student", *TECHNIQUE_CONFIGS)
 # the progress bar follows transformers' log level otherwise, which hf-slim keeps quiet
 TRAINING_DEFAULTS = {"save_strategy": "no", "disable_tqdm": False}
 SET_BY_HF_SLIM = {"output_dir": "the top-level `output`"}
+# smallest value of a training argument, and what it must be in words; TrainingArguments itself accepts others
+LEAST: dict[str, tuple[float, str]] = {
+    "max_steps": (1, "at least 1, or -1 for whole epochs"),
+    "num_train_epochs": (1e-9, "above 0"),
+    "per_device_train_batch_size": (1, "at least 1"),
+    "per_device_eval_batch_size": (1, "at least 1"),
+    "gradient_accumulation_steps": (1, "at least 1"),
+    "learning_rate": (0, "at least 0"),
+    "seed": (0, "at least 0"),
+}
 Lines = dict[tuple[str, ...], int]
 
 
@@ -190,6 +202,7 @@ def _build(values: Any, lines: Lines, file: str) -> Recipe:
         if not isinstance(values.get(required), str) or not values[required]:
             raise SlimConfigError(f"'{file}' needs `{required}`, a non-empty text; got {values.get(required)!r}.")
     built: dict[str, Any] = {name: values[name] for name in ("model", "output", "task") if name in values}
+    built["output"] = os.path.expanduser(values["output"])
     sections = {
         name: _section(name, config_class, values[name], lines, file)
         for name, config_class in SECTIONS.items()
@@ -257,7 +270,19 @@ def _training(values: Any, lines: Lines, file: str) -> dict[str, Any]:
             )
     allowed = [f.name for f in fields(TrainingArguments) if f.init]
     _check_keys(values, ("training",), allowed, lines, file)
+    hints = typing.get_type_hints(TrainingArguments)
+    for key, value in values.items():
+        wanted = type_problem(value, hints[key])
+        if wanted is None and key in LEAST and value is not None and not _is_allowed(key, value):
+            wanted = LEAST[key][1]
+        if wanted is not None:
+            line = lines.get(("training", key), "?")
+            raise SlimConfigError(f"{file}, line {line}: `training.{key}` must be {wanted}, got {value!r}.")
     return values
+
+
+def _is_allowed(key: str, value: float) -> bool:
+    return value >= LEAST[key][0] or (key == "max_steps" and value == -1)
 
 
 def _check_keys(values: dict, path: tuple[str, ...], allowed: list[str], lines: Lines, file: str) -> None:

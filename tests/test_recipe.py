@@ -1,7 +1,12 @@
+import dataclasses
+import typing
+
 import pytest
 import yaml
+from transformers import TrainingArguments
 
 from hf_slim import SlimConfigError
+from hf_slim.core.config import type_problem
 from hf_slim.recipe import load_recipe
 
 GOOD = """\
@@ -212,3 +217,32 @@ def test_pairs_of_texts_are_for_tasks_that_read_pairs(tmp_path):
         load_recipe(write(tmp_path, text))
     recipe = load_recipe(write(tmp_path, text), ["task=sequence-classification"])
     assert recipe.data.text_columns == ["question", "answer"]
+
+
+@pytest.mark.parametrize(
+    ("training", "says"),
+    [
+        ("max_steps: ten", r"`training\.max_steps` must be a whole number, got 'ten'"),
+        ("max_steps: '20'", "must be a whole number, got '20'"),
+        ("max_steps: 2.5", "must be a whole number"),
+        ("max_steps: 0", "must be at least 1, or -1 for whole epochs, got 0"),
+        ("max_steps: -5", "must be at least 1, or -1"),
+        ("learning_rate: fast", r"`training\.learning_rate` must be a number"),
+        ("learning_rate: -1", "must be at least 0"),
+        ("seed: abc", "must be a whole number"),
+        ("use_cpu: 'yes'", "must be true or false"),
+        ("per_device_train_batch_size: 0", "must be at least 1"),
+        ("num_train_epochs: 0", "must be above 0"),
+    ],
+)
+def test_values_of_training_are_checked_before_anything_is_loaded(tmp_path, training, says):
+    path = write(tmp_path, f"model: m\noutput: o\ntraining: {{{training}}}\n")
+    with pytest.raises(SlimConfigError, match=rf"line 3: .*{says}"):
+        load_recipe(path)
+
+
+def test_every_default_of_the_trainer_passes_the_check_of_types(tmp_path):
+    hints = typing.get_type_hints(TrainingArguments)
+    for setting in dataclasses.fields(TrainingArguments):
+        if setting.init and setting.default not in (dataclasses.MISSING, None):
+            assert type_problem(setting.default, hints[setting.name]) is None, setting.name

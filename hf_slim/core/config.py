@@ -1,15 +1,18 @@
 """The base of every config: a frozen dataclass that reads and writes strict JSON."""
 
 import ast
+import functools
 import inspect
 import itertools
 import textwrap
-from collections.abc import Hashable, Iterable
-from dataclasses import asdict, dataclass, fields
+import types
+import typing
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from typing import Any, Self, TypeVar, cast
 
-from hf_slim.core.errors import SlimConfigError, nearest
+from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 
 Config = TypeVar("Config", bound="SlimConfig")
 
@@ -26,12 +29,29 @@ class SlimConfig:
     def __new__(cls, *values: Any, **settings: Any) -> Self:
         """Checks the names of settings before `__init__`, whose TypeError would not name the nearest valid one."""
         cls._check_names(settings)
+        if values or settings:  # a copy is made without any
+            cls._check_complete(settings, len(values))
         return super().__new__(cls)
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         # otherwise `dataclass` adds a hash that fails for lists and dictionaries
         cls.__hash__ = SlimConfig.__hash__  # type: ignore[method-assign]
+        if "__post_init__" in vars(cls):
+            checked = _with_checked_types(cls.__post_init__)
+            setattr(cls, "__post_init__", checked)  # noqa: B010  an assignment would be no method for type checkers
+
+    def __post_init__(self) -> None:
+        """Checks the types of all fields; subclasses check more, and convert what they accept in another form."""
+        self.check_types()
+
+    def check_types(self) -> None:
+        """Raises SlimConfigError for the first field whose value does not fit its type hint."""
+        hints = typing.get_type_hints(type(self))
+        for name, hint in ((f.name, hints[f.name]) for f in fields(self)):
+            value = vars(self).get(name)
+            if (wanted := type_problem(value, hint)) is not None:
+                raise SlimConfigError(f"`{name}` must be {wanted}, got {value!r}.")
 
     def __hash__(self) -> int:
         return hash((type(self), *(_hashable(getattr(self, f.name)) for f in fields(self))))
@@ -47,7 +67,15 @@ class SlimConfig:
                 f"{cls.__name__} needs a mapping of settings, got {type(values).__name__}: {values!r}."
             )
         cls._check_names(values)
+        cls._check_complete(values)
         return cls(**values)
+
+    @classmethod
+    def _check_complete(cls, names: Iterable[Any], given_by_position: int = 0) -> None:
+        needed = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
+        missing = [name for name in needed[given_by_position:] if name not in names]
+        if missing:
+            raise SlimConfigError(f"{cls.__name__} needs `{missing[0]}`.")
 
     @classmethod
     def _check_names(cls, names: Iterable[Any]) -> None:
@@ -64,6 +92,27 @@ class SlimConfig:
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types; `from_dict` restores an equal config."""
         return asdict(self)
+
+
+def _with_checked_types(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """The `__post_init__` of a config, and then a check of types.
+
+    A config's own checks come first: they know more than a type. Where they fail on a value of a wrong type, that is
+    what the error says.
+    """
+
+    @functools.wraps(check)
+    def checked(self: SlimConfig) -> None:
+        try:
+            check(self)
+        except SlimError:
+            raise
+        except (TypeError, ValueError, AttributeError, KeyError):
+            self.check_types()
+            raise
+        self.check_types()
+
+    return checked
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -122,3 +171,52 @@ def require_whole(name: str, value: Any, least: int = 1, hint: str = "") -> None
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SlimConfigError(f"`{name}` must be a whole number of at least {least}, got {value!r}. {hint}".rstrip())
+
+
+def type_problem(value: Any, hint: Any) -> str | None:
+    """What a value of this type hint must be, in words, if `value` is something else; None if it fits.
+
+    Lists and tuples stand for each other, whole numbers for numbers, and the keys of a mapping may be text, because
+    JSON and YAML write them so. Hints of other classes are not checked.
+    """
+    return None if _fits(value, hint) else _in_words(hint)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if origin in (list, tuple):
+        return isinstance(value, list | tuple) and (not inner or all(_fits(item, inner[0]) for item in value))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, dict, list):
+        return isinstance(value, hint)
+    return not (isinstance(hint, type) and issubclass(hint, SlimConfig)) or isinstance(value, hint | dict)
+
+
+WORDS = {
+    int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null",
+    dict: "a mapping", list: "a list",
+}  # fmt: skip
+
+
+def _in_words(hint: Any) -> str:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_in_words(one) for one in inner))
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin in (list, tuple):
+        return f"a list of {_in_words(inner[0])}" if inner else "a list"
+    if origin is dict:
+        return f"a mapping from names to {_in_words(inner[1])}"
+    return WORDS.get(hint, "a mapping of settings")

@@ -1,10 +1,20 @@
+import contextlib
 import copy
 import json
+from dataclasses import fields
+from typing import Any, Literal
 
 import pytest
 
-from hf_slim import DistillationConfig, PruningConfig, QuantizationConfig, SlimConfigError
-from hf_slim.core.config import require_whole
+from hf_slim import (
+    DistillationConfig,
+    PruningConfig,
+    QuantizationConfig,
+    SlimConfigError,
+    recipe,  # noqa: F401  imports every config
+)
+from hf_slim.core.config import SlimConfig, require_whole, type_problem
+from hf_slim.quantization.scheme import Scheme
 
 CONFIGS = [
     QuantizationConfig(scheme="w4a16", group_size=32, embeddings="w8a16", ignore=("*.lm_head",)),
@@ -83,3 +93,54 @@ def test_what_is_no_whole_number_is_refused_with_the_least_that_is_allowed(value
     require_whole("a.b", 7, least=7)
     with pytest.raises(SlimConfigError, match=r"at least 8, got 7\.$"):
         require_whole("a.b", 7, least=8)
+
+
+JUNK = (None, True, 3, -1, 0, 2.5, float("nan"), "x", "32", [], [1], ["x"], {}, {"a": 1}, {"a": "x"}, [[1]], object())
+
+
+def config_classes():
+    found, waiting = [], [SlimConfig]
+    while waiting:
+        waiting += (classes := waiting.pop().__subclasses__())
+        found += [one for one in classes if one.__module__.startswith("hf_slim.")]
+    return sorted(found, key=lambda one: one.__name__)
+
+
+def test_a_value_of_any_type_is_taken_or_refused_with_the_name_of_its_setting():
+    classes = config_classes()
+    assert len(classes) > 10
+    for config_class in classes:
+        for setting in fields(config_class):
+            for value in JUNK:
+                with contextlib.suppress(SlimConfigError):  # any other error fails the test
+                    config_class(**{setting.name: value})
+
+
+@pytest.mark.parametrize(
+    ("config_class", "values", "says"),
+    [
+        (PruningConfig, {"round_to": 32.5}, "`round_to` must be"),
+        (PruningConfig, {"regrow": "yes"}, "`regrow` must be true or false, got 'yes'"),
+        (DistillationConfig, {"teacher": 3}, "`teacher` must be"),
+        (DistillationConfig, {"hidden": True}, "`hidden` must be"),
+        (QuantizationConfig, {"freeze": "half"}, "`freeze` must be"),
+        (Scheme, {"activations": None}, "Scheme needs `weights`"),
+    ],
+)
+def test_a_wrong_type_is_refused_in_words(config_class, values, says):
+    with pytest.raises(SlimConfigError, match=says):
+        config_class(**values)
+
+
+@pytest.mark.parametrize(
+    ("hint", "fits", "wrong"),
+    [
+        (int, 3, True), (float, 3, "3"), (bool, False, 0), (str, "a", None), (int | None, None, 2.5),
+        (list[str], ("a", "b"), "ab"), (list[str], ["a"], [1]), (dict[str, float], {"a": 1}, {"a": "b"}),
+        (dict[str, Any] | str | None, {"a": []}, 3), (tuple[str, ...], ["a"], [None]), (Literal["a", 3], 3, "b"),
+        (PruningConfig | None, {"sparsity": 0.5}, 0.5),
+    ],
+)  # fmt: skip
+def test_types_are_checked_as_hints_say(hint, fits, wrong):
+    assert type_problem(fits, hint) is None
+    assert type_problem(wrong, hint)
