@@ -17,7 +17,7 @@ WHOLE_NUMBERS = ("int", "ternary")  # kinds of grids whose codes are numbers
 
 @dataclass(frozen=True)
 class Codes:
-    """One packed weight: `values = (codes - zero_point) * scale`, computed in float32, in slices of `group_size`.
+    """One packed weight: value = (code - zero point) * scale, computed in float32, for every `group_size` columns.
 
     Attributes:
         scheme: The grids of the weight and of the layer's input.
@@ -26,7 +26,6 @@ class Codes:
         codes: Signed whole numbers, int16 `(rows, columns)`; from -1 to 1 on a ternary grid.
         scale: float32 `(rows, groups)`; the last group may be shorter.
         zero_point: float32 `(rows, groups)`, or None for 0.
-        values: What the codes stand for, float32 `(rows, columns)`: what training saw, bit for bit.
     """
 
     scheme: Scheme
@@ -35,7 +34,6 @@ class Codes:
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
-    values: Tensor
 
     @property
     def bits(self) -> int:
@@ -99,12 +97,16 @@ def schemes_of(model: nn.Module) -> dict[str, Scheme]:
 
 
 def float_values(model: nn.Module, path: str) -> Tensor:
-    """The values of any weight in its own shape: float32 if it is packed, otherwise in its own dtype."""
+    """The values of any weight in its own shape, on the CPU: what training saw, bit for bit.
+
+    Packed weights are float32, others have their own dtype.
+    """
     module_name, _, name = path.rpartition(".")
     module = model.get_submodule(module_name)
     if not is_packed_weight(model, path):
-        return module._parameters[name].detach()
-    return from_matrix(_values(module, name), module.float_shape(name), vars(module).get("transposed", False))
+        return module._parameters[name].detach().cpu()
+    matrix = unpacked(module, name, _columns(module, name), torch.float32).cpu()
+    return from_matrix(matrix, module.float_shape(name), vars(module).get("transposed", False))
 
 
 def codes_of(model: nn.Module, path: str) -> Codes:
@@ -120,19 +122,17 @@ def codes_of(model: nn.Module, path: str) -> Codes:
             f"'{path}' lies on a grid of kind '{grid.kind}', whose values are not evenly spaced: it has no integer "
             f"codes. Grids with integer codes: {', '.join(WHOLE_NUMBERS)}."
         )
-    values = _values(module, name)
-    rows, columns = values.shape
+    columns = _columns(module, name)
     size = grid.group_size or columns
-    stored = unpack_codes(module._parameters[name].detach().cpu(), grid.storage_bits, size)
+    packed = module._parameters[name].detach().cpu()
+    stored, rows = unpack_codes(packed, grid.storage_bits, size), len(packed)
     numbers = grid.kind_of.decode(stored, grid, None).flatten(1)[:, :columns].to(torch.int16)
     state = stored_state(module, name, grid)
     spread = (rows, grid.groups(columns), 1)  # a fixed scale has no dimensions, that of a whole matrix (1, 1, 1)
     scale = state.scale.cpu().expand(spread).squeeze(-1)
     zero_point = None if state.zero_point is None else state.zero_point.cpu().expand(spread).squeeze(-1)
-    return Codes(module.scheme, shape, size, numbers, scale, zero_point, values)
+    return Codes(module.scheme, shape, size, numbers, scale, zero_point)
 
 
-def _values(module: nn.Module, name: str) -> Tensor:
-    """`(rows, columns)`, float32, on the CPU."""
-    columns = vars(module).get("columns", {}).get(name, module.float_shape(name)[-1])
-    return unpacked(module, name, columns, torch.float32).cpu()
+def _columns(module: nn.Module, name: str) -> int:
+    return vars(module).get("columns", {}).get(name, module.float_shape(name)[-1])

@@ -15,8 +15,8 @@ class ExportConfig(SlimConfig):
     """How a model is exported; the same settings for every target."""
 
     allow_rounding: bool = False
-    """Whether a weight that the format cannot hold exactly may be rounded. `false` refuses such a model, with the worst
-    relative error that rounding would cause; `true` writes it and reports the error."""
+    """Whether a weight that the format cannot hold exactly may be rounded. `false` refuses such a model, and says how
+    large the error would be; `true` writes it and reports the error."""
 
 
 @dataclass(frozen=True)
