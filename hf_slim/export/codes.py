@@ -50,11 +50,12 @@ class Codes:
 
         Raises: SlimError: if `size` does not divide the groups, or the columns where a row has one group.
         """
-        columns = self.codes.shape[1]
-        if columns % size or (self.scale.shape[1] > 1 and self.group_size % size):
+        columns, groups = self.codes.shape[1], self.scale.shape[1]
+        if columns % size or (groups > 1 and self.group_size % size):
             raise SlimError(f"Groups of {self.group_size} in rows of {columns} columns cannot be cut into {size}.")
-        repeated = self.scale.repeat_interleave(self.group_size // size, dim=1)
-        return repeated[:, : columns // size]
+        if groups == 1:
+            return self.scale.expand(-1, columns // size)
+        return self.scale.repeat_interleave(self.group_size // size, dim=1)[:, : columns // size]
 
 
 def weights_of(model: nn.Module) -> dict[str, str]:
