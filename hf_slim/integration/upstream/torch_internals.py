@@ -16,7 +16,10 @@ TORCH = (
     # nn.Module
     Upstream(
         f"{MODULE}._parameters", "2.13",
-        (MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py"),
+        (
+            MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py",
+            "export/codes.py",
+        ),
         "Codes of three dimensions take the place of a weight, and narrow weights that of whole ones, without a check "
         "of shapes; a property may stand before them.",
         Check.SETS,
