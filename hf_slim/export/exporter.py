@@ -27,7 +27,7 @@ class Verification:
         tensors: Tensors that were compared.
         values: Values that were compared.
         differing: Values that are not equal bit for bit to those of the model; 0 unless rounding was allowed.
-        largest_error: The largest difference of a value, relative to the largest value that shares its scale.
+        largest_error: The largest difference of a value, relative to that value.
         runs: What else was run, and its result: {"generate": "32 of 32 tokens equal"}. What was not run is absent.
         notes: What the user has to know, such as how the consumer rounds activations.
     """
@@ -70,7 +70,9 @@ class Exporter:
         """Writes the export into an empty folder. Returns the file in it that a consumer opens, or the folder."""
         raise NotImplementedError
 
-    def verify(self, model: PreTrainedModel, path: Path, config: ExportConfig) -> Verification:
+    def verify(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path, config: ExportConfig
+    ) -> Verification:
         """Reads `path` back as its consumer does, and compares every value with the model.
 
         Raises: SlimError: if a value differs for another reason than rounding that was allowed.

@@ -163,7 +163,7 @@ def _written(
 
     def fill(folder: Path) -> None:
         path = exporter.write(model, tokenizer, folder, config)
-        verification = exporter.verify(model, path, config)
+        verification = exporter.verify(model, tokenizer, path, config)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         final = output / path.relative_to(folder)
         found.append(Exported(name, final, size, exporter.command(final), verification))

@@ -23,7 +23,7 @@ class Copy(Exporter):
         (folder / "copy.bin").write_bytes(b"1234")
         return folder / "copy.bin"
 
-    def verify(self, model, path, config):
+    def verify(self, model, tokenizer, path, config):
         assert path.read_bytes() == b"1234"
         return Verification(1, 4)
 
@@ -47,7 +47,7 @@ class Absent(Copy):
 class Broken(Copy):
     """A target that writes something else than the model."""
 
-    def verify(self, model, path, config):
+    def verify(self, model, tokenizer, path, config):
         raise SlimError("3 values differ.")
 
 

@@ -75,7 +75,9 @@ class GgufExporter(Exporter):
         writer.close()
         return folder / FILE
 
-    def verify(self, model: PreTrainedModel, path: Path, config: ExportConfig) -> Verification:
+    def verify(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path, config: ExportConfig
+    ) -> Verification:
         """Reads the file with the package `gguf`, and compares every value with the model's."""
         layout = layout_of(model)
         found = list(_differences(model, layout, path))

@@ -138,8 +138,8 @@ def test_an_error_in_a_file_is_noticed(tmp_path):
     data[tensor.data_offset + 5] ^= 1
     one.path.write_bytes(data)
     with pytest.raises(SlimError, match="1 values"):
-        exporter.verify(model, one.path, ExportConfig())
-    found = exporter.verify(model, one.path, ExportConfig(allow_rounding=True))
+        exporter.verify(model, None, one.path, ExportConfig())
+    found = exporter.verify(model, None, one.path, ExportConfig(allow_rounding=True))
     assert found.differing == 1
 
 
