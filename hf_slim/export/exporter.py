@@ -80,7 +80,7 @@ class Exporter:
         raise NotImplementedError
 
     def command(self, path: Path) -> str:
-        """One line that runs the export, for a shell or for Python."""
+        """One line that runs the export where it lies now, for a shell or for Python."""
         raise NotImplementedError
 
     def missing_packages(self) -> list[str]:

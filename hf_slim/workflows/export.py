@@ -82,8 +82,13 @@ def export_model(
     for folder in folders.values():
         check_output(folder, overwrite, REPORT)
     _check_packages(names, folders)
-    if not isinstance(model, PreTrainedModel):
+    if isinstance(model, str | Path):
         model, tokenizer = _loaded(str(model), tokenizer)
+    if not isinstance(model, PreTrainedModel):
+        raise SlimError(
+            f"A {type(model).__name__} cannot be exported. Give a folder, or a model of transformers; adapters are "
+            "merged by `convert(model)`, or by `merge_and_unload()`."
+        )
     config = ExportConfig(allow_rounding)
     with evaluating(model), torch.no_grad():
         refused = {name: reason for name in folders if (reason := EXPORTERS[name].refusal(model, tokenizer, config))}
@@ -159,19 +164,20 @@ def _written(
 ) -> Exported:
     """Writes and verifies one export, and moves it into place."""
     exporter: Exporter = EXPORTERS[name]
-    found: list[Exported] = []
+    found: list[tuple[Path, int, Verification]] = []
 
     def fill(folder: Path) -> None:
         path = exporter.write(model, tokenizer, folder, config)
         verification = exporter.verify(model, tokenizer, path, config)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        final = output / path.relative_to(folder)
-        found.append(Exported(name, final, size, exporter.command(final), verification))
+        place = path.relative_to(folder)
+        found.append((place, size, verification))
         report = {
-            "target": name, "path": str(path.relative_to(folder)), "size_bytes": size, "hf_slim": __version__,
+            "target": name, "path": str(place), "size_bytes": size, "hf_slim": __version__,
             "config": config.to_dict(), "verification": dataclasses.asdict(verification),
         }  # fmt: skip
         (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
     publish_folder(output, fill)
-    return found[0]
+    place, size, verification = found[0]
+    return Exported(name, output / place, size, exporter.command(output / place), verification)

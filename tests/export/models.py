@@ -26,15 +26,15 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
-from hf_slim import PruningConfig, QuantizationConfig, convert, prepare, prune
+from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
 
 VOCAB_SIZE = 320
 SIZES = {
-    "vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "vocab_size": VOCAB_SIZE, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 0,
     "eos_token_id": 1, "pad_token_id": 2, "tie_word_embeddings": True,
 }  # fmt: skip
-HEADS = {"head_dim": 16}
+HEADS = {"head_dim": 32}
 
 
 def _made(model: PreTrainedModel) -> PreTrainedModel:
@@ -59,12 +59,12 @@ def qwen2(**changes: object) -> PreTrainedModel:
 
 
 def qwen3(**changes: object) -> PreTrainedModel:
-    return _made(Qwen3ForCausalLM(Qwen3Config(**(SIZES | HEADS | changes))))
+    return _made(Qwen3ForCausalLM(Qwen3Config(**(SIZES | {"head_dim": 128} | changes))))
 
 
 def gemma3(**changes: object) -> PreTrainedModel:
-    own = {"query_pre_attn_scalar": 16, "sliding_window": 32}
-    return _made(Gemma3ForCausalLM(Gemma3TextConfig(**(SIZES | HEADS | own | changes))))
+    own = {"head_dim": 256, "sliding_window": 32, "num_hidden_layers": 6}  # transformers reads no other size of heads
+    return _made(Gemma3ForCausalLM(Gemma3TextConfig(**(SIZES | own | changes))))
 
 
 def phi3(**changes: object) -> PreTrainedModel:
@@ -90,10 +90,12 @@ def packed(model: PreTrainedModel, scheme: str, embeddings: str | None = None) -
     return convert(prepare(model, QuantizationConfig(scheme=scheme, embeddings=embeddings))).eval()
 
 
-def pruned(model: PreTrainedModel, sparsity: dict[str, float], uniform: bool = False) -> PreTrainedModel:
-    """A model without some of its groups, chosen at random, in other numbers for every layer unless `uniform`."""
-    config = PruningConfig(sparsity=sparsity, uniform=uniform, criterion="random")
-    return prune(model, config, [{"input_ids": tokens()}]).eval()
+def pruned(
+    model: PreTrainedModel, sparsity: dict[str, float], scheme: str = "float", uniform: bool = False
+) -> PreTrainedModel:
+    """A model without some of its groups, other numbers in every layer unless `uniform`, and packed by a scheme."""
+    grids = [] if scheme == "float" else [QuantizationConfig(scheme=scheme, embeddings=None)]
+    return convert(prepare(model, PruningConfig(sparsity=sparsity, uniform=uniform, criterion="l1"), *grids)).eval()
 
 
 def tokens(rows: int = 2, length: int = 16) -> torch.Tensor:

@@ -120,8 +120,8 @@ def _gemma3(config: Any) -> str:
             f"llama.cpp gives all layers but every {GEMMA_PERIOD}th a sliding window, and here other layers have one, "
             "as after whole layers were removed. Prune neurons or heads instead."
         )
-    if config.rope_parameters["sliding_attention"]["rope_theta"] != GEMMA_THETA:
-        return f"llama.cpp rotates layers with a window with theta {GEMMA_THETA}, and here it is another."
+    if config.rope_parameters["sliding_attention"] != {"rope_type": "default", "rope_theta": GEMMA_THETA}:
+        return f"llama.cpp rotates layers with a window with theta {GEMMA_THETA}, unscaled, and here it is otherwise."
     if count == 62:  # of the 27B model, which llama.cpp knows by its number of layers
         size = config.hidden_size // config.num_attention_heads
     if config.query_pre_attn_scalar != size:

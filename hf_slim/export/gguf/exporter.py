@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_slim.core.errors import SlimError
 from hf_slim.export.codes import float_values, schemes_of
 from hf_slim.export.exporter import EXPORTERS, ExportConfig, Exporter, Verification
+from hf_slim.export.gguf.architectures import ARCHITECTURES
 from hf_slim.export.gguf.encoding import HELD, Encoded, encoded, padded_columns
 from hf_slim.export.gguf.layout import Entry, Layout, layout_of
 from hf_slim.export.gguf.metadata import add_to, metadata_of, notes_on, rope_factors
+from hf_slim.export.gguf.running import runs_of
 from hf_slim.export.gguf.tokenizer import tokenizer_metadata
 
 FILE = "model.gguf"
@@ -86,11 +88,16 @@ class GgufExporter(Exporter):
             raise SlimError(f"{differing} values of {path.name} are not those of the model. Please report it.")
         notes = notes_on(layout) + _activation_notes(model)
         values, largest = sum(one.values for one in found), max(one.largest for one in found)
-        return Verification(len(found), values, differing, largest, {}, tuple(notes))
+        runs = runs_of(model, tokenizer, path) if layout.row.head else {}
+        return Verification(len(found), values, differing, largest, runs, tuple(notes))
 
     def command(self, path: Path) -> str:
         """How llama.cpp runs the file."""
-        return f'llama-cli -m {path} -p "Once upon a time"'
+        from gguf import GGUFReader
+
+        kind = GGUFReader(path).fields["general.architecture"].contents()
+        encodes = any(row.name == kind and row.head is None for row in ARCHITECTURES.values())
+        return f'{"llama-embedding" if encodes else "llama-cli"} -m {path} -p "Once upon a time"'
 
 
 def _tensors(model: nn.Module, layout: Layout) -> Iterator[Encoded]:

@@ -86,6 +86,8 @@ def rope_factors(layout: Layout) -> Tensor | None:
         return None
     buffers = dict(rotary.named_buffers())
     kind = "" if "inv_freq" in buffers else "full_attention_"  # gemma3 has another one for layers with a window
+    if f"{kind}inv_freq" not in buffers:
+        return None
     used = buffers[f"{kind}inv_freq"].cpu()
     if field_of(rotary, f"{kind}attention_scaling", 1.0) != 1.0:
         raise SlimError("The rotary embedding scales attention (yarn, longrope), which this exporter does not write.")

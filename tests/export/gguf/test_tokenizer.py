@@ -29,7 +29,7 @@ def test_every_row_of_the_model_is_a_token_of_its_type():
     tokenizer.add_tokens(["<think>"])
     tokens, types = told(tokenizer, "tokens"), told(tokenizer, "token_type")
     assert len(tokens) == len(types) == ROWS
-    assert [tokens[number] for number in tokenizer.get_vocab().values()] == list(tokenizer.get_vocab())
+    assert all(tokens[number] == token for token, number in tokenizer.get_vocab().items())
     assert {types[tokenizer.convert_tokens_to_ids(name)] for name in ("<s>", "</s>", "<pad>")} == {CONTROL}
     assert types[tokenizer.convert_tokens_to_ids("<think>")] == USER_DEFINED
     assert types[tokenizer.convert_tokens_to_ids("Ġthe")] == NORMAL
