@@ -7,6 +7,7 @@ first used. The commands of `hf-slim` are functions of this package:
     inspect            inspect(model)               eval               evaluate(model, against)
     sensitivity        sensitivity(model, ...)      make-student       save_student(teacher, ...)
     shrink-vocabulary  shrink_vocabulary(model, ..) cache-teacher      cache_teacher(recipe)
+    export             export_model(model, ...)
 """
 
 from importlib import import_module
@@ -39,6 +40,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.vocabulary.rows import VocabularyConfig
     from hf_slim.workflows.cache_teacher import cache_teacher
     from hf_slim.workflows.evaluate import evaluate
+    from hf_slim.workflows.export import export_model
     from hf_slim.workflows.inspect import describe_model, inspect
     from hf_slim.workflows.make_student import save_student
     from hf_slim.workflows.plan import describe_recipe, dry_run
@@ -70,6 +72,7 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "describe_recipe": "workflows.plan",
     "dry_run": "workflows.plan",
     "evaluate": "workflows.evaluate",
+    "export_model": "workflows.export",
     "inspect": "workflows.inspect",
     "load_recipe": "recipe",
     "make_student": "student.make",
@@ -110,6 +113,7 @@ __all__ = [
     "describe_recipe",
     "dry_run",
     "evaluate",
+    "export_model",
     "inspect",
     "load_recipe",
     "make_student",

@@ -16,15 +16,18 @@ from hf_slim.core.registry import Registry
 from hf_slim.distillation.losses.divergences import DIVERGENCES
 from hf_slim.distillation.losses.hidden_states import HIDDEN_LOSSES
 from hf_slim.distillation.teachers.live import freeze_
+from hf_slim.export.exporter import EXPORTERS
 from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.quantization.grids.grid import GRIDS
 from tests import tiny
 from tests.documents import PAGES, README, ROOT, commands, named, prose, snippets
+from tests.export import models as export_models
 
-REGISTRIES: list[Registry] = [CRITERIA, DIVERGENCES, HIDDEN_LOSSES, GRIDS]
+REGISTRIES: list[Registry] = [CRITERIA, DIVERGENCES, HIDDEN_LOSSES, GRIDS, EXPORTERS]
 SNIPPETS = {  # how many blocks of Python a page has: none may get lost
     "README.md": 3, "docs/quickstart.md": 3, "docs/guides/quantization.md": 3, "docs/guides/pruning.md": 5,
     "docs/guides/distillation.md": 4, "docs/guides/recipes.md": 2, "docs/guides/students-and-vocabulary.md": 1,
+    "docs/guides/exporting.md": 1,
     "docs/extending/criterion.md": 3, "docs/extending/grid.md": 4, "docs/extending/loss.md": 4,
     "docs/extending/exporter.md": 2, "docs/extending/family.md": 2,
 }  # fmt: skip
@@ -121,6 +124,14 @@ def test_the_snippets_of_distillation_train(names):
         assert not torch.equal(after, before)
         assert any("loss_distill" in entry for entry in names["trainer"].state.log_history)
         before = after
+
+
+def test_the_snippet_of_exporting_writes_a_file(names, capsys):
+    pytest.importorskip("gguf", reason="needs the package gguf")
+    (writes,) = snippets(ROOT / "docs/guides/exporting.md", "python")
+    names |= {"model": export_models.llama(), "tokenizer": export_models.byte_level()}
+    exec(writes, names)
+    assert capsys.readouterr().out.startswith("small-gguf/model.gguf ")
 
 
 def test_the_snippet_of_a_recipe_plans(names):

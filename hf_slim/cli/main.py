@@ -9,6 +9,7 @@ from typing import Any
 from hf_slim.cli import (
     cache_teacher,
     evaluate,
+    export,
     inspect,
     make_student,
     sensitivity,
@@ -19,7 +20,7 @@ from hf_slim.cli import (
 from hf_slim.core.errors import SlimError
 from hf_slim.version import __version__
 
-VERBS = (train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, settings)
+VERBS = (train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, export, settings)
 DONE, UNEXPECTED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 

@@ -11,8 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_slim.core.errors import SlimError
 
 
-def check_output(output: Path, overwrite: bool) -> None:
-    """Raises SlimError if the output folder cannot be written, or contains files that this run must not replace."""
+def check_output(output: Path, overwrite: bool, mark: str = "config.json") -> None:
+    """Raises SlimError if the output folder cannot be written, or contains files that this run must not replace.
+
+    Args:
+        mark: The file by which a finished folder of this kind is known, one that may be replaced.
+    """
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir():
         raise SlimError(f"`output` '{output}' lies under '{above}', which is a file. Choose another folder.")
@@ -20,12 +24,12 @@ def check_output(output: Path, overwrite: bool) -> None:
         raise SlimError(f"`output` '{output}' cannot be written: '{above}' is read-only. Choose another folder.")
     if output.is_file():
         raise SlimError(f"`output` '{output}' is a file. Choose a folder that does not exist yet.")
-    if (output / "config.json").exists() and not overwrite:
+    if (output / mark).exists() and not overwrite:
         raise SlimError(
             f"`output` '{output}' already holds a finished model. Choose another folder, or pass --overwrite to "
             "replace it once the new model is complete."
         )
-    if output.is_dir() and any(output.iterdir()) and not (output / "config.json").exists():
+    if output.is_dir() and any(output.iterdir()) and not (output / mark).exists():
         raise SlimError(f"`output` '{output}' is a folder with other files in it. Choose a new or an empty folder.")
 
 
@@ -35,18 +39,31 @@ def publish(
     output: Path,
     check: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes the model next to `output` and moves it into place in one step; an older model is kept until then.
+    """`publish_folder` for a model and its tokenizer.
 
     Args:
         check: Called with the complete folder before it is moved; if it raises an error, `output` does not change.
+    """
+
+    def fill(folder: Path) -> None:
+        save(model, tokenizer, folder)
+        check(folder)
+
+    publish_folder(output, fill)
+
+
+def publish_folder(output: Path, fill: Callable[[Path], None]) -> None:
+    """Writes a folder next to `output` and moves it into place in one step; an older one is kept until then.
+
+    Args:
+        fill: Writes into an empty folder; what it raises leaves `output` as it was.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     for stale in output.parent.glob(f"{output.name}.partial-*"):
         shutil.rmtree(stale)  # left by a run that was killed
     partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f"{output.name}.partial-"))
-    save(model, tokenizer, partial)
     try:
-        check(partial)
+        fill(partial)
     except Exception:
         shutil.rmtree(partial)
         raise

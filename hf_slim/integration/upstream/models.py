@@ -220,9 +220,28 @@ MODELS = (
         "The number of experts, which becomes smaller when experts are removed.",
         Check.HAS, ("num_local_experts",),
     ),
+    # rotary embeddings
+    Upstream(
+        "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.inv_freq", "5.23", ("export/gguf/metadata.py",),
+        "The frequencies that a model rotates with, from which the scaling that a GGUF needs is found.",
+        Check.SETS,
+    ),
+    Upstream(
+        "transformers.models.llama.modeling_llama.LlamaRotaryEmbedding.attention_scaling", "5.23",
+        ("export/gguf/metadata.py",),
+        "Scalings that also scale attention are refused for GGUF.",
+        Check.SETS,
+    ),
+    Upstream(
+        "transformers.models.gemma3.modeling_gemma3.Gemma3RotaryEmbedding.forward", "5.23",
+        ("export/gguf/metadata.py",),
+        "Keeps one buffer of frequencies for every kind of layer, with the kind before its name.",
+        Check.SAYS, ("inv_freq",),
+    ),
     # tokenizers
     Upstream(
-        "transformers.PreTrainedTokenizerFast.backend_tokenizer", "5.23", ("workflows/shrink_vocabulary.py",),
+        "transformers.PreTrainedTokenizerFast.backend_tokenizer", "5.23",
+        ("workflows/shrink_vocabulary.py", "export/gguf/tokenizer.py"),
         "Returns the content of tokenizer.json.",
     ),
     Upstream(
@@ -234,7 +253,8 @@ MODELS = (
         "A store identifies its tokenizer by vocabulary and special tokens.",
     ),
     Upstream(
-        "transformers.PreTrainedTokenizerFast.is_fast", "5.23", ("distillation/teachers/retokenizer.py",),
-        "Only fast tokenizers give the positions of tokens in a text.",
+        "transformers.PreTrainedTokenizerFast.is_fast", "5.23",
+        ("distillation/teachers/retokenizer.py", "export/gguf/tokenizer.py"),
+        "Only fast tokenizers have a tokenizer.json and give the positions of tokens in a text.",
     ),
 )  # fmt: skip

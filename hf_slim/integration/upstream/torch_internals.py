@@ -21,7 +21,10 @@ TORCH = (
     # nn.Module
     Upstream(
         f"{MODULE}._parameters", "2.13",
-        (MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py"),
+        (
+            MASKED_NORMS, "quantization/storage.py", "quantization/layers/packed.py", "vocabulary/rows.py",
+            "export/codes.py",
+        ),
         "Replaces weights by packed codes with three dimensions, or by narrower weights, without a check of shapes. "
         "A property of the same name can hide a parameter.",
         Check.SETS,
