@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_slim.core.errors import SlimError, nearest
-from hf_slim.core.modules import config_value, field_of
+from hf_slim.core.host import config_value, field_of
 from hf_slim.export.codes import weights_of
 from hf_slim.export.gguf.architectures import ARCHITECTURES, Architecture
 from hf_slim.export.gguf.sizes import Sizes, sizes_of

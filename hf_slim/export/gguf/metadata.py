@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, field_of, parameter_or_none
+from hf_slim.core.host import config_value, field_of, parameter_or_none
 from hf_slim.export.gguf.layout import Layout
 
 Metadata = dict[str, Any]

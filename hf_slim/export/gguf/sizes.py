@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from hf_slim.core.errors import SlimError
-from hf_slim.core.modules import config_value, parameter_or_none
+from hf_slim.core.host import config_value, parameter_or_none
 from hf_slim.export.codes import is_packed_weight
 from hf_slim.export.gguf.architectures import Architecture
 from hf_slim.export.gguf.blocks import BLOCK
