@@ -7,12 +7,13 @@ used. What `hf-slim` does on the command line are functions here:
     inspect            inspect(model)               eval               evaluate(model, against)
     sensitivity        sensitivity(model, ...)      make-student       save_student(teacher, ...)
     shrink-vocabulary  shrink_vocabulary(model, ..) cache-teacher      cache_teacher(recipe)
+    card               write_card(folder)           push               push(folder, repo_id)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError, SlimLoadError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError, SlimHubError, SlimLoadError
 from hf_slim.integration.registration import register_when_loaded
 from hf_slim.version import __version__
 
@@ -38,10 +39,12 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.student.shape import StudentShape
     from hf_slim.vocabulary.rows import VocabularyConfig
     from hf_slim.workflows.cache_teacher import cache_teacher
+    from hf_slim.workflows.card import write_card
     from hf_slim.workflows.evaluate import evaluate
     from hf_slim.workflows.inspect import describe_model, inspect
     from hf_slim.workflows.make_student import save_student
     from hf_slim.workflows.plan import describe_recipe, dry_run
+    from hf_slim.workflows.push import push
     from hf_slim.workflows.sensitivity import sensitivity
     from hf_slim.workflows.shrink_vocabulary import shrink_vocabulary
     from hf_slim.workflows.train import run
@@ -75,10 +78,12 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "make_student": "student.make",
     "prepare": "core.lifecycle",
     "prune": "pruning.one_shot",
+    "push": "workflows.push",
     "run": "workflows.train",
     "save_student": "workflows.make_student",
     "sensitivity": "workflows.sensitivity",
     "shrink_vocabulary": "workflows.shrink_vocabulary",
+    "write_card": "workflows.card",
 }
 
 __all__ = [
@@ -100,6 +105,7 @@ __all__ = [
     "SlimConfigError",
     "SlimDataError",
     "SlimError",
+    "SlimHubError",
     "SlimLoadError",
     "StudentShape",
     "VocabularyConfig",
@@ -115,10 +121,12 @@ __all__ = [
     "make_student",
     "prepare",
     "prune",
+    "push",
     "run",
     "save_student",
     "sensitivity",
     "shrink_vocabulary",
+    "write_card",
 ]
 
 register_when_loaded()

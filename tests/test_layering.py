@@ -13,8 +13,8 @@ LAYERS: dict[str, int] = {
     "version": 0, "progress": 0, "timing": 1, "core": 1,
     "vocabulary": 2, "data": 2, "quantization": 2, "pruning": 2, "distillation": 2,
     "integration": 3, "export": 3,
-    "evaluation": 4, "student": 4, "hub": 4,
-    "recipe": 5, "workflows": 6, "cli": 7, "__init__": 8,
+    "evaluation": 4, "student": 4, "hub": 5,
+    "recipe": 6, "workflows": 7, "cli": 8, "__init__": 9,
 }  # fmt: skip
 SUB_ROOMS: dict[str, dict[str, int]] = {  # inside a technique: config <- functions <- modules <- transform <- callback
     "quantization": {

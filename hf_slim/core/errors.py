@@ -26,6 +26,10 @@ class SlimLoadError(SlimError):
     """A model, tokenizer, checkpoint or stored teacher is missing, incomplete, damaged, or of another kind."""
 
 
+class SlimHubError(SlimError):
+    """The Hugging Face Hub was not reached, or refused a request; nothing on this machine has changed."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """A short phrase that leads from a wrong name to the right one, to end an error message with."""
     allowed = sorted(allowed)

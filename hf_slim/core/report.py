@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+STDLIB = "the source files of Python's standard library"  # the data source `stdlib`, for people
 
 # label, where in a model's measures, how to show it, whether smaller is better
 ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (

@@ -28,6 +28,7 @@ from hf_slim.integration.loading import has_head, load_config, load_model, load_
 from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
+from hf_slim.workflows.report import provenance
 from hf_slim.workflows.verbosity import quiet_libraries, set_verbosity, verbosity  # noqa: F401  scripts import one here
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,20 @@ def evaluate(
         data: Where the held-out text comes from; None: Python's own library.
         settings: How much is measured.
         json_file: Every number is also written to this file.
-    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: how many times better}}`;
-        `core.report.as_text` makes a table of it. Quality, bytes, parameters, multiply-adds, inference speed.
+    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: how many times better}}`, with
+        versions, machine and sources; `core.report.as_text` makes a table of it, and `write_card` a card. Quality,
+        bytes, parameters, multiply-adds, inference speed.
     Raises: SlimError: if a model cannot be loaded, the data cannot be read, or the two read different tokens.
     """
-    measured = compare(task_of(model), against, model, data or DataConfig(), settings or EvaluationConfig())
-    report = {"title": f"{model} against {against}", **measured, "ratios": ratios(measured)}
+    data, settings = data or DataConfig(), settings or EvaluationConfig()
+    measured = compare(task_of(model), against, model, data, settings)
+    report = {
+        "title": f"{model} against {against}",
+        **provenance(against, [data], Path(model) if Path(model).is_dir() else None),
+        "recipe": {"model": against, "data": data.to_dict(), "evaluation": settings.to_dict()},
+        **measured,
+        "ratios": ratios(measured),
+    }
     if json_file is not None:
         write_atomically(Path(json_file), lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     return report

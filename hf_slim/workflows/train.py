@@ -44,6 +44,7 @@ class Trained:
         log: The Trainer's log; entries of a recipe with stages say which stage they are of.
         notes: What must be known to read the comparison.
         base_is_judged: Whether the base can do the task at all; one whose head was never trained cannot.
+        base_is_tuned: Whether the base was fine-tuned on the data, in an earlier stage.
     """
 
     base: str
@@ -51,6 +52,7 @@ class Trained:
     log: list[dict[str, Any]]
     notes: list[str]
     base_is_judged: bool
+    base_is_tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = Fal
                 measured[side]["training"] = {"step_ms": steps}
         folders.clear()
     report = build_report(recipe, measured, trained.layers, trained.log, trained.notes)
+    report["base_is_tuned"] = trained.base_is_tuned
     write_report(report, output)
     return report
 
@@ -234,7 +237,7 @@ def _trained(
     plain = next((number for number, stage in enumerate(recipe.runs) if stage.techniques), 0)
     if plain:
         note = f"The base is the model after stage {plain}: only fine-tuned. The result was trained on from there."
-        return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True)
+        return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True, base_is_tuned=True)
     data = recipe.runs[-1].data
     labels = Counter(load_texts(data)[1][data.label_column])
     chance = max(labels.values()) / labels.total()

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_slim import SlimError
+from hf_slim.evaluation.footprint import METADATA
 from hf_slim.integration import saving
 from hf_slim.recipe import load_recipe
 from hf_slim.workflows import train
@@ -55,7 +56,7 @@ def test_a_recipe_ends_in_a_small_model_and_a_measured_report(recipe_file, tmp_p
         assert report[side]["training"]["step_ms"]["median"] > 0
     assert report["base"]["compute"]["parameters"] == sum(p.numel() for p in tiny.llama().parameters())
     assert report["ratios"]["files on disk"] > 1
-    on_disk = sum(path.stat().st_size for path in folder.iterdir() if not path.name.startswith("report."))
+    on_disk = sum(path.stat().st_size for path in folder.iterdir() if path.name not in METADATA)
     assert report["result"]["memory"]["disk_bytes"] == on_disk
 
     with pytest.raises(SlimError, match=r"already holds a finished model.*--overwrite"):
