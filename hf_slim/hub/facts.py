@@ -10,6 +10,7 @@ from typing import Any
 from hf_slim.core.report import ROWS, STDLIB, find, improvement, table, value_of
 
 Report = dict[str, Any]
+DISK = "files on disk"
 GROUPS = {  # first key of a measure -> name of its group, and the words for better, worse
     "quality": ("quality", "better", "worse"),
     "compute": ("compute", "smaller", "larger"),
@@ -84,14 +85,34 @@ def data_sources(report: Report) -> list[dict[str, Any]]:
 
 
 def changes(report: Report) -> list[tuple[str, str, str, str, str]]:
-    """Rows (group, measure, base, result, change) of everything that was measured on either side."""
+    """Rows (group, measure, base, result, change) of everything that was measured on either side.
+
+    A base that was read from other files than those that are compared has a second row for its bytes on disk.
+    """
     texts = {label: (base, result) for label, base, result, _ in table(report)}
     rows = []
     for name, (group, _, _) in GROUPS.items():
         for label, path, _, _ in ROWS:
             if path[0] == name and label in texts:
-                rows.append((group, label, *texts[label], change(report, label)))
+                rows.append((group, _full(report, label), *texts[label], change(report, label)))
+                rows += _against_given(report) if label == DISK else []
     return rows
+
+
+def _full(report: Report, label: str) -> str:
+    """A label; that of bytes on disk says with what they are compared."""
+    dtype = report["base"].get("dtype")
+    return f"{DISK}, against a {dtype} copy" if label == DISK and dtype else label
+
+
+def _against_given(report: Report) -> list[tuple[str, str, str, str, str]]:
+    """The row that compares bytes on disk with the files that the base was read from; none if they are alike."""
+    given, result = given_bytes(report), result_bytes(report)
+    copy = value_of(find(report["base"], ("memory", "disk_bytes")))
+    if not given or not result or (copy and abs(given / copy - 1) < 0.02):
+        return []
+    how = factor_in_words(given / result, "memory")
+    return [("memory", f"{DISK}, against the files given", megabytes(given), megabytes(result), how)]
 
 
 def change(report: Report, label: str) -> str:
@@ -107,10 +128,24 @@ def change(report: Report, label: str) -> str:
     timed = isinstance(base, dict) and isinstance(result, dict)
     if timed and base["low"] <= result["high"] and result["low"] <= base["high"]:
         return "within the spread"
-    _, better, worse = GROUPS[path[0]]
+    return factor_in_words(factor, path[0])
+
+
+def factor_in_words(factor: float, group: str) -> str:
+    """How many times better the result is, in words; below 1 it is worse.
+
+    Args:
+        group: A key of `GROUPS`.
+    """
+    _, better, worse = GROUPS[group]
     if abs(factor - 1) < 0.005:
         return "the same"
     return f"{factor:.2f}x {better}" if factor > 1 else f"{1 / factor:.2f}x {worse}"
+
+
+def megabytes(size: float) -> str:
+    """A number of bytes for people."""
+    return f"{size / 1e6:.1f} MB"
 
 
 def quality_label(report: Report) -> str | None:

@@ -16,6 +16,7 @@ from hf_slim.core.errors import SlimConfigError, SlimHubError, is_own_mistake
 from hf_slim.hub.card import is_untouched, render_card
 from hf_slim.hub.facts import recipe_of
 from hf_slim.hub.folder import CARD, PICTURE, ModelFolder, bare_report, read_folder
+from hf_slim.version import __version__
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -75,7 +76,7 @@ def push_folder(folder: str | Path, repo_id: str, private: bool = False, revisio
             "'%s' has no report.json, so the card has no numbers. `hf-slim eval ... --json` writes one.", folder
         )
     _warn_of_paths(model)
-    api = HfApi(token=token)
+    api = HfApi(token=token, library_name="hf_slim", library_version=__version__)
     _attempt(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True), repo_id)
     if private and not _attempt(lambda: api.model_info(repo_id), repo_id).private:
         raise SlimHubError(

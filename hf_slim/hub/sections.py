@@ -13,6 +13,7 @@ from hf_slim.hub.facts import (
     data_sources,
     given_bytes,
     is_of_a_run,
+    megabytes,
     package_of,
     quality_interval,
     quality_label,
@@ -32,13 +33,9 @@ ENVIRONMENT = ("processor", "threads", "accelerator", "torch", "transformers")
 def headline(report: Report, name: str) -> str:
     """One sentence: what the model is, its size, its speed, and its quality against the base."""
     rows = {label: (base, result, how) for _, label, base, result, how in changes(report)}
-    said = []
-    if (disk := rows.get("files on disk")) and "not measured" not in disk[:2]:
-        said.append(f"{disk[1]} on disk, where {_base_copy(report)} takes {disk[0]}")
-    elif (parameters := rows.get("parameters")) and "not measured" not in parameters[:2]:
-        said.append(f"{parameters[1]} parameters, where the base has {parameters[0]}")
+    said = [_size(report, rows)]
     speeds = [(label, rows[label][2]) for label in SHOWN_SPEEDS if label in rows and rows[label][2]]
-    said += [f"{label} {'as fast as before' if how == 'within the spread' else how}" for label, how in speeds]
+    said += [f"{label} {'unchanged ' if how == 'within the spread' else ''}{how}" for label, how in speeds]
     label = quality_label(report)
     if label is None:
         said.append("its quality was not measured")
@@ -46,7 +43,19 @@ def headline(report: Report, name: str) -> str:
         base, result, how = rows[label]
         said.append(f"{label} {result} (base: {base}{f', so {how}' if how else ''})")
     done = [TECHNIQUES[technique] for technique in techniques_of(report)] or ["fine-tuning"]
-    return f"{base_name(report)} after {_listed(done)}: {'; '.join(said)}."
+    return f"{base_name(report)} after {_listed(done)}: {'; '.join(text for text in said if text)}."
+
+
+def _size(report: Report, rows: dict[str, tuple[str, str, str]]) -> str:
+    """The result's bytes on disk beside those of the base as it was given and as it is compared, or its parameters."""
+    disk, copy = result_bytes(report), find(report["base"], ("memory", "disk_bytes"))
+    given, dtype = given_bytes(report), report["base"].get("dtype")
+    if disk and copy:
+        compared = f"{megabytes(copy)} as {dtype}" if dtype else megabytes(copy)
+        read = f"{megabytes(given)} as given, " if given else ""
+        return f"{megabytes(disk)} on disk (base: {read}{compared})"
+    base, result, _ = rows.get("parameters", ("not measured", "not measured", ""))
+    return "" if "not measured" in (base, result) else f"{result} parameters (base: {base})"
 
 
 def done_section(report: Report) -> str:
@@ -67,8 +76,6 @@ def measures_section(report: Report) -> str:
     missing = [group for group in ("quality", "compute", "memory", "training speed", "inference speed")
                if not any(row.startswith(f"| {group} |") for row in rows)]  # fmt: skip
     rows += [f"| {group} | not measured | | | |" for group in missing]
-    if given := given_bytes(report):
-        rows.append(f"| memory | the files that the base was read from | {given / 1e6:.1f} MB | | |")
     header = "| | measure | base | result | change |\n|---|---|---:|---:|---|\n"
     paragraphs = [_what_the_base_is(report), _spread(report), *notes(report), _machine(report)]
     return "\n\n".join(["## Before and after", header + "\n".join(rows), *(text for text in paragraphs if text)])
@@ -91,7 +98,7 @@ def layers_section(report: Report) -> str:
     rows = [f"| `{row['name']}` | {row['scheme'] or 'float'} | {_cell(row.get('reason') or '')} |" for row in layers]
     quantized = sum(row["scheme"] is not None for row in layers)
     title = f"All {len(layers)} layers: {quantized} quantized, {len(layers) - quantized} in floating point"
-    return _folded(title, "| layer | grid | why not |\n|---|---|---|\n" + "\n".join(rows))
+    return _folded(title, "| layer | grid | why in floating point |\n|---|---|---|\n" + "\n".join(rows))
 
 
 def limits_section(report: Report) -> str:
@@ -109,12 +116,6 @@ def limits_section(report: Report) -> str:
         )
     if quality_label(report):
         lines.append("Quality was measured on one held-out set; other abilities of the base may have changed more.")
-    given, result = given_bytes(report), result_bytes(report)
-    if given and result and result >= given:
-        lines.append(
-            f"The files of the result ({result / 1e6:.1f} MB) are larger than those that the base was read from "
-            f"({given / 1e6:.1f} MB), which hold fewer bits per weight."
-        )
     lines += _losses(report)
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines) if lines else ""
 
@@ -142,7 +143,8 @@ def reproduce_section(report: Report, name: str) -> str:
         command = "hf-slim train report.json --set output=again"
         if "/" in name:
             command = f"hf download {name} report.json --local-dir . && {command}"
-        return f"## Reproduce\n\nreport.json holds the whole recipe:\n\n```bash\n{command}\n```"
+        package = f", and the Python package `{package_of(report)}` the base model" if package_of(report) else ""
+        return f"## Reproduce\n\nreport.json holds the whole recipe{package}:\n\n```bash\n{command}\n```"
     if "evaluation" in recipe_of(report):
         command = f"hf-slim eval {name} --against {recipe_of(report)['model']}"
         return f"## Reproduce\n\nThe measurement, on data of your own:\n\n```bash\n{command} --data stdlib\n```"
@@ -158,11 +160,6 @@ def _set(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value not in (None, {}, [])}
 
 
-def _base_copy(report: Report) -> str:
-    dtype = report["base"].get("dtype")
-    return f"a {dtype} copy of the base" if dtype else "the base"
-
-
 def _what_the_base_is(report: Report) -> str:
     """What the columns compare: which base, in which form, tuned or not."""
     dtype = report["base"].get("dtype")
@@ -175,7 +172,8 @@ def _what_the_base_is(report: Report) -> str:
     tuned = base_is_tuned(report)
     if tuned is False:
         said.append(
-            "It was not fine-tuned on the data; the result was, and a gain in quality is not one of compression."
+            "It was not fine-tuned on the data and the result was, so compression may cost more quality than the "
+            "table shows."
         )
     elif tuned:
         said.append("It was fine-tuned on the same data, without compression.")

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 Settings = dict[str, Any]
+KINDS = {  # of structure that pruning removes, for people; others are called as in recipes
+    "ffn": "feed-forward neurons", "kv_heads": "key-value heads", "attention_blocks": "attention blocks",
+    "ffn_blocks": "feed-forward blocks", "hidden": "hidden channels", "macs": "multiply-adds",
+}  # fmt: skip
 
 
 def steps_of(stage: Settings) -> list[str]:
@@ -14,7 +18,7 @@ def steps_of(stage: Settings) -> list[str]:
     """
     steps = [say(stage[name]) for name, say in SENTENCES.items() if stage.get(name) is not None]
     training = stage.get("training")
-    return steps if training is None else [*steps, _training(training)]
+    return steps if training is None else [*steps, _training(training, stage.get("data", {}).get("block_size"))]
 
 
 def _vocabulary(settings: Settings) -> str:
@@ -46,10 +50,10 @@ def _pruning(settings: Settings) -> str:
     by = f", by {criterion if isinstance(criterion, str) else _pairs(criterion)}" if criterion else ""
     if settings.get("target"):
         ((measure, share),) = settings["target"].items()
-        return f"Pruning to {share:.0%} of the {measure}{by}."
+        return f"Pruning to {share:.0%} of the {KINDS.get(measure, measure)}{by}."
     sparsity = settings.get("sparsity") or {"ffn": 0.5}
     shares = sparsity if isinstance(sparsity, dict) else {"ffn": sparsity, "kv_heads": sparsity}
-    removed = " and ".join(f"{share:.0%} of the {kind}" for kind, share in shares.items() if share)
+    removed = " and ".join(f"{share:.0%} of the {KINDS.get(kind, kind)}" for kind, share in shares.items() if share)
     uniform = settings.get("uniform", True)
     where = "the same number in every layer" if uniform is True else "the least important of the whole model"
     return f"Pruning of {removed} ({where}){by}." if isinstance(uniform, bool) else f"Pruning of {removed}{by}."
@@ -62,7 +66,7 @@ def _quantization(settings: Settings) -> str:
     return f"Quantization-aware training to {_name(settings.get('scheme', 'w8a8'))}; {table}{cache}."
 
 
-def _training(settings: Settings) -> str:
+def _training(settings: Settings, block_size: int | None) -> str:
     length = (
         f"{settings['max_steps']} steps" if settings.get("max_steps", -1) > 0
         else f"{settings.get('num_train_epochs', 3):g} epochs"
@@ -70,8 +74,9 @@ def _training(settings: Settings) -> str:
     size = settings.get("per_device_train_batch_size", 8)
     micro = settings.get("gradient_accumulation_steps", 1)
     batch = f"batches of {size}" + (f" x {micro}" if micro > 1 else "")
+    texts = f", texts of up to {block_size} tokens" if block_size else ""
     rate = f", learning rate {settings['learning_rate']:g}" if "learning_rate" in settings else ""
-    return f"Training: {length}, {batch} on each device{rate}."
+    return f"Training: {length}, {batch} on each device{texts}{rate}."
 
 
 def _name(scheme: Any) -> str:

@@ -1,7 +1,7 @@
 """`trainer.push_to_hub()` with hf_slim's callbacks: the card and the report of the model that the Trainer uploads.
 
 A Trainer writes README.md again in every push, between saving and uploading, and callbacks are not given the Trainer.
-So the callback that handles the event of a push finds the Trainer on the call stack, and wraps its `create_model_card`.
+A Trainer writes README.md again in every push, after it has saved the model, and callbacks are not given the Trainer.
 """
 
 import datetime

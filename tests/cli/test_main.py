@@ -38,6 +38,8 @@ def test_help_teaches_every_command(capsys):
         "shrink-vocabulary",
         "make-student",
         "cache-teacher",
+        "card",
+        "push",
         "settings",
     )
     assert len(verbs) == len(VERBS)
