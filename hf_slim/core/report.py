@@ -50,6 +50,12 @@ def improvement(base: Any, result: Any, smaller_is_better: bool) -> float | None
     return base / result if smaller_is_better else result / base
 
 
+def within_spread(base: Any, result: Any) -> bool:
+    """Whether both are timings whose ranges, from the smallest to the largest, overlap: they may not differ."""
+    timed = isinstance(base, dict) and isinstance(result, dict)
+    return timed and base["low"] <= result["high"] and result["low"] <= base["high"]
+
+
 def ratios(report: dict[str, Any]) -> dict[str, float]:
     """`improvement` of every row that was measured on both sides."""
     found = {}

@@ -7,7 +7,7 @@ import math
 from pathlib import PurePosixPath
 from typing import Any
 
-from hf_slim.core.report import ROWS, STDLIB, find, improvement, table, value_of
+from hf_slim.core.report import ROWS, STDLIB, find, improvement, table, value_of, within_spread
 
 Report = dict[str, Any]
 DISK = "files on disk"
@@ -125,8 +125,7 @@ def change(report: Report, label: str) -> str:
     factor = improvement(base, result, smaller)
     if factor is None:
         return ""
-    timed = isinstance(base, dict) and isinstance(result, dict)
-    if timed and base["low"] <= result["high"] and result["low"] <= base["high"]:
+    if within_spread(base, result):
         return "within the spread"
     return factor_in_words(factor, path[0])
 

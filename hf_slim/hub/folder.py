@@ -48,9 +48,11 @@ def read_folder(folder: str | Path, with_report: bool = True) -> ModelFolder:
     path = Path(folder)
     if not path.is_dir():
         raise SlimLoadError(f"The folder '{folder}' does not exist. Give a folder that `hf-slim train` has written.")
-    _check_finished(path, read_config(path))
+    config = read_config(path)
+    _check_finished(path, config)
+    kinds = KINDS | ({".py"} if config.get("auto_map") else set())  # code that the config refers to
     names = sorted(entry.name for entry in path.iterdir())
-    files = tuple(name for name in names if _belongs(path / name))
+    files = tuple(name for name in names if _belongs(path / name, kinds))
     report = read_report(path) if with_report and (path / REPORT).is_file() else None
     if report is not None:
         check_report(report, path)
@@ -152,10 +154,10 @@ def _check_finished(folder: Path, config: dict[str, Any]) -> None:
             raise SlimLoadError(f"'{folder / name}' is damaged: {error}. Save the model again.") from error
 
 
-def _belongs(file: Path) -> bool:
+def _belongs(file: Path, kinds: set[str]) -> bool:
     if not file.is_file() or file.name.startswith((".", "_")):
         return False
-    return file.suffix in KINDS or file.name in TEXTS or file.name.startswith(LEGAL)
+    return file.suffix in kinds or file.name in TEXTS or file.name.startswith(LEGAL)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

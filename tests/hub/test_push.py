@@ -76,6 +76,16 @@ def test_what_belongs_to_training_stays_here(hub, folder):
     assert not set(hub.files(REPO)) & {*others, "checkpoint-3/optimizer.safetensors"}
 
 
+def test_code_goes_along_where_the_config_refers_to_it(hub, folder):
+    (folder / "modeling.py").write_text("import hf_slim\n")
+    assert push(folder, REPO).left_out == ("modeling.py",)
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling.AutoModelForCausalLM"}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert not push(folder, REPO).left_out
+    assert hub.files(REPO)["modeling.py"] == b"import hf_slim\n"
+
+
 def test_a_private_repository_is_private_and_a_public_one_is_not_taken_for_one(hub, folder):
     push(folder, REPO, private=True)
     assert hub.repos[REPO]["private"]

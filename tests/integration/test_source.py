@@ -23,9 +23,9 @@ def test_a_folder_tells_its_bytes_and_the_licence_of_its_card(tmp_path):
 @pytest.mark.parametrize(
     "card", ["---\nlicense: [mit\n---\n", "---\n- mit\n---\n", "---\nlicense: [a, b]\n---\n", "none"]
 )
-def test_a_card_that_cannot_be_read_costs_no_report(card, tmp_path):
+def test_a_card_that_cannot_be_read_costs_no_report(header, tmp_path):
     base = tiny.save_base(tmp_path / "base")
-    (base / "README.md").write_text(card)
+    (base / "README.md").write_text("none" if header is None else f"---\n{header}\n---\n")
     assert set(describe_model_source(str(base))) == {"name", "bytes"}
 
 

@@ -54,7 +54,8 @@ def test_a_recipe_ends_in_a_small_model_and_a_measured_report(recipe_file, tmp_p
     assert card == render_card(json.loads((folder / "report.json").read_text()), "small", True)
     assert write_card(folder).read_text() == card
     assert report["saved"]["weights"].keys() == {"model.safetensors"}
-    assert report["sources"]["model"]["bytes"] == report["base"]["memory"]["disk_bytes"]
+    given = sum(path.stat().st_size for path in (tmp_path / "base").iterdir())
+    assert report["sources"]["model"] == {"name": "base", "bytes": given}
     for side in ("base", "result"):
         assert report[side]["quality"]["perplexity"] > 1
         assert report[side]["memory"].keys() == {"ram_bytes", "disk_bytes", "peak_rss_bytes"}
