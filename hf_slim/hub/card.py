@@ -42,7 +42,7 @@ def render_card(
     short = name.rpartition("/")[2]
     parts = [
         f"# {short}",
-        f"**{headline(report, short)}**",
+        f"**{headline(report)}**",
         done_section(report),
         loading_section(saved_of(report), name, revision),
         measures_section(report),

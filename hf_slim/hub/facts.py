@@ -56,7 +56,10 @@ def stages_of(report: Report) -> list[dict[str, Any]]:
     top = {name: value for name, value in recipe.items() if name != "stages"}
     if not set(TECHNIQUES) & set(recipe) and "stages" not in recipe:
         top |= saved_of(report)["techniques"]
-    return [top | changes for changes in recipe.get("stages", [{}])]
+    stages = [top | changes for changes in recipe.get("stages", [{}])]
+    for later in stages[1:]:
+        later.pop("vocabulary", None)  # it is made smaller once, before the first stage
+    return stages
 
 
 def techniques_of(report: Report) -> list[str]:

@@ -16,7 +16,9 @@ REPORT, CARD, PICTURE = "report.json", "README.md", "report.png"
 KINDS = {".safetensors", ".json", ".jinja", ".model", ".spm", ".md", ".png", ".gguf"}
 TEXTS = {"vocab.txt", "merges.txt"}
 LEGAL = ("LICENSE", "NOTICE")
-OF_A_CHECKPOINT = ("trainer_state.json", "optimizer.pt", "optimizer.bin")
+STATE = "trainer_state.json"  # in a checkpoint; `trainer.save_state` also puts it beside a finished model
+OF_TRAINING = {STATE, "all_results.json", "train_results.json", "eval_results.json"}
+OPTIMIZERS = ("optimizer.pt", "optimizer.bin")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -136,7 +138,9 @@ def check_report(report: dict[str, Any], folder: Path) -> None:
 
 def _check_finished(folder: Path, config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config") or {}
-    if any((folder / name).exists() for name in OF_A_CHECKPOINT) or quantization.get("mode") == "qat":
+    is_checkpoint = any((folder / name).exists() for name in OPTIMIZERS)
+    is_checkpoint |= folder.name.startswith("checkpoint-") and (folder / STATE).exists()
+    if is_checkpoint or quantization.get("mode") == "qat":
         raise SlimLoadError(
             f"'{folder}' is a checkpoint of a training run, not a finished model. Train to the end and give the "
             "folder of the result."
@@ -155,7 +159,7 @@ def _check_finished(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _belongs(file: Path, kinds: set[str]) -> bool:
-    if not file.is_file() or file.name.startswith((".", "_")):
+    if not file.is_file() or file.name.startswith((".", "_")) or file.name in OF_TRAINING:
         return False
     return file.suffix in kinds or file.name in TEXTS or file.name.startswith(LEGAL)
 

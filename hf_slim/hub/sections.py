@@ -30,7 +30,7 @@ DATASETS = "https://huggingface.co/datasets"
 ENVIRONMENT = ("processor", "threads", "accelerator", "torch", "transformers")
 
 
-def headline(report: Report, name: str) -> str:
+def headline(report: Report) -> str:
     """One sentence: what the model is, its size, its speed, and its quality against the base."""
     rows = {label: (base, result, how) for _, label, base, result, how in changes(report)}
     said = [_size(report, rows)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
 from hf_slim import PruningConfig, QuantizationConfig, convert, prepare
 from hf_slim.hub.folder import describe_saved
@@ -35,6 +36,18 @@ def digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     contents = {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     return {str(path.relative_to(folder)): f"{text} {path.stat().st_mtime_ns}" for path, text in contents.items()}
+
+
+def shard_(folder: Path) -> None:
+    """Splits the one file of weights in two, with an index."""
+    weights = load_file(folder / "model.safetensors")
+    names = sorted(weights)
+    parts = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
+    for file, inside in parts.items():
+        save_file({name: weights[name] for name in inside}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, inside in parts.items() for name in inside}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
 
 
 def save_model(folder: Path, form: str = "slim", seed: int = 0) -> Path:
