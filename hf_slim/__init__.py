@@ -39,12 +39,12 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.student.shape import StudentShape
     from hf_slim.vocabulary.rows import VocabularyConfig
     from hf_slim.workflows.cache_teacher import cache_teacher
-    from hf_slim.workflows.card import write_card
     from hf_slim.workflows.evaluate import evaluate
+    from hf_slim.workflows.hub.card import write_card
+    from hf_slim.workflows.hub.push import push
     from hf_slim.workflows.inspect import describe_model, inspect
     from hf_slim.workflows.make_student import save_student
     from hf_slim.workflows.plan import describe_recipe, dry_run
-    from hf_slim.workflows.push import push
     from hf_slim.workflows.sensitivity import sensitivity
     from hf_slim.workflows.shrink_vocabulary import shrink_vocabulary
     from hf_slim.workflows.train import run
@@ -78,12 +78,12 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "make_student": "student.make",
     "prepare": "core.lifecycle",
     "prune": "pruning.one_shot",
-    "push": "workflows.push",
+    "push": "workflows.hub.push",
     "run": "workflows.train",
     "save_student": "workflows.make_student",
     "sensitivity": "workflows.sensitivity",
     "shrink_vocabulary": "workflows.shrink_vocabulary",
-    "write_card": "workflows.card",
+    "write_card": "workflows.hub.card",
 }
 
 __all__ = [

@@ -22,6 +22,6 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints where the card is."""
-    from hf_slim.workflows.card import write_card
+    from hf_slim.workflows.hub.card import write_card
 
     print(f"Written: {write_card(options.folder, options.overwrite)}")

@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Prints what was sent, and where it is."""
-    from hf_slim.workflows.push import push
+    from hf_slim.workflows.hub.push import push
 
     pushed = push(options.folder, options.repository, options.private, options.revision)
     print(f"Sent: {', '.join(pushed.files)}")

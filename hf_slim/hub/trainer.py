@@ -21,7 +21,7 @@ from hf_slim.evaluation.footprint import parameter_count, ram_bytes
 from hf_slim.hub.card import is_marked, is_untouched, render_card
 from hf_slim.hub.folder import CARD, PICTURE, REPORT, describe_saved, read_folder
 from hf_slim.hub.metadata import HUB_ID
-from hf_slim.integration.source import describe_model_source
+from hf_slim.hub.source import describe_model_source
 from hf_slim.integration.techniques import TECHNIQUES
 from hf_slim.quantization.transform import quantized_layers
 from hf_slim.version import __version__

@@ -16,8 +16,8 @@ from hf_slim.data import DataConfig
 from hf_slim.evaluation.picture import draw
 from hf_slim.hub.card import render_card
 from hf_slim.hub.folder import CARD, PICTURE, REPORT, describe_saved
+from hf_slim.hub.source import describe_data_source, describe_model_source
 from hf_slim.integration.loading import display_name
-from hf_slim.integration.source import describe_data_source, describe_model_source
 from hf_slim.recipe import Recipe
 from hf_slim.version import __version__
 

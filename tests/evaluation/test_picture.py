@@ -12,7 +12,7 @@ def test_every_measure_of_the_table_has_a_panel_also_those_that_got_worse():
     made["result"]["inference"]["decode_tokens_per_s"] = spread(20)
     made["base"]["quality"]["perplexity"], made["result"]["quality"]["perplexity"] = 5.0, 5.1
     found = {panel.label: panel.is_worse for panel in panels(made)}
-    assert len(found) == 8
+    assert len(found) == 7
     assert found["prefill"]
     assert found["held-out perplexity"]
     assert not found["decode"]

@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
                 return self._answer(500, {"error": "the server has failed"})
         for pattern, method in ROUTES:
             if found := re.fullmatch(pattern, line):
-                return method(self, *map(unquote, found.groups()))
+                return method(self, *(unquote(part) for part in found.groups() if part is not None))
         return self._answer(404, {"error": f"no route for {line}"})
 
     def _answer(self, status: int, content: Any, headers: dict[str, str] | None = None) -> None:

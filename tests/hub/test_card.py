@@ -54,7 +54,7 @@ def test_a_loss_is_called_a_loss_wherever_it_is_told(seed):
             assert how.endswith(FOR_THE_WORSE if is_worse else FOR_THE_BETTER), label
             assert bool(re.search(f"{label}[^;]*: {how}", limits)) == is_worse
             assert (f"{label} {how}" in headline) <= (label in ("prefill", "decode"))
-    assert told == 8
+    assert told == 7
     quality = [made[side]["quality"]["perplexity"] for side in ("base", "result")]
     assert f"held-out perplexity {quality[1]:.2f} (base: {quality[0]:.2f}" in headline
 
