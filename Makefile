@@ -4,6 +4,7 @@
 #   make test-peers   the tests that need torchao and DeepSpeed, in an environment of their own
 #   make test-next    the next transformers, in an environment of its own
 #   make upstream     what the newest releases of all libraries break
+#   make cards        the cards in model_cards/, from their reports
 #   make lint         style, types, and the order of imports
 #   make mutants      whether the tests notice small faults in the rooms that hold arithmetic
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do command -v $$p >/dev/null 2>&1 && \
@@ -19,7 +20,7 @@ WORKERS ?= 2
 INSTALL := -m pip install --quiet --disable-pip-version-check
 TESTS := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1  # as many workers as cores, with one thread each, are the fastest
 
-.PHONY: quickstart test test-fast test-peers test-next upstream mutants lint docs reference tables clean
+.PHONY: quickstart test test-fast test-peers test-next upstream mutants lint docs reference tables cards clean
 
 quickstart: $(VENV)/.demo
 	$(BIN)/hf-slim train recipes/quickstart.yaml $(QUICKSTART)
@@ -71,6 +72,10 @@ reference: $(VENV)/.demo
 # The tables of benchmarks in README.md and docs/, from recipes/benchmarks/results/*.json.
 tables: $(VENV)/.demo
 	$(BIN)/python recipes/benchmarks/tables.py
+
+# The cards of measured runs, from model_cards/*/report.json.
+cards: $(VENV)/.demo
+	for folder in model_cards/*/; do $(BIN)/hf-slim card $$folder || exit 1; done
 
 clean:
 	rm -rf $(VENV) .venv-docs $(PEERS) $(NEXT) $(NEWEST) site runs

@@ -8,12 +8,13 @@ first used. The commands of `hf-slim` are functions of this package:
     sensitivity        sensitivity(model, ...)      make-student       save_student(teacher, ...)
     shrink-vocabulary  shrink_vocabulary(model, ..) cache-teacher      cache_teacher(recipe)
     export             export_model(model, ...)
+    card               write_card(folder)           push               push(folder, repo_id)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError, SlimLoadError
+from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimError, SlimHubError, SlimLoadError
 from hf_slim.integration.registration import register_when_loaded
 from hf_slim.version import __version__
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.workflows.cache_teacher import cache_teacher
     from hf_slim.workflows.evaluate import evaluate
     from hf_slim.workflows.export import export_model
+    from hf_slim.workflows.hub.card import write_card
+    from hf_slim.workflows.hub.push import push
     from hf_slim.workflows.inspect import describe_model, inspect
     from hf_slim.workflows.make_student import save_student
     from hf_slim.workflows.plan import describe_recipe, dry_run
@@ -78,10 +81,12 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "make_student": "student.make",
     "prepare": "core.lifecycle",
     "prune": "pruning.one_shot",
+    "push": "workflows.hub.push",
     "run": "workflows.train",
     "save_student": "workflows.make_student",
     "sensitivity": "workflows.sensitivity",
     "shrink_vocabulary": "workflows.shrink_vocabulary",
+    "write_card": "workflows.hub.card",
 }
 
 __all__ = [
@@ -103,6 +108,7 @@ __all__ = [
     "SlimConfigError",
     "SlimDataError",
     "SlimError",
+    "SlimHubError",
     "SlimLoadError",
     "StudentShape",
     "VocabularyConfig",
@@ -119,10 +125,12 @@ __all__ = [
     "make_student",
     "prepare",
     "prune",
+    "push",
     "run",
     "save_student",
     "sensitivity",
     "shrink_vocabulary",
+    "write_card",
 ]
 
 register_when_loaded()

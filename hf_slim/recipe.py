@@ -1,5 +1,6 @@
 """Recipes: one YAML file that describes a whole run; unknown keys are errors."""
 
+import json
 import os
 import re
 import typing
@@ -117,7 +118,7 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe in a YAML file.
+    """The recipe in a YAML file, or in the report.json of a run.
 
     Args:
         overrides: `section.key=value` pairs that replace or add values; the value is read as YAML.
@@ -127,14 +128,24 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     if not path.is_file():
         raise SlimConfigError(f"The recipe '{path}' does not exist. The recipes of this project are in recipes/.")
     try:
-        node = yaml.compose(path.read_text("utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        node = yaml.compose(_recipe_text(path), Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # bytes that are no UTF-8, JSON that is none
         raise SlimConfigError(f"'{path}' is not valid YAML: {' '.join(str(error).split())}") from error
     lines: Lines = {}
     values = _plain(node, (), lines, str(path)) if node is not None else {}
     for override in overrides or []:
         _apply(override, values)
     return _build(values, lines, str(path))
+
+
+def _recipe_text(path: Path) -> str:
+    """The text of a recipe; of a report, the part that is its recipe."""
+    text = path.read_text("utf-8")
+    if path.suffix != ".json":
+        return text
+    found = json.loads(text)
+    is_report = isinstance(found, dict) and "recipe" in found
+    return json.dumps(found["recipe"], indent=2) if is_report else text
 
 
 class _Loader(yaml.SafeLoader):

@@ -28,6 +28,7 @@ SNIPPETS = {  # how many blocks of Python a page has: none may get lost
     "README.md": 3, "docs/quickstart.md": 3, "docs/guides/quantization.md": 3, "docs/guides/pruning.md": 5,
     "docs/guides/distillation.md": 4, "docs/guides/recipes.md": 2, "docs/guides/students-and-vocabulary.md": 1,
     "docs/guides/exporting.md": 1,
+    "docs/guides/sharing.md": 2,
     "docs/extending/criterion.md": 3, "docs/extending/grid.md": 4, "docs/extending/loss.md": 4,
     "docs/extending/exporter.md": 2, "docs/extending/family.md": 2,
 }  # fmt: skip
@@ -175,7 +176,7 @@ def test_every_path_that_is_named_exists(page):
 def test_the_make_targets_that_are_named_exist():
     targets = {target for page in PAGES for target in re.findall(r"\bmake ([a-z-]+)\b", page.read_text("utf-8"))}
     assert {"quickstart", "test", "lint", "docs", "reference"} <= targets
-    for target in targets & {"quickstart", "test", "lint", "docs", "reference", "tables"}:
+    for target in targets & {"quickstart", "test", "lint", "docs", "reference", "tables", "cards"}:
         assert f"\n{target}:" in (ROOT / "Makefile").read_text("utf-8"), target
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import typing
 
 import pytest
@@ -27,6 +28,18 @@ def write(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     return path
+
+
+def test_the_report_of_a_run_is_its_recipe(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD))
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"title": "\ud835\udd09 ran", "recipe": recipe.to_dict(), "base": {}}))
+    again = load_recipe(report, ["output=again"])
+    assert again.to_dict() == recipe.to_dict() | {"output": "again"}
+    assert again.techniques == recipe.techniques
+    report.write_text('{"recipe": ')
+    with pytest.raises(SlimConfigError, match=r"report\.json"):
+        load_recipe(report)
 
 
 def test_no_is_a_word_and_only_true_and_false_are_booleans(tmp_path):

@@ -8,10 +8,12 @@ from typing import Any
 
 from hf_slim.cli import (
     cache_teacher,
+    card,
     evaluate,
     export,
     inspect,
     make_student,
+    push,
     sensitivity,
     settings,
     shrink_vocabulary,
@@ -20,7 +22,9 @@ from hf_slim.cli import (
 from hf_slim.core.errors import SlimError
 from hf_slim.version import __version__
 
-VERBS = (train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, export, settings)
+VERBS = (
+    train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, export, card, push, settings
+)  # fmt: skip
 DONE, UNEXPECTED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 HELP = """\
 Runs a recipe: fine-tunes the model with the techniques it names, saves the small model, loads it back in a fresh
-process and measures it against the base. Writes report.json, report.md and report.png into the model's folder.
+process and measures it against the base. Writes report.json, report.md, report.png and a card into the model's folder.
 
   hf-slim train recipes/quickstart.yaml --dry-run                     print the plan, change nothing
   hf-slim train recipes/quickstart.yaml --set training.max_steps=20   replace values of the recipe
@@ -15,7 +15,7 @@ process and measures it against the base. Writes report.json, report.md and repo
 def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     """Adds the verb to the command line."""
     parser = commands.add_parser("train", help="run a recipe", description=HELP, **style)
-    parser.add_argument("recipe", help="a YAML file; see recipes/")
+    parser.add_argument("recipe", help="a YAML file, see recipes/, or the report.json of a run")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="replace a value of the recipe"
     )

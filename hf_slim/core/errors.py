@@ -26,6 +26,10 @@ class SlimLoadError(SlimError):
     """A model, tokenizer, checkpoint or stored teacher is missing, incomplete, damaged, or of another kind."""
 
 
+class SlimHubError(SlimError):
+    """The Hugging Face Hub was not reached, or refused a request; nothing on this machine has changed."""
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message about a wrong name: the most similar allowed name, and all allowed names."""
     allowed = sorted(allowed)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimError
+from hf_slim.core.modules import sizes_of
 from hf_slim.core.record import record_of, unwrapped
 
 TABLE = "hf_slim.integration.techniques"  # defines LIFECYCLE
@@ -72,8 +73,10 @@ def claim(model: nn.Module, technique: str, config: SlimConfig) -> bool:
 
     Raises: SlimError: if the model is already prepared with another config of the same technique.
     """
-    configs = record_of(model).configs
+    record = record_of(model)
+    configs = record.configs
     if technique not in configs:
+        record.base_sizes = record.base_sizes or sizes_of(model)
         configs[technique] = config
         return True
     if configs[technique] != config:

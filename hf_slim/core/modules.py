@@ -59,6 +59,13 @@ def temporary_module(model: nn.Module, name: str, module: nn.Module) -> Iterator
             part.training = training
 
 
+def sizes_of(model: nn.Module) -> dict[str, int]:
+    """`parameters` and `ram_bytes` (buffers included) of a model that is not packed; shared ones are counted once."""
+    parameters, buffers = list(model.parameters()), list(model.buffers())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in parameters + buffers)
+    return {"parameters": sum(parameter.numel() for parameter in parameters), "ram_bytes": size}
+
+
 def device_of(model: nn.Module) -> torch.device:
     """The device for inputs: that of the first weight that is not on the meta device, as offloaded weights are."""
     placed = (parameter.device for parameter in model.parameters() if not parameter.is_meta)

@@ -22,6 +22,7 @@ class Record:
         run: The current training run: any object that its callbacks share, such as the Trainer's state.
         running: Names of the techniques whose callbacks take part in `run` and have not finished.
         states: Type -> the state object of a technique; see `state_of`.
+        base_sizes: `parameters` and `ram_bytes` of the model before anything was prepared.
     """
 
     configs: dict[str, SlimConfig] = field(default_factory=dict)
@@ -29,6 +30,7 @@ class Record:
     run: object | None = None
     running: set[str] = field(default_factory=set)
     states: dict[type, Any] = field(default_factory=dict)
+    base_sizes: dict[str, int] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copied or pickled model takes part in no run."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+STDLIB = "the source files of Python's standard library"  # the data source `stdlib`, for people
 
 # label, path in the measures of a model, unit of display, whether smaller is better
 ROWS: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
@@ -49,6 +50,12 @@ def improvement(base: Any, result: Any, smaller_is_better: bool) -> float | None
     return base / result if smaller_is_better else result / base
 
 
+def within_spread(base: Any, result: Any) -> bool:
+    """Whether both are timings whose ranges, from the smallest to the largest, overlap: they may not differ."""
+    timed = isinstance(base, dict) and isinstance(result, dict)
+    return timed and base["low"] <= result["high"] and result["low"] <= base["high"]
+
+
 def ratios(report: dict[str, Any]) -> dict[str, float]:
     """`improvement` of every row that was measured on both sides."""
     found = {}
@@ -77,13 +84,19 @@ def as_text(report: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
                        enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *(f"\n{note}" for note in notes(report))])
+    return "\n".join(
+        [
+            lines[0],
+            "-" * len(lines[0]),
+            *lines[1:],
+            *(f"\n{note}" for note in [*notes_on_base(report), *notes(report)]),
+        ]
+    )
 
 
 def notes(report: dict[str, Any]) -> list[str]:
     """Remarks that explain the table, as sentences; those of the report are first."""
     found = list(report.get("notes", ()))
-    found += _note_on_source(report)
     base, result = (find(report[side], ("compute", "vocabulary")) for side in ("base", "result"))
     if base != result and find(report["result"], ("quality", "perplexity")):
         found.append(
@@ -102,17 +115,20 @@ def notes(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def _note_on_source(report: dict[str, Any]) -> list[str]:
-    """How the result's files compare with the file that was given, where that is smaller than the base as measured."""
-    source, base = (find(report["base"], ("memory", name)) for name in ("source_bytes", "disk_bytes"))
-    result = find(report["result"], ("memory", "disk_bytes"))
-    if not source or not base or not result or source > 0.9 * base:
-        return []
-    change = f"{source / result:.2f}x smaller than" if result < source else f"{result / source:.2f}x the size of"
-    return [
-        f"The base is counted as {base / 1e6:.1f} MB, with all weights in float32. It was loaded from files of "
-        f"{source / 1e6:.1f} MB; the result is {change} those."
-    ]
+def notes_on_base(report: dict[str, Any]) -> list[str]:
+    """What the base is: how its files compare with those that it was loaded from, and whether it was trained."""
+    source = find(report, ("sources", "model", "bytes"))
+    base, result = (find(report[side], ("memory", "disk_bytes")) for side in ("base", "result"))
+    found = []
+    if source and base and result and source < 0.9 * base:
+        change = f"{source / result:.2f}x smaller than" if result < source else f"{result / source:.2f}x the size of"
+        found.append(
+            f"The base is counted as {base / 1e6:.1f} MB, saved as {report['base'].get('dtype', 'float32')}. It was "
+            f"loaded from files of {source / 1e6:.1f} MB; the result is {change} those."
+        )
+    if report.get("base_is_tuned") is False and report["base"].get("quality"):
+        found.append("The base is the model as it was given; only the result was trained in this run.")
+    return found
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -127,6 +143,7 @@ def as_markdown(report: dict[str, Any]) -> str:
         f"# {report['title']}",
         spread,
         f"| measure | base | result | improvement |\n|---|---:|---:|---:|\n{rows}",
+        *notes_on_base(report),
         *notes(report),
         _completions(report),
         _layers(report["layers"]),

@@ -16,6 +16,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run
 from hf_slim.core.record import forget_state_, is_prepared, state_of
 from hf_slim.core.running.calibration import precision_of_run
+from hf_slim.core.running.cards import keep_card_
 from hf_slim.core.running.logs import add_to_logs
 from hf_slim.core.running.optimizers import require_trained
 from hf_slim.distillation.attaching import loss_with_term, optimises_own_loss_of_model
@@ -257,3 +258,9 @@ class DistillationCallback(TrainerCallback, PreparedHook):
         if self.distiller is not None:
             remove_projections_(self.distiller.model)
             finish_run(self.distiller.model, "distillation")
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Has the model's card and report uploaded instead of the Trainer's draft of a card."""
+        keep_card_(self)

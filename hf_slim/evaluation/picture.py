@@ -1,44 +1,89 @@
 """Reports as one picture: base against result, and how sensitive each layer is to each scheme."""
 
 import logging
+import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_slim.core.report import ROWS, find, table, value_of
+from hf_slim.core.report import ROWS, find, improvement, table, value_of, within_spread
 from hf_slim.evaluation.sensitivity import LayerSensitivity
 
 logger = logging.getLogger(__name__)
-BASE_COLOUR, RESULT_COLOUR = "#b8bec8", "#2a6f97"
+BASE_COLOUR, RESULT_COLOUR, WORSE_COLOUR = "#b8bec8", "#2a6f97", "#b3432b"
+COLUMNS = 3
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One measure of base and result.
+
+    Attributes:
+        label: The measure.
+        texts: Base and result as the table shows them.
+        measures: Base and result: numbers, or timings with `median`, `low` and `high`; None where not measured.
+        smaller: Whether less is better.
+        is_worse: Whether the result is behind the base by more than the spread of timings.
+    """
+
+    label: str
+    texts: tuple[str, str]
+    measures: tuple[Any, Any]
+    smaller: bool
+    is_worse: bool
+
+
+def panels(report: dict[str, Any]) -> list[Panel]:
+    """A panel for every measure in the table of a report, in its order."""
+    shown = {label: (base, result) for label, base, result, _ in table(report)}
+    found = []
+    for label, path, _, smaller in ROWS:
+        if label in shown:
+            base, result = find(report["base"], path), find(report["result"], path)
+            factor = improvement(base, result, smaller)
+            is_worse = factor is not None and factor < 1 and not within_spread(base, result)
+            found.append(Panel(label, shown[label], (base, result), smaller, is_worse))
+    return found
 
 
 def draw(report: dict[str, Any], path: Path) -> bool:
     """Writes a PNG with one bar chart per measure. Returns False, with a warning, if matplotlib is missing."""
     if (pyplot := _pyplot()) is None:
         return False
-    shown = {label: (base, result, ratio) for label, base, result, ratio in table(report)}
-    rows = [(label, path_, smaller) for label, path_, _, smaller in ROWS if label in shown]
-    figure, axes = pyplot.subplots(3, 3, figsize=(10, 7.2), layout="constrained")
-    figure.suptitle(f"{report['title']}   (above 1x is better)", fontsize=12)
-    for axis in axes.flat[len(rows) :]:
+    found = panels(report)
+    rows = math.ceil(len(found) / COLUMNS)
+    figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(10, 0.8 + 1.9 * rows), layout="constrained", squeeze=False)
+    figure.suptitle(f"{report['title']}\nred: worse than the base; lines: smallest and largest time", fontsize=11)
+    for axis in axes.flat[len(found) :]:
         axis.axis("off")
-    for axis, (label, measure, smaller) in zip(axes.flat, rows, strict=False):
-        base, result, ratio = shown[label]
-        values = [value_of(find(report[side], measure)) or 0 for side in ("base", "result")]
-        axis.barh(["base", "result"], values, color=[BASE_COLOUR, RESULT_COLOUR], height=0.62)
-        for position, text in enumerate((base, result)):
-            is_short = values[position] < 0.4 * max(values)  # then the text is to the right of the bar
-            axis.text((values[position] if is_short else 0) + 0.02 * max(values), position, text.split(" [")[0],
-                      va="center", fontsize=9, color="white" if position and not is_short else "black")  # fmt: skip
-        better = "less is better" if smaller else "more is better"
-        axis.set_title(f"{label}: {ratio}" if ratio != "-" else label, fontsize=10, loc="left", fontweight="bold")
-        axis.set_xlabel(better, fontsize=8, color="#666666", loc="left")
-        axis.set_xlim(0, max(values) * 1.02 or 1)
-        axis.invert_yaxis()
-        axis.set_xticks([])
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
+    for axis, panel in zip(axes.flat, found, strict=False):
+        _draw_panel(axis, panel, report["ratios"].get(panel.label))
     figure.savefig(path, dpi=110, format="png")
     pyplot.close(figure)
     return True
+
+
+def _draw_panel(axis: Any, panel: Panel, ratio: float | None) -> None:
+    values = [value_of(measure) or 0 for measure in panel.measures]
+    most = max([*values, *(m["high"] for m in panel.measures if isinstance(m, dict))]) or 1
+    colours = [BASE_COLOUR, WORSE_COLOUR if panel.is_worse else RESULT_COLOUR]
+    axis.barh(["base", "result"], values, color=colours, height=0.62)
+    for position, (text, measure) in enumerate(zip(panel.texts, panel.measures, strict=True)):
+        is_short = values[position] < 0.4 * most  # then the text is after the bar
+        end = measure["high"] if isinstance(measure, dict) else values[position]
+        axis.text((end if is_short else 0) + 0.02 * most, position, text.split(" [")[0], va="center", fontsize=9,
+                  color="white" if position and not is_short else "black")  # fmt: skip
+        if isinstance(measure, dict):
+            axis.plot([measure["low"], measure["high"]], [position, position], color="black", linewidth=1)
+    axis.set_title(
+        f"{panel.label}: {ratio:.2f}x" if ratio else panel.label, fontsize=10, loc="left", fontweight="bold"
+    )
+    better = "less is better" if panel.smaller else "more is better"
+    axis.set_xlabel(f"{better}; above 1x is better" if ratio else better, fontsize=8, color="#666666", loc="left")
+    axis.set_xlim(0, most * 1.02)
+    axis.invert_yaxis()
+    axis.set_xticks([])
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def draw_sensitivity(found: list[LayerSensitivity], chosen: dict[str, str], path: Path) -> bool:

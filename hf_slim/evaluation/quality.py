@@ -1,6 +1,7 @@
 """Quality of a model: perplexity, accuracy and loss, and a sample of its text."""
 
 import math
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -11,22 +12,40 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_slim.core.modules import evaluating
 from hf_slim.progress import progress
 
+CERTAIN = 1.96  # standard errors on each side of a mean: 95% of a normal distribution
 
-@torch.inference_mode()
+
 def perplexity(model: nn.Module, blocks: Dataset, title: str = "perplexity") -> float:
     """Exponential of the mean loss per predicted token, in nats, over held-out blocks.
 
     Args:
         blocks: Rows with `input_ids`; every token of a block except the first is predicted.
     """
-    loss_sum, n_tokens = 0.0, 0
+    return perplexity_with_interval(model, blocks, title)[0]
+
+
+@torch.inference_mode()
+def perplexity_with_interval(
+    model: nn.Module, blocks: Dataset, title: str = "perplexity"
+) -> tuple[float, list[float] | None]:
+    """`perplexity`, and its 95% interval over blocks: the block is what was drawn, so its mean loss is one sample.
+
+    Returns: the interval as `[low, high]`; None with fewer than two blocks.
+    """
+    loss_sum, n_tokens, means = 0.0, 0, []
     with evaluating(model):
         for example in progress(blocks, title, "block"):
             ids = torch.tensor([example["input_ids"]], device=model.device)
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-            loss_sum += nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            block_sum = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+            loss_sum += block_sum
             n_tokens += ids.shape[1] - 1
-    return math.exp(loss_sum / n_tokens)
+            means.append(block_sum / (ids.shape[1] - 1))
+    loss = loss_sum / n_tokens
+    if len(means) < 2:
+        return math.exp(loss), None
+    margin = CERTAIN * statistics.stdev(means) / math.sqrt(len(means))
+    return math.exp(loss), [math.exp(loss - margin), math.exp(loss + margin)]
 
 
 @torch.inference_mode()

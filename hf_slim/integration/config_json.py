@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_slim.core.adapters import adapter_layers
@@ -48,6 +49,8 @@ def describe_converted(model: nn.Module) -> None:
         _write_config(model, "pruned")
     elif config_value(model, "quantization_config") is not None:
         del cast("Any", config_of(model)).quantization_config
+    if isinstance(model, PreTrainedModel):
+        model.add_model_tags(["hf_slim", *record_of(model).applied])  # of the card that `model.push_to_hub` makes
 
 
 def _look_loaded_(model: Any) -> None:

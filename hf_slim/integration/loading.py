@@ -155,18 +155,6 @@ def located(spec: str) -> tuple[str, dict[str, Any]]:
     return spec, {}
 
 
-def source_bytes(spec: str) -> int | None:
-    """Bytes of the weight files that a model is loaded from, as they lie there; None for a Hub id.
-
-    Raises: SlimLoadError: if nothing is there.
-    """
-    path, arguments = located(spec)
-    if "gguf_file" in arguments:
-        return (Path(path) / arguments["gguf_file"]).stat().st_size
-    files = [file.stat().st_size for file in Path(path).glob("*.safetensors")] if Path(path).is_dir() else []
-    return sum(files) or None
-
-
 def display_name(spec: str) -> str:
     """A short name of a model: the last part of its name, or its package if the folder is called "model"."""
     module, _, path = spec.removeprefix("package:").partition("/")

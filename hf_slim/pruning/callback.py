@@ -17,6 +17,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, claim, finish_run
 from hf_slim.core.record import is_prepared, state_of, unwrapped
 from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
+from hf_slim.core.running.cards import keep_card_
 from hf_slim.core.running.logs import add_to_logs
 from hf_slim.progress import progress
 from hf_slim.pruning.budget.selection import choose_removed
@@ -159,6 +160,12 @@ class PruningCallback(TrainerCallback, ExportableState):
         if is_prepared(model, "pruning"):
             self._set_final_mask(args, state, model)
         finish_run(model, "pruning", optimizer)
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Has the model's card and report uploaded instead of the Trainer's draft of a card."""
+        keep_card_(self)
 
     def state(self) -> dict[str, Any]:
         """The state that the Trainer writes into `trainer_state.json`."""

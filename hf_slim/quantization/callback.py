@@ -13,6 +13,7 @@ from hf_slim.core.errors import SlimError
 from hf_slim.core.lifecycle import begin_run, finish_run, prepare
 from hf_slim.core.record import is_prepared, unwrapped
 from hf_slim.core.running.calibration import calibrating, first_batches, precision_of_run
+from hf_slim.core.running.cards import keep_card_
 from hf_slim.core.running.logs import add_to_logs
 from hf_slim.core.running.optimizers import require_trained
 from hf_slim.quantization.calibration import round_by_gptq_
@@ -116,6 +117,12 @@ class QuantizationCallback(TrainerCallback):
             )
             return
         finish_run(model, "quantization")
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Has the model's card and report uploaded instead of the Trainer's draft of a card."""
+        keep_card_(self)
 
     def _is_frozen(self, state: TrainerState) -> bool:
         return self.config.freeze < 1 and _progress(state) >= self.config.freeze

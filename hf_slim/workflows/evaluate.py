@@ -24,10 +24,11 @@ from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.footprint import disk_bytes, peak_rss_bytes
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.evaluation.training_speed import StepTiming, training_speed
-from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer, source_bytes
+from hf_slim.integration.loading import has_head, load_config, load_model, load_tokenizer
 from hf_slim.progress import progress
 from hf_slim.recipe import Recipe
 from hf_slim.student import make_student
+from hf_slim.workflows.report import provenance
 from hf_slim.workflows.verbosity import set_verbosity, verbosity
 
 logger = logging.getLogger(__name__)
@@ -52,12 +53,19 @@ def evaluate(
         data: Source of the held-out text; None: Python's standard library.
         settings: How much is measured.
         json_file: If given, all numbers are also written to this file.
-    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: improvement factor}}`;
-        `core.report.as_text` makes a table of it.
+    Returns: `{"title": text, "base": measures, "result": measures, "ratios": {label: improvement factor}}`, with
+        versions, machine and sources; `core.report.as_text` makes a table of it, and `write_card` a card.
     Raises: SlimError: if a model cannot be loaded, the data cannot be read, or the two tokenize it differently.
     """
-    measured = compare(task_of(model), against, model, data or DataConfig(), settings or EvaluationConfig())
-    report = {"title": f"{model} against {against}", **measured, "ratios": ratios(measured)}
+    data, settings = data or DataConfig(), settings or EvaluationConfig()
+    measured = compare(task_of(model), against, model, data, settings)
+    report = {
+        "title": f"{model} against {against}",
+        **provenance(against, [data], Path(model) if Path(model).is_dir() else None),
+        "recipe": {"model": against, "data": data.to_dict(), "evaluation": settings.to_dict()},
+        **measured,
+        "ratios": ratios(measured),
+    }
     if json_file is not None:
         write_atomically(Path(json_file), lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     return report
@@ -83,8 +91,6 @@ def compare(task: str, base: str, result: str, data: DataConfig, settings: Evalu
         for name, folder in progress(folders.items(), "measuring peak memory", "model"):
             peak = in_fresh_process(_peak_memory, task, folder, data, settings, settings.dtype_of(name))
             measured[name]["memory"] |= {"disk_bytes": disk_bytes(folder), "peak_rss_bytes": peak}
-    if (size := source_bytes(base)) is not None:
-        measured["base"]["memory"]["source_bytes"] = size
     return measured
 
 

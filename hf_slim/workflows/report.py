@@ -15,6 +15,9 @@ from hf_slim.core.report import SCHEMA_VERSION, as_markdown, ratios, write_atomi
 from hf_slim.core.report import as_text as table_as_text
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.picture import draw
+from hf_slim.hub.card import render_card
+from hf_slim.hub.folder import CARD, PICTURE, REPORT, describe_saved
+from hf_slim.hub.source import describe_data_source, describe_model_source
 from hf_slim.integration.loading import display_name
 from hf_slim.recipe import Recipe
 from hf_slim.version import __version__
@@ -30,11 +33,8 @@ def build_report(
     if recipe.vocabulary is not None:
         steps.insert(0, "vocabulary")
     report = {
-        "schema_version": SCHEMA_VERSION,
         "title": f"{display_name(recipe.model)}: {', then '.join(steps)}",
-        "hf_slim_version": __version__,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "environment": environment(),
+        **provenance(recipe.model, [stage.data for stage in recipe.runs], Path(recipe.output)),
         "seed": recipe.runs[0].training.get("seed", 42),
         "recipe": recipe.to_dict(),
         "base": measured["base"],
@@ -47,6 +47,27 @@ def build_report(
     return report
 
 
+def provenance(model: str, data: list[DataConfig], result: Path | None) -> dict[str, Any]:
+    """What the numbers of a report belong to: versions, machine, base model, data, and the folder of the result.
+
+    Args:
+        model: The base: a Hub id, a folder, or `package:<module>/<file>`.
+        result: Folder of the compressed model; None if it is not in one.
+    """
+    named = [describe_data_source(config) for config in data]
+    found: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "hf_slim_version": __version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(),
+        "sources": {
+            "model": describe_model_source(model),
+            "data": [one for number, one in enumerate(named) if one not in named[:number]],
+        },
+    }
+    return found | ({"saved": describe_saved(result)} if result is not None else {})
+
+
 def as_text(report: dict[str, Any]) -> str:
     """The report for a terminal: title, table with notes, and both completions of one prompt."""
     parts = [report["title"], table_as_text(report)]
@@ -54,16 +75,18 @@ def as_text(report: dict[str, Any]) -> str:
         if text := report[side].get("prompt_and_completion"):
             parts.append(f"--- {side} completes the same prompt ---\n{text.rstrip()}")
     saved = report["recipe"]["output"]
-    return "\n\n".join(parts) + f"\n\nSaved to {saved}: the model, report.json, report.md, report.png"
+    return (
+        "\n\n".join(parts) + f"\n\nSaved to {saved}: the model, its card README.md, report.json, report.md, report.png"
+    )
 
 
 def next_commands(recipe: Recipe, report: dict[str, Any], recipe_file: str) -> list[str]:
-    """Commands for the next step: inspect the result, measure it again, prune earlier in training.
+    """Commands for the next step: inspect the result, share it, measure it again, prune earlier in training.
 
     Args:
         recipe_file: The path that the recipe was read from.
     """
-    commands = [f"hf-slim inspect {recipe.output}"]
+    commands = [f"hf-slim inspect {recipe.output}", f"hf-slim push {recipe.output} USER/{Path(recipe.output).name}"]
     if recipe.stages:
         return commands
     if report["base"]["quality"]:
@@ -103,10 +126,11 @@ def _processor() -> str:
 
 
 def write_report(report: dict[str, Any], folder: Path) -> None:
-    """report.json, report.md and report.png in `folder`, each moved into place when complete."""
+    """report.json, report.md, report.png and the card in `folder`, each moved into place when complete."""
     logger.info("Writing the report to '%s'.", folder)
-    write_atomically(folder / "report.json", lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
+    write_atomically(folder / REPORT, lambda path: path.write_text(json.dumps(report, indent=2) + "\n"))
     write_atomically(folder / "report.md", lambda path: path.write_text(as_markdown(report)))
-    picture = folder / "report.png"
     if draw(report, folder / ".report.png"):
-        os.replace(folder / ".report.png", picture)
+        os.replace(folder / ".report.png", folder / PICTURE)
+    card = render_card(json.loads(json.dumps(report)), folder.name, (folder / PICTURE).is_file())
+    write_atomically(folder / CARD, lambda path: path.write_text(card, "utf-8"))

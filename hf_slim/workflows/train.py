@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from hf_slim.core.errors import SlimError
 from hf_slim.data import load_texts, reading_once
 from hf_slim.evaluation.tasks.task import TASKS
-from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer, source_bytes
+from hf_slim.integration.loading import lacks_head, load_model, load_tokenizer
 from hf_slim.integration.saving import check_output, publish, save
 from hf_slim.integration.techniques import callbacks_for, layers_of
 from hf_slim.integration.trainer import trainer_for
@@ -31,7 +31,6 @@ from hf_slim.workflows.shrink_vocabulary import trim_
 from hf_slim.workflows.stages import RunFolders, last_checkpoint, newest_checkpoint
 
 logger = logging.getLogger(__name__)
-AS_GIVEN = "The base is the model as it was given; only the result was trained in this run."
 IMPORTANCE_EXAMPLES = 32  # training examples on which the importance of a teacher's layers and groups is measured
 
 
@@ -45,6 +44,7 @@ class Trained:
         log: The Trainer's log; in a recipe with stages every entry has the number of its stage.
         notes: Remarks that a reader of the comparison needs.
         base_is_judged: Whether the quality of the base is measured; not if its head was never trained.
+        base_is_tuned: Whether the base was fine-tuned on the data, in an earlier stage.
     """
 
     base: str
@@ -52,6 +52,7 @@ class Trained:
     log: list[dict[str, Any]]
     notes: list[str]
     base_is_judged: bool
+    base_is_tuned: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,13 @@ def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = Fal
         measured = compare(recipe.task, trained.base, str(output), recipe.runs[-1].data, recipe.evaluation)
         if not trained.base_is_judged:
             measured["base"]["quality"] = {}
-        if trained.base == str(folders.scratch / "base") and (size := source_bytes(recipe.model)) is not None:
-            measured["base"]["memory"]["source_bytes"] = size
         compressing = [stage for stage in recipe.runs if stage.techniques]
         if compressing:
             for side, steps in training_step_ms(trained.base, compressing[-1]).items():
                 measured[side]["training"] = {"step_ms": steps}
         folders.clear()
     report = build_report(recipe, measured, trained.layers, trained.log, trained.notes)
+    report["base_is_tuned"] = trained.base_is_tuned
     write_report(report, output)
     return report
 
@@ -234,11 +234,11 @@ def _trained(
     """Chooses the base: the original model, or, if that has a new head, the model that was only fine-tuned."""
     untouched = str(folders.scratch / "base")
     if not has_fresh_head:
-        return Trained(untouched, layers, log, [AS_GIVEN], base_is_judged=True)
+        return Trained(untouched, layers, log, [], base_is_judged=True)
     plain = next((number for number, stage in enumerate(recipe.runs) if stage.techniques), 0)
     if plain:
         note = f"The base is the model after stage {plain}, which was only fine-tuned. Later stages start from it."
-        return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True)
+        return Trained(str(folders.model(plain)), layers, log, [note], base_is_judged=True, base_is_tuned=True)
     data = recipe.runs[-1].data
     labels = Counter(load_texts(data)[1][data.label_column])
     chance = max(labels.values()) / labels.total()

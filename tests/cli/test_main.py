@@ -39,6 +39,8 @@ def test_help_teaches_every_command(capsys):
         "make-student",
         "cache-teacher",
         "export",
+        "card",
+        "push",
         "settings",
     )
     assert len(verbs) == len(VERBS)

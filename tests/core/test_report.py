@@ -1,6 +1,6 @@
 import pytest
 
-from hf_slim.core.report import as_markdown, as_text, improvement, notes, ratios, write_atomically
+from hf_slim.core.report import as_markdown, as_text, improvement, notes, notes_on_base, ratios, write_atomically
 
 
 def report(**result):
@@ -78,8 +78,9 @@ def test_attention_has_a_row_of_its_own_whose_length_is_noted():
 )
 def test_the_file_that_was_given_is_named_where_it_is_smaller_than_the_base_as_measured(source, says):
     made = report(memory={"disk_bytes": 120_000_000})
-    made["base"]["memory"] = {"disk_bytes": 541_600_000, "source_bytes": source}
-    found = [note for note in notes(made) if "was loaded from" in note]
+    made["base"]["memory"] = {"disk_bytes": 541_600_000}
+    made["sources"] = {"model": {"bytes": source}}
+    found = [note for note in notes_on_base(made) if "was loaded from" in note]
     assert len(found) == (says is not None)
     assert all(says in note and "541.6 MB" in note for note in found)
 

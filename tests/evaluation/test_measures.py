@@ -19,7 +19,7 @@ from hf_slim.evaluation.footprint import (
 )
 from hf_slim.evaluation.latency import inference_speed, spread
 from hf_slim.evaluation.picture import draw, draw_sensitivity
-from hf_slim.evaluation.quality import perplexity
+from hf_slim.evaluation.quality import perplexity, perplexity_with_interval
 from hf_slim.evaluation.tasks import causal_lm  # noqa: F401  registers the task
 from hf_slim.evaluation.tasks.task import TASKS, Side
 from hf_slim.integration.kv_cache import cache_argument
@@ -33,6 +33,18 @@ def test_perplexity_is_that_of_the_models_own_loss():
         expected = math.exp(model(input_ids=ids, labels=ids).loss.item())
     found = perplexity(model, Dataset.from_dict({"input_ids": ids.tolist()}))
     assert math.isclose(found, expected, rel_tol=1e-5)
+
+
+def test_the_interval_of_a_perplexity_is_that_of_the_mean_loss_of_a_block():
+    model, ids = tiny.llama(seed=3).eval(), tiny.tokens(9, seed=3)
+    with torch.no_grad():
+        losses = torch.stack([model(input_ids=row[None], labels=row[None]).loss for row in ids])
+    margin = 1.96 * losses.std().item() / 3  # of nine blocks
+    value, interval = perplexity_with_interval(model, Dataset.from_dict({"input_ids": ids.tolist()}))
+    expected = [math.exp(losses.mean().item() + sign * margin) for sign in (-1, 1)]
+    assert interval == pytest.approx(expected, rel=1e-5)
+    assert interval[0] < value < interval[1]
+    assert perplexity_with_interval(model, Dataset.from_dict({"input_ids": ids[:1].tolist()}))[1] is None
 
 
 def test_counts_are_those_of_the_weights():

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hf_slim import SlimError
+from hf_slim import SlimError, write_card
+from hf_slim.evaluation.footprint import METADATA
+from hf_slim.hub.card import render_card
 from hf_slim.integration import saving
 from hf_slim.recipe import load_recipe
 from hf_slim.workflows import train
@@ -48,15 +50,20 @@ def test_a_recipe_ends_in_a_small_model_and_a_measured_report(recipe_file, tmp_p
     assert loaded.config.use_cache
     assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(report))
     assert {"report.md", "report.png", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    card = (folder / "README.md").read_text()
+    assert card == render_card(json.loads((folder / "report.json").read_text()), "small", True)
+    assert write_card(folder).read_text() == card
+    assert report["saved"]["weights"].keys() == {"model.safetensors"}
+    given = sum(path.stat().st_size for path in (tmp_path / "base").iterdir())
+    assert report["sources"]["model"] == {"name": "base", "bytes": given}
     for side in ("base", "result"):
         assert report[side]["quality"]["perplexity"] > 1
-        assert report[side]["memory"].keys() - {"source_bytes"} == {"ram_bytes", "disk_bytes", "peak_rss_bytes"}
+        assert report[side]["memory"].keys() == {"ram_bytes", "disk_bytes", "peak_rss_bytes"}
         assert len(report[side]["inference"]["prefill_ms"]["samples"]) == 2
         assert report[side]["training"]["step_ms"]["median"] > 0
     assert report["base"]["compute"]["parameters"] == sum(p.numel() for p in tiny.llama().parameters())
     assert report["ratios"]["files on disk"] > 1
-    assert report["base"]["memory"]["source_bytes"] == (tmp_path / "base" / "model.safetensors").stat().st_size
-    on_disk = sum(path.stat().st_size for path in folder.iterdir() if not path.name.startswith("report."))
+    on_disk = sum(path.stat().st_size for path in folder.iterdir() if path.name not in METADATA)
     assert report["result"]["memory"]["disk_bytes"] == on_disk
 
     with pytest.raises(SlimError, match=r"already holds a finished model.*--overwrite"):

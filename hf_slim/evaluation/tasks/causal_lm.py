@@ -8,7 +8,7 @@ from hf_slim.core.errors import SlimConfigError
 from hf_slim.data import DataConfig, text_blocks
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.latency import inference_speed
-from hf_slim.evaluation.quality import complete, perplexity
+from hf_slim.evaluation.quality import complete, perplexity_with_interval
 from hf_slim.evaluation.tasks.task import TASKS, Measures, Side, Task
 
 
@@ -31,15 +31,17 @@ def _measure(
     speed = inference_speed(models, prompts, settings.decode_tokens, settings.repeats)
     return {
         name: {
-            "quality": {
-                "perplexity": perplexity(side.model, examples[name], f"perplexity of {name}"),
-                "blocks": len(examples[name]),
-            },
+            "quality": _quality(side, examples[name], name),
             "inference": speed[name],
             "prompt_and_completion": settings.prompt + complete(side.model, side.tokenizer, settings.prompt),
         }
         for name, side in sides.items()
     }
+
+
+def _quality(side: Side, blocks: Dataset, name: str) -> Measures:
+    value, interval = perplexity_with_interval(side.model, blocks, f"perplexity of {name}")
+    return {"perplexity": value, "perplexity_interval": interval, "blocks": len(blocks)}
 
 
 def _memory_input(data: DataConfig, settings: EvaluationConfig) -> dict[str, torch.Tensor | int]:

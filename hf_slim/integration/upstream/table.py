@@ -1,5 +1,6 @@
 """The whole table; the rows of each host library are in a separate file."""
 
+from hf_slim.integration.upstream.hub import HUB
 from hf_slim.integration.upstream.loading import LOADING
 from hf_slim.integration.upstream.models import MODELS
 from hf_slim.integration.upstream.optional_libraries import OPTIONAL_LIBRARIES
@@ -7,4 +8,4 @@ from hf_slim.integration.upstream.row import Upstream
 from hf_slim.integration.upstream.torch_internals import TORCH
 from hf_slim.integration.upstream.trainer import TRAINER
 
-TABLE: tuple[Upstream, ...] = (*TRAINER, *LOADING, *MODELS, *TORCH, *OPTIONAL_LIBRARIES)
+TABLE: tuple[Upstream, ...] = (*TRAINER, *LOADING, *HUB, *MODELS, *TORCH, *OPTIONAL_LIBRARIES)

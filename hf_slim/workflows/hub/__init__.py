@@ -1,0 +1,1 @@
+"""Sharing a model: its card, and the upload to the Hugging Face Hub."""
