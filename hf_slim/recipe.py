@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import yaml
 from transformers import TrainingArguments
 
-from hf_slim.core.config import SlimConfig, type_problem
+from hf_slim.core.config import SlimConfig
 from hf_slim.core.errors import SlimConfigError, SlimError, nearest
 from hf_slim.data import DataConfig
 from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.techniques import TECHNIQUES
+from hf_slim.integration.training_arguments import argument_problem
 from hf_slim.progress import progress_is_shown
 from hf_slim.student.shape import StudentShape
 from hf_slim.vocabulary.rows import VocabularyConfig
@@ -33,16 +33,6 @@ STAGE_SECTIONS = (*LAID_OVER, "student", *TECHNIQUE_CONFIGS)
 # the progress bar follows transformers' log level otherwise, which hf-slim keeps quiet
 TRAINING_DEFAULTS = {"save_strategy": "no", "disable_tqdm": False}
 SET_BY_HF_SLIM = {"output_dir": "the top-level `output`"}
-# smallest value of a training argument, and what it must be in words; TrainingArguments itself accepts others
-LEAST: dict[str, tuple[float, str]] = {
-    "max_steps": (1, "at least 1, or -1 for whole epochs"),
-    "num_train_epochs": (1e-9, "above 0"),
-    "per_device_train_batch_size": (1, "at least 1"),
-    "per_device_eval_batch_size": (1, "at least 1"),
-    "gradient_accumulation_steps": (1, "at least 1"),
-    "learning_rate": (0, "at least 0"),
-    "seed": (0, "at least 0"),
-}
 Lines = dict[tuple[str, ...], int]
 
 
@@ -281,19 +271,11 @@ def _training(values: Any, lines: Lines, file: str) -> dict[str, Any]:
             )
     allowed = [f.name for f in fields(TrainingArguments) if f.init]
     _check_keys(values, ("training",), allowed, lines, file)
-    hints = typing.get_type_hints(TrainingArguments)
     for key, value in values.items():
-        wanted = type_problem(value, hints[key])
-        if wanted is None and key in LEAST and value is not None and not _is_allowed(key, value):
-            wanted = LEAST[key][1]
-        if wanted is not None:
+        if (wanted := argument_problem(key, value)) is not None:
             line = lines.get(("training", key), "?")
             raise SlimConfigError(f"{file}, line {line}: `training.{key}` must be {wanted}, got {value!r}.")
     return values
-
-
-def _is_allowed(key: str, value: float) -> bool:
-    return value >= LEAST[key][0] or (key == "max_steps" and value == -1)
 
 
 def _check_keys(values: dict, path: tuple[str, ...], allowed: list[str], lines: Lines, file: str) -> None:

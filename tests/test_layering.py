@@ -13,8 +13,8 @@ LAYERS: dict[str, int] = {
     "version": 0, "progress": 0, "timing": 1, "core": 1,
     "vocabulary": 2, "data": 2, "quantization": 2, "pruning": 2, "distillation": 2,
     "integration": 3, "export": 4,
-    "evaluation": 5, "student": 5, "hub": 5,
-    "recipe": 6, "workflows": 7, "cli": 8, "__init__": 9,
+    "evaluation": 5, "student": 5, "hub": 6,
+    "recipe": 7, "workflows": 8, "cli": 9, "__init__": 10,
 }  # fmt: skip
 SUB_ROOMS: dict[str, dict[str, int]] = {  # inside a technique: config <- functions <- modules <- transform <- callback
     "quantization": {

@@ -6,19 +6,9 @@ import tempfile
 import traceback
 from typing import Any
 
-from hf_slim.cli import (
-    cache_teacher,
-    card,
-    evaluate,
-    export,
-    inspect,
-    make_student,
-    push,
-    sensitivity,
-    settings,
-    shrink_vocabulary,
-    train,
-)
+from hf_slim.cli import cache_teacher, evaluate, sensitivity, settings, train
+from hf_slim.cli.folders import export, inspect, make_student, shrink_vocabulary
+from hf_slim.cli.hub import card, push
 from hf_slim.core.errors import SlimError
 from hf_slim.version import __version__
 

@@ -15,6 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import Trainer
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.host import config_value
 from hf_slim.core.record import record_of, unwrapped
 from hf_slim.core.report import SCHEMA_VERSION, ratios, write_atomically
 from hf_slim.evaluation.footprint import parameter_count, ram_bytes
@@ -129,7 +130,7 @@ def _measured(folder: Path) -> dict[str, Any] | None:
 
 def _source(model: Any) -> dict[str, Any]:
     """Where the model came from, as its config says."""
-    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    name = str(config_value(model, "name_or_path") or "")
     if Path(name).is_dir() or HUB_ID.fullmatch(name):
         return describe_model_source(name)
     return {"name": name or type(model).__name__}

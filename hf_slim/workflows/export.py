@@ -89,15 +89,21 @@ def export_model(
             f"A {type(model).__name__} cannot be exported. Give a folder, or a model of transformers; adapters are "
             "merged by `convert(model)`, or by `merge_and_unload()`."
         )
-    config = ExportConfig(allow_rounding)
     with evaluating(model), torch.no_grad():
-        refused = {name: reason for name in folders if (reason := EXPORTERS[name].refusal(model, tokenizer, config))}
-        if len(refused) == len(folders):
-            reasons = [f"{name}: {reason}" for name, reason in refused.items()]
-            raise SlimError(reasons[0] if len(reasons) == 1 else f"No target holds this model. {' '.join(reasons)}")
-        exports = tuple(
-            _written(name, model, tokenizer, folder, config) for name, folder in folders.items() if name not in refused
-        )
+        return _exported(model, tokenizer, folders, ExportConfig(allow_rounding))
+
+
+def _exported(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folders: dict[str, Path], config: ExportConfig
+) -> ExportReport:
+    """Writes every target that holds the model. Raises SlimError if none does."""
+    refused = {name: reason for name in folders if (reason := EXPORTERS[name].refusal(model, tokenizer, config))}
+    if len(refused) == len(folders):
+        reasons = [f"{name}: {reason}" for name, reason in refused.items()]
+        raise SlimError(reasons[0] if len(reasons) == 1 else f"No target holds this model. {' '.join(reasons)}")
+    exports = tuple(
+        _written(name, model, tokenizer, folder, config) for name, folder in folders.items() if name not in refused
+    )
     return ExportReport(exports, refused)
 
 
