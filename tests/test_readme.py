@@ -16,7 +16,7 @@ from hf_slim.core.registry import Registry
 from hf_slim.distillation.losses.divergences import DIVERGENCES
 from hf_slim.distillation.losses.hidden_states import HIDDEN_LOSSES
 from hf_slim.distillation.teachers.live import freeze_
-from hf_slim.export.exporter import EXPORTERS
+from hf_slim.export.targets import EXPORTERS
 from hf_slim.pruning.importance.criteria import CRITERIA
 from hf_slim.quantization.grids.grid import GRIDS
 from tests import tiny

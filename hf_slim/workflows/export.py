@@ -77,11 +77,7 @@ def export_model(
     Raises: SlimError: if a target is unknown, does not hold the model exactly, or is the only one and refuses it;
         nothing was written then.
     """
-    names = _targets(to)
-    folders = {name: Path(output) / name if len(names) > 1 else Path(output) for name in names}
-    for folder in folders.values():
-        check_output(folder, overwrite, REPORT)
-    _check_packages(names, folders)
+    folders = _folders(to, Path(output), overwrite)
     if isinstance(model, str | Path):
         model, tokenizer = _loaded(str(model), tokenizer)
     if not isinstance(model, PreTrainedModel):
@@ -91,20 +87,6 @@ def export_model(
         )
     with evaluating(model), torch.no_grad():
         return _exported(model, tokenizer, folders, ExportConfig(allow_rounding))
-
-
-def _exported(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folders: dict[str, Path], config: ExportConfig
-) -> ExportReport:
-    """Writes every target that holds the model. Raises SlimError if none does."""
-    refused = {name: reason for name in folders if (reason := EXPORTERS[name].refusal(model, tokenizer, config))}
-    if len(refused) == len(folders):
-        reasons = [f"{name}: {reason}" for name, reason in refused.items()]
-        raise SlimError(reasons[0] if len(reasons) == 1 else f"No target holds this model. {' '.join(reasons)}")
-    exports = tuple(
-        _written(name, model, tokenizer, folder, config) for name, folder in folders.items() if name not in refused
-    )
-    return ExportReport(exports, refused)
 
 
 def as_text(report: ExportReport) -> str:
@@ -126,28 +108,20 @@ def as_text(report: ExportReport) -> str:
     return "\n".join([*lines, *(f"{name}: not written. {reason}" for name, reason in report.refused.items())])
 
 
-def _targets(to: str | Iterable[str]) -> list[str]:
-    """The names of the targets. Raises SlimConfigError for one that is not registered."""
+def _folders(to: str | Iterable[str], output: Path, overwrite: bool) -> dict[str, Path]:
+    """Target -> its folder, for those whose packages are installed. Raises SlimError where nothing can be written."""
     names = list(EXPORTERS) if to == ALL else [to] if isinstance(to, str) else list(dict.fromkeys(to))
-    for name in names:
-        EXPORTERS[name]
-    return names
-
-
-def _check_packages(names: list[str], folders: dict[str, Path]) -> None:
-    """Takes targets whose packages are missing out of `folders`. Raises SlimError if none is left."""
-    for name in names:
+    folders = {name: output / name if len(names) > 1 else output for name in names}
+    for name, folder in list(folders.items()):
         exporter: Exporter = EXPORTERS[name]
+        check_output(folder, overwrite, REPORT)
         if missing := exporter.missing_packages():
-            text = (
-                f"{name} needs {', '.join(missing)}, which is not installed: `pip install hf_slim[{exporter.extra}]`."
-            )
-            if len(names) == 1:
-                raise SlimError(text)
-            logger.warning(text)
+            needs = f"{name} needs {', '.join(missing)}, which is not installed"
+            logger.warning("%s: `pip install hf_slim[%s]`.", needs, exporter.extra)
             del folders[name]
     if not folders:
-        raise SlimError("No target is left: the packages of all of them are missing.")
+        raise SlimError(f"{needs}: `pip install hf_slim[{exporter.extra}]`.")
+    return folders
 
 
 def _loaded(
@@ -163,6 +137,19 @@ def _loaded(
         except SlimLoadError as error:
             logger.warning("No tokenizer was found, and some targets need one: %s", error)
     return model, tokenizer
+
+
+def _exported(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folders: dict[str, Path], config: ExportConfig
+) -> ExportReport:
+    """Writes every target that holds the model. Raises SlimError if none does."""
+    refused = {name: reason for name in folders if (reason := EXPORTERS[name].refusal(model, tokenizer, config))}
+    if len(refused) == len(folders):
+        reasons = [f"{name}: {reason}" for name, reason in refused.items()]
+        raise SlimError(reasons[0] if len(reasons) == 1 else f"No target holds this model. {' '.join(reasons)}")
+    fitting = {name: folder for name, folder in folders.items() if name not in refused}
+    exports = [_written(name, model, tokenizer, folder, config) for name, folder in fitting.items()]
+    return ExportReport(tuple(exports), refused)
 
 
 def _written(

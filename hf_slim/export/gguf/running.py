@@ -84,7 +84,9 @@ def _generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ask: 
     """Greedy tokens of llama.cpp against those of the model, and the likelihoods that both give to the same tokens."""
     prompt = tokenizer(TEXTS[0])["input_ids"]
     question = {"prompt": prompt, "n_predict": GENERATED, "n_probs": 1, "temperature": 0, "ignore_eos": True}
-    answer = ask("completion", question)["completion_probabilities"]
+    answer = ask("completion", question).get("completion_probabilities")
+    if not answer:  # only half a character was generated
+        return {}
     ids = [token["id"] for token in answer]
     likely = log_likelihoods(model, prompt, ids)
     equal = sum(one == other for one, other in zip(ids, likely.argmax(dim=-1).tolist(), strict=True))
