@@ -129,7 +129,7 @@ def _measured(folder: Path) -> dict[str, Any] | None:
 
 def _source(model: Any) -> dict[str, Any]:
     """Where the model came from, as its config says."""
-    name = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
+    name = str(getattr(getattr(model, "config", None), "name_or_path", None) or "")
     if Path(name).is_dir() or HUB_ID.fullmatch(name):
         return describe_model_source(name)
     return {"name": name or type(model).__name__}
