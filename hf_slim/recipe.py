@@ -18,7 +18,7 @@ from hf_slim.evaluation.config import EvaluationConfig
 from hf_slim.evaluation.tasks import causal_lm, classification  # noqa: F401  registers the tasks
 from hf_slim.evaluation.tasks.task import TASKS
 from hf_slim.integration.techniques import TECHNIQUES
-from hf_slim.integration.training_arguments import argument_problem
+from hf_slim.integration.trainer import argument_problem
 from hf_slim.progress import progress_is_shown
 from hf_slim.student.shape import StudentShape
 from hf_slim.vocabulary.rows import VocabularyConfig

@@ -1,10 +1,26 @@
-"""Builds the Trainer of a run, and orders its callbacks."""
+"""Builds the Trainer of a run, orders its callbacks, and checks its arguments.
 
+The host checks types and ranges of `TrainingArguments` late, or not at all.
+"""
+
+import typing
 from typing import Any
 
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
+from hf_slim.core.config import type_problem
 from hf_slim.integration.techniques import TECHNIQUES
+
+# smallest value of a field, and what it must be in words
+LEAST: dict[str, tuple[float, str]] = {
+    "max_steps": (1, "at least 1, or -1 for whole epochs"),
+    "num_train_epochs": (1e-9, "above 0"),
+    "per_device_train_batch_size": (1, "at least 1"),
+    "per_device_eval_batch_size": (1, "at least 1"),
+    "gradient_accumulation_steps": (1, "at least 1"),
+    "learning_rate": (0, "at least 0"),
+    "seed": (0, "at least 0"),
+}
 
 
 def trainer_for(
@@ -36,3 +52,16 @@ def log_before_reporters_(trainer: Trainer) -> Trainer:
     )
     handler.callbacks.sort(key=lambda callback: not isinstance(callback, ours))  # stable within each kind
     return trainer
+
+
+def argument_problem(name: str, value: Any) -> str | None:
+    """What a field of `TrainingArguments` must be, in words, if `value` is something else; None if it fits.
+
+    Args:
+        name: Of a field that exists.
+    """
+    wanted = type_problem(value, typing.get_type_hints(TrainingArguments)[name])
+    if wanted is not None or name not in LEAST or value is None:
+        return wanted
+    least, words = LEAST[name]
+    return None if value >= least or (name == "max_steps" and value == -1) else words

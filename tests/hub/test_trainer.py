@@ -143,3 +143,19 @@ def test_a_model_that_pushes_itself_is_tagged(hub, tmp_path):
 
 def test_without_a_trainer_on_the_stack_none_is_found():
     assert trainer_behind(PruningCallback(tiny.PRUNING)) is None
+
+
+def test_a_base_model_that_has_a_folder_is_named_with_its_size_and_licence(hub, tmp_path):
+    base = tiny.save_base(tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    trainer = tiny.trainer(model, tmp_path / "run", CALLBACKS["pruning"](), max_steps=2, hub_model_id="me/small")
+    trainer.train()
+    trainer.push_to_hub()
+    text = hub.files("me/small")["README.md"].decode()
+    assert ModelCard(text).data.license == "apache-2.0"
+    given = sum(path.stat().st_size for path in base.iterdir() if path.name != "README.md")
+    assert json.loads(hub.files("me/small")["report.json"])["sources"]["model"] == {
+        "name": "base", "bytes": given, "license": "apache-2.0",
+    }  # fmt: skip
+    assert "base after pruning" in text
