@@ -9,6 +9,7 @@ from typing import Any
 from hf_slim.cli import (
     cache_teacher,
     card,
+    convert,
     evaluate,
     export,
     inspect,
@@ -23,7 +24,8 @@ from hf_slim.core.errors import SlimError
 from hf_slim.version import __version__
 
 VERBS = (
-    train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, export, card, push, settings
+    train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, convert, export, card, push,
+    settings,
 )  # fmt: skip
 DONE, UNEXPECTED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
