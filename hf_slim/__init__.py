@@ -9,6 +9,7 @@ first used. The commands of `hf-slim` are functions of this package:
     shrink-vocabulary  shrink_vocabulary(model, ..) cache-teacher      cache_teacher(recipe)
     export             export_model(model, ...)
     card               write_card(folder)           push               push(folder, repo_id)
+    convert            convert_folder(folder, to)
 """
 
 from importlib import import_module
@@ -41,7 +42,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.vocabulary.rows import VocabularyConfig
     from hf_slim.workflows.cache_teacher import cache_teacher
     from hf_slim.workflows.evaluate import evaluate
-    from hf_slim.workflows.export import export_model
+    from hf_slim.workflows.folders.convert import convert_folder
+    from hf_slim.workflows.folders.export import export_model
     from hf_slim.workflows.hub.card import write_card
     from hf_slim.workflows.hub.push import push
     from hf_slim.workflows.inspect import describe_model, inspect
@@ -71,11 +73,12 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "VocabularyConfig": "vocabulary.rows",
     "cache_teacher": "workflows.cache_teacher",
     "convert": "core.lifecycle",
+    "convert_folder": "workflows.folders.convert",
     "describe_model": "workflows.inspect",
     "describe_recipe": "workflows.plan",
     "dry_run": "workflows.plan",
     "evaluate": "workflows.evaluate",
-    "export_model": "workflows.export",
+    "export_model": "workflows.folders.export",
     "inspect": "workflows.inspect",
     "load_recipe": "recipe",
     "make_student": "student.make",
@@ -115,6 +118,7 @@ __all__ = [
     "__version__",
     "cache_teacher",
     "convert",
+    "convert_folder",
     "describe_model",
     "describe_recipe",
     "dry_run",

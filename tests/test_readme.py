@@ -28,6 +28,7 @@ SNIPPETS = {  # how many blocks of Python a page has: none may get lost
     "README.md": 3, "docs/quickstart.md": 3, "docs/guides/quantization.md": 3, "docs/guides/pruning.md": 5,
     "docs/guides/distillation.md": 4, "docs/guides/recipes.md": 2, "docs/guides/students-and-vocabulary.md": 1,
     "docs/guides/exporting.md": 1,
+    "docs/guides/saving-and-loading.md": 2,
     "docs/guides/sharing.md": 2,
     "docs/extending/criterion.md": 3, "docs/extending/grid.md": 4, "docs/extending/loss.md": 4,
     "docs/extending/exporter.md": 2, "docs/extending/family.md": 2,

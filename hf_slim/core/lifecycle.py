@@ -49,11 +49,14 @@ class Lifecycle:
 
     Attributes:
         techniques: In any order.
+        before_prepare: Raises SlimError where the result of `prepare` could not be saved as asked; changes nothing. It
+            receives the configs, each with what its technique's check has found.
         after_prepare: Runs after every `prepare`: writes the model's config.
         after_convert: Runs after every `convert`: writes the model's config.
     """
 
     techniques: tuple[Technique, ...]
+    before_prepare: Callable[[nn.Module, list[tuple[Any, Any]]], None]
     after_prepare: Callable[[nn.Module], None]
     after_convert: Callable[[nn.Module], None]
 
@@ -106,6 +109,7 @@ def prepare(model: nn.Module, *configs: SlimConfig) -> nn.Module:
     ordered = sorted(zip(chosen, configs, strict=True), key=lambda pair: pair[0].order)
     inner = unwrapped(model)
     checked = [technique.check(inner, config) for technique, config in ordered]
+    lifecycle.before_prepare(inner, [(config, found) for (_, config), found in zip(ordered, checked, strict=True)])
     for (technique, config), found in zip(ordered, checked, strict=True):
         technique.prepare(inner, config, found)
     lifecycle.after_prepare(inner)

@@ -10,6 +10,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from hf_slim.core.errors import SlimLoadError
+from hf_slim.integration.hf_quantizer import MARK
 
 REPORT, CARD, PICTURE = "report.json", "README.md", "report.png"
 # what `save_pretrained` of models, tokenizers and processors writes, and reports; no pickles, logs or optimizer states
@@ -90,16 +91,17 @@ def describe_saved(folder: Path) -> dict[str, Any]:
     """What a report says about the folder of its result.
 
     Returns: `format` ("standard", "slim", or the quantization method of another library), `auto_class` (loads it),
-        `has_tokenizer`, `techniques` (name -> config, of a slim folder), `weights` (file -> SHA-256).
+        `has_tokenizer`, `techniques` (name -> config, as far as config.json says them), `weights` (file -> SHA-256).
     """
     config = read_config(folder)
     quantization = config.get("quantization_config") or {}
     method = quantization.get("quant_method", "standard")
+    own = quantization.get(MARK, quantization)  # in the format of another library it is what hf_slim adds
     return {
         "format": "slim" if method == "hf_slim" else method,
         "auto_class": auto_class(config),
         "has_tokenizer": any((folder / name).is_file() for name in TOKENIZERS),
-        "techniques": quantization.get("techniques") or {},
+        "techniques": own.get("techniques") or {},
         "weights": digests(folder),
     }
 

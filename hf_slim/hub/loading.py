@@ -9,6 +9,7 @@ from transformers import {classes}
 model = {auto_class}.from_pretrained({arguments})
 """
 TOKENIZER = "tokenizer = AutoTokenizer.from_pretrained({arguments})\n"
+STANDARD = ("compressed-tensors", "gemma", "bitsandbytes")
 SLIM = "import hf_slim  # lets from_pretrained read this model\n"
 
 
@@ -31,8 +32,10 @@ class Stack:
 
 STACKS: tuple[Stack, ...] = (
     Stack(("standard",), "Transformers", "transformers", PLAIN),
-    Stack(("slim",), "Transformers with hf_slim", "hf_slim", SLIM + PLAIN),
     Stack(("compressed-tensors",), "Transformers", "transformers compressed-tensors", PLAIN),
+    Stack(("gemma",), "Transformers", "'transformers>=5.23'", PLAIN),
+    Stack(("bitsandbytes",), "Transformers", "transformers bitsandbytes", PLAIN),
+    Stack(("slim", *STANDARD), "Transformers with hf_slim", "hf_slim", SLIM + PLAIN),
 )
 
 

@@ -5,6 +5,7 @@ whose config lists the differences.
 """
 
 import copy
+import functools
 from typing import Any, cast
 
 import torch
@@ -12,19 +13,50 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from hf_slim.core.adapters import adapter_layers
+from hf_slim.core.adapters import adapter_layers, without_adapters
 from hf_slim.core.errors import is_own_mistake
 from hf_slim.core.host import config_of, config_value
 from hf_slim.core.modules import counts, set_count_
 from hf_slim.core.record import is_prepared, record_of, state_of
-from hf_slim.integration.format_version import FORMAT_VERSION
-from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer
+from hf_slim.integration.format_version import FORMAT_VERSION, OLDEST_READER
+from hf_slim.integration.formats.choice import (
+    AUTO,
+    check_format,
+    chosen_format,
+    has_other_layout,
+    packed_candidate,
+)
+from hf_slim.integration.formats.files import tie_on_disk_, untie_
+from hf_slim.integration.formats.format import FORMATS, Candidate
+from hf_slim.integration.formats.per_layer import forget_mirror_, mirror_sizes_
+from hf_slim.integration.formats.remote_code import describe_remote_code_
+from hf_slim.integration.hf_quantizer import SLIM, HfSlimConfig, HfSlimQuantizer
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.rebuild import of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
+from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.state import PruningState
+from hf_slim.quantization.config import QuantizationConfig
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
+
+
+def check_saving(model: nn.Module, prepared: list[tuple[Any, Any]]) -> None:
+    """Raises SlimConfigError if the format that a config asks for would not hold the result; before any training.
+
+    Args:
+        prepared: Configs that the model is about to be prepared with, each with what its technique's check has found.
+    """
+    configs = [*record_of(model).configs.values(), *(config for config, _ in prepared)]
+    differ = any(isinstance(c, PruningConfig) and not all(c.uniform_by_kind.values()) for c in configs)
+    for config, schemes in prepared:
+        asked = isinstance(config, QuantizationConfig) and config.save_format not in (AUTO, SLIM)
+        if asked and schemes and config_of(model) is not None:
+            sizes = differ or any(differences(model))
+            plain = _skeleton(model, config_of(model))
+            named = {without_adapters(name): scheme for name, scheme in schemes.items()}
+            candidate = Candidate(named, plain, config.learn != "lsq+", sizes, has_other_layout(plain))
+            check_format(candidate, config.save_format)
 
 
 def describe_prepared(model: nn.Module) -> None:
@@ -39,18 +71,58 @@ def describe_converted(model: nn.Module) -> None:
     if config_of(model) is None:
         return
     packed = any(is_packed(module) for module in model.modules())
+    build = functools.partial(_skeleton, model)
+    forget_mirror_(model)
     _shrink_plain_config(model)
     _update_copies_(model)
     if packed:
         _write_config(model, "packed")
         share_tied_scales_(model)
         _look_loaded_(model)
+        wanted = record_of(model).applied.get("quantization", {}).get("save_format", AUTO)
+        candidate = _candidate(model)
+        mirror_sizes_(model, build)
+        _save_in_(model, chosen_format(candidate, wanted).name, candidate)
     elif any(differences(model)):
         _write_config(model, "pruned")
-    elif config_value(model, "quantization_config") is not None:
-        del cast("Any", config_of(model)).quantization_config
+        mirror_sizes_(model, build)
+        describe_remote_code_(model, is_slim=True)
+    else:
+        describe_remote_code_(model, is_slim=False)
+        if config_value(model, "quantization_config") is not None:
+            del cast("Any", config_of(model)).quantization_config
     if isinstance(model, PreTrainedModel):
         model.add_model_tags(["hf_slim", *record_of(model).applied])  # of the card that `model.push_to_hub` makes
+
+
+def save_as_(model: nn.Module, name: str) -> None:
+    """Has `save_pretrained` write a packed model in another format from now on; its values stay as they are.
+
+    Args:
+        name: Of a format, or "auto".
+    Raises: SlimConfigError: if the format does not hold the model exactly.
+    """
+    candidate = _candidate(model)
+    check_format(candidate, name)
+    _save_in_(model, chosen_format(candidate, name).name, candidate)
+
+
+def _candidate(model: nn.Module) -> Candidate:
+    skeleton = _skeleton(model, config_of(model))
+    other_sizes = logical_shapes(skeleton) != logical_shapes(model, skeleton) or any(differences(model))
+    return packed_candidate(model, skeleton, other_sizes)
+
+
+def _save_in_(model: Any, name: str, candidate: Candidate) -> None:
+    config = model.config.quantization_config
+    if config.tied:  # as it was before it was loaded from a folder that stores weights twice
+        tie_on_disk_(model, config.tied)
+        config.tied = {}
+    config.save_format, config.host = name, FORMATS[name].settings(candidate, model.dtype)
+    tied = {path.rpartition(".")[0] for pair in model.all_tied_weights_keys.items() for path in pair}
+    if not FORMATS[name].ties and tied & candidate.schemes.keys():
+        config.tied = untie_(model)
+    describe_remote_code_(model, is_slim=name == SLIM)
 
 
 def _look_loaded_(model: Any) -> None:
@@ -98,8 +170,9 @@ def _write_config(model: nn.Module, mode: str) -> None:
     techniques = record.applied | {name: config.to_dict() for name, config in record.configs.items()}
     config: Any = config_of(model)
     config.quantization_config = HfSlimConfig(
-        mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION
-    )
+        mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION,
+        requires="" if mode == "qat" else OLDEST_READER,
+    )  # fmt: skip
 
 
 def _shrink_plain_config(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from hf_slim.core.errors import SlimLoadError
 from hf_slim.version import __version__
 
 FORMAT_VERSION = 3
+OLDEST_READER = "hf_slim>=0.3"  # of what this version writes; config.json says it to people
 
 
 def unnumbered_format(version: str, shapes: Iterable[str]) -> int:

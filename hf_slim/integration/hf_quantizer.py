@@ -1,12 +1,16 @@
 """The hook by which `from_pretrained` builds compressed models: an `HfQuantizer` registered under "hf_slim".
 
+Folders in the formats of other libraries come to it as well, if hf_slim wrote them: their config.json carries a mark.
 Imported whenever transformers is used after `import hf_slim`, so it imports nothing but the classes it extends.
 """
 
+import copy
+import os
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     register_quantization_config,
@@ -18,8 +22,13 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from hf_slim.core.errors import SlimLoadError
 from hf_slim.integration.format_version import check_format, unnumbered_format
 
-METHOD = "hf_slim"
+METHOD = "hf_slim"  # of slim folders, and in memory of every model that hf_slim has made
+MARK = "hf_slim"  # where a folder in another format says what hf_slim needs to know
+OTHER_METHODS = ("compressed-tensors", "gemma", "bitsandbytes_4bit")  # under which transformers looks up these formats
+SWITCH = "HF_SLIM_PACKED"  # an environment variable; 0 leaves folders in other formats to transformers
+SLIM = "slim"
 MODES = ("pruned", "qat", "packed")
+BYTE_FLOATS = ("F8", "float8")
 
 
 class HfSlimConfig(QuantizationConfigMixin):
@@ -34,6 +43,10 @@ class HfSlimConfig(QuantizationConfigMixin):
         version: Of hf_slim, when the model was made.
         format_version: Of the folder, see `integration/format_version.py`; None: a folder from before formats had
             numbers, whose format follows from the rest.
+        requires: The oldest hf_slim that reads the folder, for people.
+        tied: Weights that the folder stores twice and the model once: later name -> first name.
+        save_format: How the model is written: "slim", or a format of `integration/formats`.
+        host: What config.json says to readers of that format.
     Raises: SlimError: for a format, a mode or settings that this version does not support.
     """
 
@@ -47,6 +60,10 @@ class HfSlimConfig(QuantizationConfigMixin):
         version: str = "",
         format_version: int | None = None,
         quant_method: str = METHOD,
+        requires: str = "",
+        tied: dict[str, str] | None = None,
+        save_format: str = SLIM,
+        host: dict[str, Any] | None = None,
         **unknown: Any,
     ):
         if format_version is None:
@@ -60,6 +77,28 @@ class HfSlimConfig(QuantizationConfigMixin):
         self.quant_method: Any = quant_method
         self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
         self.techniques, self.version, self.format_version = techniques or {}, version, format_version
+        self.requires, self.tied, self.save_format, self.host = requires, tied or {}, save_format, host or {}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """The config of a folder, in its own format or in another one with our mark."""
+        values = dict(config_dict)
+        if MARK in values:
+            own = values.pop(MARK)
+            values = own | {"save_format": values["quant_method"], "host": values}
+        return super().from_dict(values, return_unused_kwargs, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json says: our settings, or those of another format with ours under a mark."""
+        own = copy.deepcopy(vars(self))
+        for name in ("requires", "tied"):
+            if not own[name]:
+                del own[name]
+        save_format, host = own.pop("save_format"), own.pop("host")
+        if save_format == SLIM:
+            return own
+        del own["quant_method"]
+        return host | {MARK: own}
 
 
 class HfSlimQuantizer(HfQuantizer):
@@ -77,15 +116,31 @@ class HfSlimQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         _rebuild().build_(model, self.quantization_config)
+        device_map = kwargs.get("device_map")
+        if isinstance(device_map, dict) and "disk" in device_map.values():
+            _rebuild().leave_to_file_(model)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         _rebuild().finish_(model, self.quantization_config)
         return model
 
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
-        """The conversions between checkpoint and model; for packed weights only conversions of names."""
+        """The conversions between checkpoint and model; of packed weights only those that rename, and the format's."""
         conversions = super().update_weight_conversions(weight_conversions, model)
-        return _rebuild().of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
+        if self.quantization_config.mode != "packed":
+            return conversions
+        return _rebuild().of_whole_tensors(conversions) + _files().conversions_of(self.quantization_config)
+
+    def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
+        """What a tensor of the file is cast to; None for floats of one byte, which are codes here."""
+        held = param.get_dtype() if hasattr(param, "get_dtype") else str(param.dtype).removeprefix("torch.")
+        return None if held.startswith(BYTE_FLOATS) else super().get_new_dtype(converter, param, dtype)
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """The tensors as the model's format has them; None: as the model has them."""
+        if self.quantization_config.save_format == SLIM:
+            return None, {}
+        return _files().file_tensors(model, self.quantization_config), {}
 
     def is_serializable(self) -> bool:
         """Whether `save_pretrained` may write the model."""
@@ -103,13 +158,32 @@ class HfSlimQuantizer(HfQuantizer):
 
 
 def register() -> None:
-    """Registers "hf_slim" with transformers; a second call does nothing."""
-    if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
-        register_quantization_config(METHOD)(HfSlimConfig)
-        register_quantizer(METHOD)(HfSlimQuantizer)
+    """Makes "hf_slim" known to transformers, and our mark in folders of other formats; a second call does nothing."""
+    if METHOD in AUTO_QUANTIZATION_CONFIG_MAPPING:
+        return
+    register_quantization_config(METHOD)(HfSlimConfig)
+    register_quantizer(METHOD)(HfSlimQuantizer)
+    for method in OTHER_METHODS:
+        AUTO_QUANTIZATION_CONFIG_MAPPING[method] = _recognising(AUTO_QUANTIZATION_CONFIG_MAPPING[method])
+
+
+def _recognising(host: Any) -> Any:
+    """A config class of transformers that reads the folders of hf_slim as ours, and all others as before."""
+
+    def from_dict(cls: type, config_dict: dict[str, Any], *arguments: Any, **kwargs: Any) -> Any:
+        is_ours = MARK in config_dict and os.environ.get(SWITCH, "1") != "0"
+        return (HfSlimConfig if is_ours else host).from_dict(config_dict, *arguments, **kwargs)
+
+    return type(host.__name__, (host,), {"from_dict": classmethod(from_dict), "__doc__": host.__doc__})
 
 
 def _rebuild() -> ModuleType:
     from hf_slim.integration import rebuild  # takes seconds, and only checkpoints of hf_slim need it
 
     return rebuild
+
+
+def _files() -> ModuleType:
+    from hf_slim.integration.formats import files
+
+    return files

@@ -5,10 +5,13 @@ from typing import Any
 from torch import nn
 from transformers.core_model_loading import WeightConverter
 
+from hf_slim.core.contracts import PackedLayer
 from hf_slim.core.host import config_of, field_of
 from hf_slim.core.lifecycle import claim
 from hf_slim.core.modules import resolve
 from hf_slim.core.record import record_of
+from hf_slim.integration.formats.files import ignore_leftovers_, share_scales_, tie_
+from hf_slim.integration.formats.remote_code import carry_file_, points_to_file
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
@@ -35,14 +38,19 @@ def build_(model: nn.Module, config: HfSlimConfig) -> None:
     elif config.mode == "packed":
         empty_packed_layers_(model, schemes)
         share_tied_scales_(model)
+        ignore_leftovers_(model, config)
 
 
 def finish_(model: nn.Module, config: HfSlimConfig) -> None:
     """Finishes a model after its weights are loaded: with packed layers, or as an ordinary trainable model."""
     quantize_kv_cache_(model)
+    if points_to_file(model):
+        carry_file_(model)
     if config.mode == "packed":
         mark_filled_(model)
         share_tied_scales_(model)
+        tie_(model, config.tied)
+        forget_conversions_(model)
     else:  # float weights: an ordinary, trainable model
         loaded: Any = model
         del loaded.hf_quantizer
@@ -51,6 +59,13 @@ def finish_(model: nn.Module, config: HfSlimConfig) -> None:
             held: Any = config_of(module)
             if field_of(held, "_is_quantized") is not None:
                 held._is_quantized = False
+
+
+def leave_to_file_(model: nn.Module) -> None:
+    """Keeps transformers from initialising packed layers that stay on disk: it takes them for missing ones."""
+    for module in model.modules():
+        if isinstance(module, PackedLayer):
+            vars(module)["_is_hf_initialized"] = True
 
 
 def of_whole_tensors(conversions: list) -> list:
@@ -62,7 +77,10 @@ def share_tied_scales_(model: nn.Module) -> None:
     """Shares the scales of the embedding with a head whose packed weight is tied to it; they are stored once."""
     declared = getattr(model, "all_tied_weights_keys", {})  # weights are not tied yet while a checkpoint is loading
     for target, source in declared.items():
-        head, owner = (model.get_submodule(path.rpartition(".")[0]) for path in (target, source))
-        for buffer in ("weight_scale", "weight_zero_point"):
-            if target.endswith(".weight") and hasattr(head, buffer) and hasattr(owner, buffer):
-                head.register_buffer(buffer, getattr(owner, buffer), persistent=False)
+        share_scales_(model, target, source)
+
+
+def forget_conversions_(model: nn.Module) -> None:
+    """Lets `save_pretrained` revert nothing but renamings: the tensors that it is handed are those of the file."""
+    loaded: Any = model
+    loaded._weight_conversions = of_whole_tensors(vars(model).get("_weight_conversions") or [])

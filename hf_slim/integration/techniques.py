@@ -11,7 +11,7 @@ from hf_slim.core.config import SlimConfig
 from hf_slim.core.lifecycle import Lifecycle, Technique
 from hf_slim.distillation.callback import DistillationCallback
 from hf_slim.distillation.config import DistillationConfig
-from hf_slim.integration.config_json import describe_converted, describe_prepared
+from hf_slim.integration.config_json import check_saving, describe_converted, describe_prepared
 from hf_slim.integration.previews import (
     Inputs,
     Preview,
@@ -56,7 +56,7 @@ TECHNIQUES: tuple[Row, ...] = (
     Row("quantization", QuantizationConfig, QuantizationCallback, preview_quantization, QUANTIZATION, layer_schemes),
 )
 LIFECYCLE = Lifecycle(
-    tuple(row.technique for row in TECHNIQUES if row.technique), describe_prepared, describe_converted
+    tuple(row.technique for row in TECHNIQUES if row.technique), check_saving, describe_prepared, describe_converted
 )
 
 

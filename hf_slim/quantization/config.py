@@ -12,6 +12,7 @@ LEARN = (None, "lsq", "lsq+")
 LEARN_ACTIVATIONS = (None, "lsq", "lsq+", "pact")
 INITIALIZE = ("nearest", "gptq")
 KV_CACHE = (None, "int8", "int4")
+SAVE_FORMATS = ("auto", "compressed-tensors", "gemma", "bitsandbytes", "slim")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,11 @@ class QuantizationConfig(SlimConfig):
     """Grid of the cached keys and values: `int8` or `int4`. They are rounded while training and stored as codes by
     `generate`. `null` leaves them in floating point."""
 
+    save_format: str = field(default="auto", metadata={"choices": SAVE_FORMATS})
+    """Format of the saved folder. `auto`: the first that holds the result exactly, of `compressed-tensors`, `gemma`,
+    `bitsandbytes` (all load in transformers without hf_slim) and `slim` (needs hf_slim). A format that cannot hold the
+    result is refused before training, with the schemes that it holds."""
+
     def __post_init__(self) -> None:
         put = object.__setattr__
         put(self, "scheme", _checked(self.scheme))
@@ -99,6 +105,10 @@ class QuantizationConfig(SlimConfig):
             value = vars(self)[name]
             if value not in choices:
                 raise SlimConfigError(f"Unknown `{name}` {value!r}. {nearest(str(value), filter(None, choices))}")
+        if self.save_format not in SAVE_FORMATS:
+            raise SlimConfigError(
+                f"Unknown `save_format` {self.save_format!r}. {nearest(str(self.save_format), SAVE_FORMATS)}"
+            )
         if self.initialize not in INITIALIZE:
             raise SlimConfigError(
                 f"Unknown `initialize` {self.initialize!r}. {nearest(str(self.initialize), INITIALIZE)}"

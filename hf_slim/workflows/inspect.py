@@ -1,6 +1,7 @@
 """The structure of a model as text: every layer with shape, grid and bytes, and the groups that can be pruned."""
 
 import logging
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,10 +40,9 @@ def describe_model(model: nn.Module) -> str:
         model: A transformers model in memory, packed or not.
     """
     saved = config_value(model, "quantization_config")
-    mode = field_of(saved, "mode")
     schemes, tied = quantized_layers(model), tied_modules(model)
     lines = [
-        f"{type(model).__name__}: {f'made by hf_slim {saved.version}, {mode}' if mode else 'an ordinary checkpoint'}",
+        f"{type(model).__name__}: {_made_by(saved)}",
         f"parameters {parameter_count(model) / 1e6:.1f} M, weights {ram_bytes(model) / 1e6:.1f} MB, "
         + _multiply_adds(model),
         *(f"{name}: {settings}" for name, settings in field_of(saved, "techniques", {}).items()),
@@ -56,6 +56,14 @@ def describe_model(model: nn.Module) -> str:
             grid = str(schemes.get(name, str(model.dtype).removeprefix("torch.")))
             lines.append(f"  {name:<44} {_shape(module):>14}  {grid:<10} {_kernel(module, model):<11} {size:>12}")
     return "\n".join([*lines, "", *_group_lines(model)])
+
+
+def _made_by(saved: Any) -> str:
+    mode = field_of(saved, "mode")
+    if not mode:
+        return "an ordinary checkpoint"
+    text = f"made by hf_slim {saved.version}, {mode}"
+    return f"{text}, in format {saved.save_format}" if mode == "packed" else text
 
 
 def _multiply_adds(model: nn.Module) -> str:

@@ -38,6 +38,7 @@ def test_help_teaches_every_command(capsys):
         "shrink-vocabulary",
         "make-student",
         "cache-teacher",
+        "convert",
         "export",
         "card",
         "push",

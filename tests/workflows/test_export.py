@@ -9,7 +9,7 @@ import torch
 from hf_slim import SlimConfigError, SlimError, export_model
 from hf_slim.cli.main import main
 from hf_slim.export.exporter import EXPORTERS, Exporter, Verification
-from hf_slim.workflows.export import REPORT, as_text
+from hf_slim.workflows.folders.export import REPORT, as_text
 from tests.export import models
 
 

@@ -27,7 +27,7 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
 def run(options: argparse.Namespace) -> None:
     """Prints size, path and command of every export, and what was compared."""
     from hf_slim.integration.loading import display_name
-    from hf_slim.workflows.export import ALL, as_text, export_model
+    from hf_slim.workflows.folders.export import ALL, as_text, export_model
 
     to = ALL if ALL in options.to else options.to
     beside = Path(options.model) if Path(options.model).is_dir() else Path(display_name(options.model))

@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hf_slim import export_model
-from hf_slim.workflows.export import Exported
+from hf_slim.workflows.folders.export import Exported
 from tests import tiny
 from tests.export import models
 

@@ -1,0 +1,1 @@
+"""How a packed model is written: one format of folder a file."""
