@@ -64,7 +64,8 @@ def test_layers_of_different_sizes_give_the_same_likelihoods(kind, scheme, tmp_p
     model = models.llama(num_attention_heads=8, num_key_value_heads=4, head_dim=32)
     model = models.pruned(model, {kind: 0.4}, scheme)
     one = written(model, tmp_path)
-    assert field(one, "general.architecture") == "deci"
+    if scheme == "float":  # otherwise whole blocks may make layers equal again
+        assert field(one, "general.architecture") == "deci"
     assert difference(model, one.path) < CLOSE
 
 
