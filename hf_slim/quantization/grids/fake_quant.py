@@ -43,7 +43,7 @@ def grouped(weight: Tensor, grid: Grid) -> Tensor:
     weight = weight.detach().float()
     if grid.group_size and weight.shape[1] % grid.group_size:
         weight = torch.nn.functional.pad(weight, (0, -weight.shape[1] % grid.group_size))
-    return weight.reshape(len(weight), grid.groups(weight.shape[1]), -1)
+    return weight.reshape(len(weight), grid.groups(weight.shape[1]), grid.group_size or weight.shape[1])
 
 
 def ungrouped(values: Tensor, columns: int, dtype: torch.dtype) -> Tensor:

@@ -70,7 +70,7 @@ def look_up_bytes(packed: Tensor, table: Tensor) -> Tensor:
     whole_row = ROWS_AS[table.shape[1] * table.itemsize]
     places = packed.reshape(-1).view(torch.uint8).int()
     rows = table.contiguous().view(whole_row).view(-1).index_select(0, places)
-    return rows.view(table.dtype).view(*packed.shape[:-1], -1)
+    return rows.view(table.dtype).view(*packed.shape[:-1], packed.shape[-1] * table.shape[1])
 
 
 def _word(bits: float, device: torch.device) -> tuple[int, int, Tensor]:

@@ -34,9 +34,10 @@ def test_layers_of_different_sizes_become_arrays(scheme, tmp_path):
     assert one.verification.differing == 0
 
 
+@pytest.mark.parametrize("scheme", ["w4a16-g32", "float"])
 @pytest.mark.parametrize("kind", ["ffn_blocks", "attention_blocks"])
-def test_layers_without_one_of_their_parts_are_written(kind, tmp_path):
-    model = models.pruned(models.llama(), {kind: 0.34})
+def test_layers_without_one_of_their_parts_are_written(kind, scheme, tmp_path):
+    model = models.pruned(models.llama(), {kind: 0.34}, scheme)
     one = written(model, tmp_path)
     assert one.verification.differing == 0
     if kind == "ffn_blocks":  # llama.cpp would leave out the attention of a layer without any neurons
