@@ -53,7 +53,10 @@ def draw(report: dict[str, Any], path: Path) -> bool:
     found = panels(report)
     rows = math.ceil(len(found) / COLUMNS)
     figure, axes = pyplot.subplots(rows, COLUMNS, figsize=(10, 0.8 + 1.9 * rows), layout="constrained", squeeze=False)
-    figure.suptitle(f"{report['title']}\nred: worse than the base; lines: smallest and largest time", fontsize=11)
+    dtype = report["base"].get("dtype")
+    compared = f"base: saved and measured in {dtype}; " if dtype else ""
+    legend = f"{compared}red: worse than the base; lines: smallest and largest time"
+    figure.suptitle(f"{report['title']}\n{legend}", fontsize=11)
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     for axis, panel in zip(axes.flat, found, strict=False):
