@@ -35,9 +35,12 @@ def test_values_stay_and_the_way_back_gives_the_same_files(name, small, tmp_path
     assert written(tmp_path / "back") == written(small)
 
 
-def test_other_files_come_along(small):
+def test_other_files_come_along_but_not_what_speaks_of_the_old_ones(small):
+    (small / "report.json").write_text("{}")
+    (small / "README.md").write_text("a card")
     convert_folder(small, "slim")
     output = small.with_name("small-slim")
+    assert not {"report.json", "README.md"} & {path.name for path in output.iterdir()}
     assert AutoTokenizer.from_pretrained(output)("abc")["input_ids"] == tiny.tokenizer()("abc")["input_ids"]
 
 

@@ -17,7 +17,8 @@ from hf_slim.integration.loading import class_of, load_config, load_model
 from hf_slim.integration.saving import check_output, publish_folder
 
 WEIGHTS = (".safetensors", ".safetensors.index.json")
-REWRITTEN = ("config.json", "generation_config.json", FILE)  # by the model itself
+# by the model itself; and the report and card of the other files, which speak of their digests and how to load them
+REWRITTEN = ("config.json", "generation_config.json", FILE, "report.json", "README.md")
 
 
 def convert_folder(
@@ -29,7 +30,7 @@ def convert_folder(
         folder: A folder that hf_slim has written, packed, in any format.
         to: A format ("compressed-tensors", "gemma", "bitsandbytes", "slim"), or "auto": the first that fits.
         output: Folder for the result; None: next to `folder`, with the format after its name. Tokenizer and other
-            files are copied.
+            files are copied; `report.json` and the card are not, because they are about the other files.
         overwrite: Replace a finished model in the output folder, once the new one is complete.
     Returns: `output`, `format`, `read_by`, and the bytes of the weights `before` and `after`.
     Raises: SlimError: if the folder is not packed, or the format does not hold it exactly; with the formats that do.

@@ -17,6 +17,8 @@ from tests import tiny
 from tests.integration.formats.cells import DTYPES, FAMILIES, Cell, cells, some_cells, written
 
 FULL = os.environ.get("HF_SLIM_FULL_MATRIX") == "1"
+# GPT-2 has Conv1D layers; T5 reads weights while it is loaded, and keeps some in float32
+NARROW = {"gpt2": {"slim", "bitsandbytes"}, "t5": {"slim"}}
 CELLS = 2  # of each family and dtype in an ordinary run
 
 
@@ -28,7 +30,8 @@ def test_what_a_format_accepts_comes_back_bit_for_bit(family, dtype, tmp_path):
     chosen = cells(family, dtype) if FULL else some_cells(family, dtype, CELLS, seed)
     accepted = [check(cell, tmp_path / str(number)) for number, cell in enumerate(chosen)]
     assert all("slim" in names for names in accepted)
-    assert not FULL or family == "gpt2" or {name for names in accepted for name in names} >= {"compressed-tensors"}
+    if FULL:
+        assert {name for names in accepted for name in names} == NARROW.get(family, set(FORMATS))
 
 
 def check(cell: Cell, folder) -> list[str]:
