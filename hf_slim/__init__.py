@@ -7,6 +7,7 @@ used. What `hf-slim` does on the command line are functions here:
     inspect            inspect(model)               eval               evaluate(model, against)
     sensitivity        sensitivity(model, ...)      make-student       save_student(teacher, ...)
     shrink-vocabulary  shrink_vocabulary(model, ..) cache-teacher      cache_teacher(recipe)
+    verify             verify(folder)
 """
 
 from importlib import import_module
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.workflows.sensitivity import sensitivity
     from hf_slim.workflows.shrink_vocabulary import shrink_vocabulary
     from hf_slim.workflows.train import run
+    from hf_slim.workflows.verify import verify
 
 _MODULES = {  # public name -> module that defines it; the same as above
     "AttentionConfig": "distillation.losses.attention",
@@ -79,6 +81,7 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "save_student": "workflows.make_student",
     "sensitivity": "workflows.sensitivity",
     "shrink_vocabulary": "workflows.shrink_vocabulary",
+    "verify": "workflows.verify",
 }
 
 __all__ = [
@@ -119,6 +122,7 @@ __all__ = [
     "save_student",
     "sensitivity",
     "shrink_vocabulary",
+    "verify",
 ]
 
 register_when_loaded()

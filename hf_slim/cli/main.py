@@ -15,11 +15,12 @@ from hf_slim.cli import (
     settings,
     shrink_vocabulary,
     train,
+    verify,
 )
 from hf_slim.core.errors import SlimError
 from hf_slim.version import __version__
 
-VERBS = (train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, settings)
+VERBS = (train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, verify, settings)
 DONE, UNEXPECTED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_slim.core.files.durable import settle_file, sync, usual_mode
+
 SCHEMA_VERSION = 1
 
 # label, where in a model's measures, how to show it, whether smaller is better
@@ -123,13 +125,17 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file in the folder of `path`, then moves it to `path` in one step."""
+    """Lets `write` fill a temporary file in the folder of `path`, then moves it to `path` in one step.
+
+    It is on the disk by then, with the access that new files get here.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:
         write(Path(name))
-        os.chmod(name, 0o644)
+        settle_file(Path(name), usual_mode(path.parent))
         os.replace(name, path)
+        sync(path.parent)
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ one, whose config lists what differs.
 """
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from hf_slim.integration.hf_quantizer import HfSlimConfig, HfSlimQuantizer
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.rebuild import of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
+from hf_slim.integration.trust.checksums import KEY, checksums
 from hf_slim.pruning.state import PruningState
 from hf_slim.quantization.transform import is_packed, quantized_layers
 from hf_slim.version import __version__
@@ -46,7 +47,9 @@ def describe_converted(model: nn.Module) -> None:
     elif any(differences(model)):
         _write_config(model, "pruned")
     elif config_value(model, "quantization_config") is not None:
-        del cast("Any", config_of(model)).quantization_config
+        config: Any = config_of(model)
+        del config.quantization_config
+        vars(config).pop(KEY, None)
 
 
 def _look_loaded_(model: Any) -> None:
@@ -93,9 +96,9 @@ def _write_config(model: nn.Module, mode: str) -> None:
     record = record_of(model)
     techniques = record.applied | {name: config.to_dict() for name, config in record.configs.items()}
     config: Any = config_of(model)
-    config.quantization_config = HfSlimConfig(
-        mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION
-    )
+    described = HfSlimConfig(mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION)
+    config.quantization_config = described
+    setattr(config, KEY, checksums(described.to_dict()))
 
 
 def _shrink_plain_config(model: nn.Module) -> None:

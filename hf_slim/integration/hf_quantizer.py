@@ -3,6 +3,8 @@
 Imported whenever transformers is used after `import hf_slim`, so it imports nothing but the classes it extends.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimLoadError
+from hf_slim.core.files.model_folder import Weights, check_config, check_model_folder, read_weights
+from hf_slim.core.files.places import file_in
 from hf_slim.integration.format_version import check_format, unnumbered_format
+from hf_slim.integration.trust.checksums import KEY, check_checksums
+from hf_slim.integration.trust.settings import check_sizes, check_types
 
 METHOD = "hf_slim"
 MODES = ("pruned", "qat", "packed")
@@ -49,17 +55,21 @@ class HfSlimConfig(QuantizationConfigMixin):
         quant_method: str = METHOD,
         **unknown: Any,
     ):
+        self.quant_method: Any = quant_method
+        self.mode, self.shapes, self.attributes = mode, shapes or {}, attributes or {}
+        self.layers, self.techniques, self.version = layers or {}, techniques or {}, version
+        if format_version is not None:
+            check_format(format_version, "", {}, str(version))  # first: a newer format may have other types
+        check_types(vars(self))
         if format_version is None:
-            format_version = unnumbered_format(version, shapes or {})
-        check_format(format_version, mode, layers or {}, version)
+            format_version = unnumbered_format(version, self.shapes)
+        check_format(format_version, mode, self.layers, version)
         if mode not in MODES or unknown:
             raise SlimLoadError(
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
-        self.quant_method: Any = quant_method
-        self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
-        self.techniques, self.version, self.format_version = techniques or {}, version, format_version
+        self.format_version = format_version
 
 
 class HfSlimQuantizer(HfQuantizer):
@@ -73,10 +83,24 @@ class HfSlimQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: HfSlimConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
+        self._weights: Weights | None = None  # between building the model and loading its weights
         _rebuild()  # imported before transformers changes the default device and dtype for the model it builds
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        _rebuild().build_(model, self.quantization_config)
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The config unchanged: this is the first that a quantizer sees of it, and nothing is built or read yet."""
+        check_checksums(self.quantization_config.to_dict(), getattr(config, KEY, None))
+        folder = _folder_of(config)
+        if folder is None or check_model_folder(folder) is None:
+            check_config(config.to_dict(), None, f"{config.name_or_path}/config.json")
+        return config
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if checkpoint_files:
+            self._weights = read_weights(_checked_files(checkpoint_files, _folder_of(model.config)))
+            check_sizes(self.quantization_config.shapes, self.quantization_config.attributes, self._weights)
+        _rebuild().build_(model, self.quantization_config, self._weights)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         _rebuild().finish_(model, self.quantization_config)
@@ -85,7 +109,12 @@ class HfSlimQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
         """The conversions between checkpoint and model; of packed weights only those that rename."""
         conversions = super().update_weight_conversions(weight_conversions, model)
-        return _rebuild().of_whole_tensors(conversions) if self.quantization_config.mode == "packed" else conversions
+        if self.quantization_config.mode == "packed":
+            conversions = _rebuild().of_whole_tensors(conversions)
+        if self._weights is not None:
+            _rebuild().check_tensors(model, conversions, self._weights)
+            self._weights = None
+        return conversions
 
     def is_serializable(self) -> bool:
         """Whether `save_pretrained` may write the model."""
@@ -107,6 +136,28 @@ def register() -> None:
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(HfSlimConfig)
         register_quantizer(METHOD)(HfSlimQuantizer)
+
+
+def _folder_of(config: Any) -> Path | None:
+    """The folder that a model is loaded from; None for a Hub id."""
+    name = config.name_or_path
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def _checked_files(files: list[str], folder: Path | None) -> Iterable[Path]:
+    """The files of a checkpoint. Raises SlimLoadError for one outside of its folder, or not in safetensors."""
+    for file in files:
+        path = Path(file)
+        if path.suffix != ".safetensors":
+            raise SlimLoadError(
+                f"hf_slim reads weights from safetensors alone, got '{path.name}'. Convert it where you trust it."
+            )
+        is_inside = folder is not None and path.is_relative_to(folder)
+        yield (
+            path
+            if folder is None
+            else file_in(folder, path.relative_to(folder).as_posix() if is_inside else file, folders=True)
+        )
 
 
 def _rebuild() -> ModuleType:

@@ -5,31 +5,44 @@ from typing import Any
 from torch import nn
 from transformers.core_model_loading import WeightConverter
 
+from hf_slim.core.errors import SlimLoadError
+from hf_slim.core.files.json_file import AGAIN, shown
+from hf_slim.core.files.model_folder import Weights
 from hf_slim.core.lifecycle import claim
 from hf_slim.core.modules import config_of, field_of, resolve
 from hf_slim.core.record import record_of
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
-from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.integration.trust.schemes import quantization_settings, schemes_of
+from hf_slim.integration.trust.settings import CODES_PER_BYTE
+from hf_slim.integration.trust.tensors import check_tensors
+from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.packed import mark_filled_
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
 
+__all__ = ["build_", "check_tensors", "finish_", "of_whole_tensors", "share_tied_scales_"]
 
-def build_(model: nn.Module, config: HfSlimConfig) -> None:
-    """Gives a model without weights the shapes and layers of the checkpoint that `config` describes."""
+
+def build_(model: nn.Module, config: HfSlimConfig, weights: Weights | None = None) -> None:
+    """Gives a model without weights the shapes and layers of the checkpoint that `config` describes.
+
+    Args:
+        weights: What the files of the checkpoint hold; None: unknown.
+    Raises: SlimLoadError: for settings that do not fit the model or the files.
+    """
+    quantization = quantization_settings(config.techniques, config.mode == "qat")
+    schemes = schemes_of(config.layers, None if weights is None else CODES_PER_BYTE * weights.size_bytes)
     record_of(model).applied = dict(config.techniques)
     for path, shape in config.shapes.items():
         resize_(model, path, shape)
     for path, values in config.attributes.items():
         for attribute, value in values.items():
             set_attribute_(model, path, attribute, value)
-    found = ((resolve(model, path), scheme) for path, scheme in config.layers.items())
-    schemes = {path: Scheme.of(scheme) for path, scheme in found if path is not None}
-    if config.mode == "qat":
-        quantization = QuantizationConfig.from_dict(config.techniques["quantization"])
-        fake_quantize_layers_(model, schemes, quantization)
+    schemes = _of_layers(model, schemes)
+    if quantization is not None:
+        fake_quantize_layers_(model, schemes, quantization, _declared_ties(model))
         claim(model, "quantization", quantization)
     elif config.mode == "packed":
         empty_packed_layers_(model, schemes)
@@ -59,9 +72,35 @@ def of_whole_tensors(conversions: list) -> list:
 
 def share_tied_scales_(model: nn.Module) -> None:
     """Lets a head whose packed weight is tied to the embedding use the embedding's scales too; stored once."""
-    declared = getattr(model, "all_tied_weights_keys", {})  # weights are not tied yet while a checkpoint is loading
-    for target, source in declared.items():
-        head, owner = (model.get_submodule(path.rpartition(".")[0]) for path in (target, source))
+    for target, source in _declared_ties(model).items():
+        head, owner = model.get_submodule(target), model.get_submodule(source)
         for buffer in ("weight_scale", "weight_zero_point"):
-            if target.endswith(".weight") and hasattr(head, buffer) and hasattr(owner, buffer):
+            if hasattr(head, buffer) and hasattr(owner, buffer):
                 head.register_buffer(buffer, getattr(owner, buffer), persistent=False)
+
+
+def _declared_ties(model: nn.Module) -> dict[str, str]:
+    """Modules whose `weight` will be that of another one: weights are not tied yet while a checkpoint is loading."""
+    declared = getattr(model, "all_tied_weights_keys", {})
+    return {
+        target.removesuffix(".weight"): source.rpartition(".")[0]
+        for target, source in declared.items()
+        if target.endswith(".weight")
+    }
+
+
+def _of_layers(model: nn.Module, schemes: dict[str, Scheme]) -> dict[str, Scheme]:
+    """The schemes by the paths that layers have in this model. Raises SlimLoadError for what cannot be quantized."""
+    found = {}
+    for name, scheme in schemes.items():
+        path = resolve(model, name)
+        if path is None:  # of a head, which this model does not have
+            continue
+        layer = model.get_submodule(path)
+        if family_of(layer) is None:
+            raise SlimLoadError(
+                f"`quantization_config.layers` in config.json names {shown(name)}, a {type(layer).__name__}, which "
+                f"has no weight that can be quantized. The folder is damaged, or was changed by hand. {AGAIN}"
+            )
+        found[path] = scheme
+    return found

@@ -9,6 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.files.durable import settle, sync
+from hf_slim.integration.trust.manifest import write_manifest
 
 
 def check_output(output: Path, overwrite: bool) -> None:
@@ -32,6 +34,9 @@ def publish(
 ) -> None:
     """Writes the model next to `output` and moves it into place in one step; an older model is kept until then.
 
+    The folder gets a manifest of its files, is on the disk before it is moved, and may be read by whoever may read
+    other new files of the user.
+
     Args:
         check: Is handed the complete folder before it is moved; what it raises leaves `output` as it was.
     """
@@ -45,12 +50,14 @@ def publish(
     except Exception:
         shutil.rmtree(partial)
         raise
-    partial.chmod(0o755)
+    write_manifest(partial)
+    settle(partial)
     replaced = output.with_name(f"{output.name}.replaced")
     if output.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(output, replaced)
     os.replace(partial, output)
+    sync(output.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
