@@ -3,8 +3,10 @@
 import json
 import os
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,25 @@ def damage(draw: Callable, folder: Path, name: str) -> None:
         path.write_bytes(edit_header(draw, raw))
     else:
         path.write_text(json.dumps(edit_json(draw, json.loads(raw))))
+
+
+@dataclass
+class Memory:
+    """The most bytes that Python held at once inside, beyond those before."""
+
+    peak: int = 0
+
+
+@contextmanager
+def memory_used() -> Iterator[Memory]:
+    """Memory that Python objects take inside; that of tensors is not counted."""
+    memory = Memory()
+    tracemalloc.start()
+    try:
+        yield memory
+        memory.peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 _opened: list[str] | None = None

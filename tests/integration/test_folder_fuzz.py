@@ -1,4 +1,4 @@
-"""Damaged folders: each is refused with a SlimLoadError, or loads with equal values; no other error, and no more memory.
+"""Damaged folders: refused with a SlimLoadError, or loaded with equal values; no other error, and no more memory.
 
 HF_SLIM_FUZZ=100000 draws that many inputs for the checks, and a two-hundredth of it for whole loads.
 """
@@ -7,7 +7,7 @@ import copy
 import json
 import os
 import shutil
-import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ from hf_slim.integration.trust.schemes import quantization_settings, schemes_of
 from hf_slim.integration.trust.settings import CODES_PER_BYTE, check_sizes
 from hf_slim.integration.trust.tensors import SPARE_BYTES
 from tests import tiny
-from tests.damage import INPUTS, damage, edit_json, files_opened, fuzzing
+from tests.damage import INPUTS, damage, edit_json, files_opened, fuzzing, memory_used
 
 PRUNING = PruningConfig(sparsity={"ffn": 0.4, "kv_heads": 0.34}, uniform=False, criterion="l2")
 PACKED = QuantizationConfig("w4a16", group_size=16, embeddings="w8a16")
@@ -86,22 +86,19 @@ def check_everything(folder):
 @given(data=st.data())
 def test_checks_refuse_or_notice_every_change(folder, data):
     with Restored(folder) as restored:
-        for _ in range(data.draw(st.integers(1, 2))):
-            present = sorted(path.name for path in folder.iterdir())
-            damage(data.draw, folder, data.draw(st.sampled_from(present)))
+        present = sorted(path.name for path in folder.iterdir())
+        for name in data.draw(st.lists(st.sampled_from(present), min_size=1, max_size=2, unique=True)):
+            damage(data.draw, folder, name)
         size = sum(path.stat().st_size for path in folder.iterdir())
         changed = set(restored.changed())
-        tracemalloc.start()
-        with files_opened() as opened:
+        with files_opened() as opened, memory_used() as memory:
             try:
                 found = check_everything(folder)
             except SlimLoadError as error:
                 found = [str(error)]
-                assert len(found[0]) < 3000
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
+        assert max(map(len, found), default=0) < 3000
         assert bool(found) == bool(changed) or changed == {"hf_slim.json"}  # which may have lost a line or a space
-        assert peak < 2 * size + 2**20
+        assert memory.peak < 2 * size + 2**20
         assert {os.path.dirname(path) for path in opened} <= {str(folder)}
 
 
@@ -120,12 +117,10 @@ def test_settings_without_checksums_raise_nothing_else_either(data):
         settings = edit_json(data.draw, settings)
         if not isinstance(settings, dict):
             return
-    try:
+    with suppress(SlimError):
         described = HfSlimConfig(**settings)
         schemes_of(described.layers, 10**4)
         quantization_settings(described.techniques, described.mode == "qat")
-    except SlimError as error:
-        assert len(str(error)) < 3000
 
 
 class LargestTensor(TorchDispatchMode):
@@ -170,19 +165,19 @@ def test_no_edit_of_the_settings_loads_with_other_values(folder, data):
     edited["quantization_config"] = edit_json(data.draw, config["quantization_config"])
     if json.dumps(edited, sort_keys=True) == json.dumps(config, sort_keys=True):
         return
+    expected = tiny.logits(load_model(str(folder)))
     loads = [load_model, AutoModelForCausalLM.from_pretrained]
     with Restored(folder):
         (folder / "config.json").write_text(json.dumps(edited))
-        for load in loads:
-            with pytest.raises(Exception) as caught:  # noqa: PT011  transformers refuses unknown methods itself
-                load(str(folder))
-            method = edited["quantization_config"]
-            ours = isinstance(method, dict) and method.get("quant_method") == hf_quantizer.METHOD
-            assert isinstance(caught.value, SlimLoadError) or (not ours and load is not load_model)
+        method = edited["quantization_config"]
+        ours = isinstance(method, dict) and method.get("quant_method") == hf_quantizer.METHOD
+        for load in loads[: 1 if not ours else 2]:  # transformers itself refuses methods that it does not know
+            with suppress(SlimLoadError):
+                loaded = load(str(folder))
+                assert method.get("format_version") is None  # the one key that may be missing, and follows then
+                assert torch.equal(tiny.logits(loaded), expected)
         del edited[KEY]
         (folder / "config.json").write_text(json.dumps(edited))
         for load in loads[: 1 if not ours else 2]:
-            try:
+            with suppress(SlimLoadError):
                 load(str(folder))
-            except SlimLoadError:
-                pass

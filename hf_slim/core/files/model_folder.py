@@ -14,9 +14,10 @@ from hf_slim.core.files.places import file_in, is_plain_name
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MOST_CONFIG_BYTES, MOST_INDEX_BYTES = 16 * 2**20, 64 * 2**20
-MOST_COUNTED = 4096  # layers, heads, experts ... of a model, whatever its files hold
+MOST_LAYERS, MOST_COUNTED = 512, 4096  # layers, and heads, experts ... of a model, whatever its files hold
 MOST_LABELS = 2**17  # of a config without weights
-_COUNT = re.compile(r"(?:^|_)(?:layers?|labels|blocks?|experts?|heads?|groups|stages|depths?)$")
+_LAYERS = re.compile(r"(?:^|_)(?:layers?|blocks?|stages|depths?)$")  # each takes time and memory to build
+_COUNTED = re.compile(r"(?:^|_)(?:labels|experts?|heads?|groups)$")
 _CODE = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -97,19 +98,28 @@ def check_config(config: dict[str, Any], weights: Weights | None, where: str) ->
         weights: None: they are not known.
         where: Path of the config, for the message.
     """
-    most = MOST_COUNTED if weights is None else max(MOST_COUNTED, len(weights.tensors), weights.largest_size)
     for name, value in _entries(config):
         if name in _CODE and isinstance(value, str) and "/" in value:
             raise SlimLoadError(
                 f"'{where}' names {shown(value)} as `{name}`, which is code to be downloaded. Remove the line, or "
                 "name one of the implementations of transformers, such as 'sdpa'."
             )
-        allowed = MOST_LABELS if weights is None and name.endswith("labels") else most
+        allowed = _most_of(name, weights)
         numbers = value if isinstance(value, list) else [value]
-        if _COUNT.search(name) and any(type(number) is int and number > allowed for number in numbers):
+        if allowed is not None and any(type(number) is int and number > allowed for number in numbers):
             raise SlimLoadError(
                 f"'{where}' says {shown(name)}: {shown(value)}; its weights allow at most {allowed:,}. {AGAIN}"
             )
+
+
+def _most_of(name: str, weights: Weights | None) -> int | None:
+    """The largest number that a config may give under this name; None: any."""
+    if _LAYERS.search(name):  # most layers have tensors of their own; those of a few models share them
+        return max(MOST_LAYERS, 0 if weights is None else len(weights.tensors))
+    if _COUNTED.search(name):
+        largest = weights.largest_size if weights is not None else MOST_LABELS if name.endswith("labels") else 0
+        return max(MOST_COUNTED, largest)
+    return None
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -118,7 +128,7 @@ def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     while left:
         value = left.pop()
         if isinstance(value, dict):
-            yield from value.items()
+            yield from ((str(name), inner) for name, inner in value.items())
             left += value.values()
         elif isinstance(value, list):
             left += [inner for inner in value if isinstance(inner, dict | list)]

@@ -5,12 +5,14 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from hf_slim.core.errors import SlimLoadError
 from hf_slim.core.files.json_file import AGAIN, file_size, shown
 
-MOST_LETTERS = 255  # of a file name, in most file systems
+MOST_BYTES = 255  # of a file name, in most file systems
 
 
 def is_plain_name(name: object) -> bool:
     """Whether this is the name of a file, without a folder, a drive or anything that a path could mean."""
-    if not isinstance(name, str) or not 0 < len(name) <= MOST_LETTERS or name in (".", "..") or not name.isprintable():
+    if not isinstance(name, str) or name in ("", ".", "..") or not name.isprintable():
+        return False
+    if len(name.encode()) > MOST_BYTES:
         return False
     return PurePosixPath(name).name == name and PureWindowsPath(name).name == name
 

@@ -11,7 +11,7 @@ from hf_slim.core.errors import SlimConfigError, SlimLoadError
 from hf_slim.core.files.durable import sha256
 from hf_slim.core.files.header import Header
 from hf_slim.core.files.json_file import parse_object, read_object, shown
-from hf_slim.core.files.places import file_in
+from hf_slim.core.files.places import file_in, is_plain_name
 from hf_slim.distillation.store.format import MANIFEST, NO_MASS, VERSION, StoreInfo
 
 MOST_MANIFEST_BYTES = 16 * 2**20
@@ -127,9 +127,9 @@ def _check_numbers(where: Path, values: dict[str, Any], names: tuple[str, ...]) 
 def _check_files(folder: Path, shards: list[dict[str, Any]]) -> None:
     faults = [] if shards else ["no shards are listed"]
     for shard in shards:
-        name = shard.get("file")
-        if isinstance(name, str) and "/" not in name and not (folder / name).exists():
-            faults.append(f"{shown(name)} is missing")
+        name: Any = shard.get("file")
+        if is_plain_name(name) and not (folder / name).exists():
+            faults.append(f"{name} is missing")
             continue
         size = file_in(folder, name).stat().st_size
         if size != shard["size_bytes"]:

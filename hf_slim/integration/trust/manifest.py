@@ -45,7 +45,7 @@ def write_manifest(folder: Path) -> Manifest:
     found = Manifest(__version__, {name: _recorded(file_in(folder, name, folders=True)) for name in listed(folder)})
     files = {name: {"size": size, "sha256": digest} for name, (size, digest) in found.files.items()}
     content = json.dumps({"format": FORMAT, "hf_slim": __version__, "files": files}, indent=2) + "\n"
-    write_atomically(folder / MANIFEST, lambda path: path.write_text(content, "utf-8"))
+    write_atomically(folder / MANIFEST, lambda path: _write(path, content))
     return found
 
 
@@ -118,6 +118,10 @@ def _files(folder: Path) -> Iterator[Path]:
 def _is_document(path: Path) -> bool:
     name = path.name.lower()
     return name.startswith(DOCUMENTS) or name.endswith(DOCUMENT_SUFFIXES)
+
+
+def _write(path: Path, content: str) -> None:
+    path.write_text(content, "utf-8")
 
 
 def _recorded(path: Path) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from hf_slim.core.errors import SlimLoadError
 from hf_slim.core.files.model_folder import (

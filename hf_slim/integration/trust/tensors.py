@@ -110,7 +110,7 @@ def _by_target(
         if pattern is not None:
             converter = next(one for one in converters if pattern in one.source_patterns)
             first, *_ = patterns = converter.target_patterns
-            made |= {target.replace(first, other) for other in patterns}
+            made |= {target, *(target.replace(first, other) for other in patterns)}
         elif target in expected:
             found[target] = (weights.tensors[name], name)
     return found, made
@@ -127,7 +127,7 @@ def _exact_names(module: nn.Module) -> Iterator[str]:
             if tensor.dtype == torch.int8 or name.endswith(("_scale", "_zero_point", "_codebook")):
                 yield name
     elif isinstance(module, PreparedLayer):
-        inner = ((path, part) for path, part in module.named_modules() if path.endswith("_quantizer"))  # type: ignore[attr-defined]
+        inner = ((path, part) for path, part in module.named_modules() if "_quantizer" in path)
         for path, part in inner:
             yield from (f"{path}.{name}" for name in part.state_dict())
 

@@ -130,7 +130,7 @@ LOADING = (
         Check.SAYS, ('"output_loading_info"',),
     ),
     Upstream(
-        "transformers.utils.cached_file", "5.23", (SOURCE,),
+        "transformers.utils.hub.cached_file", "5.23", (SOURCE,),
         "Fetches config and weights of a Hub id, so that they are checked before they are loaded; a missing file "
         "gives None.",
         Check.TAKES, ("path_or_repo_id", "filename"),

@@ -1,7 +1,6 @@
 """Headers of safetensors files: what is read is what the library reads, and everything else is refused."""
 
 import json
-import tracemalloc
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 
 from hf_slim import SlimLoadError
 from hf_slim.core.files.header import MOST_HEADER_BYTES, parse_header, read_header
-from tests.damage import edit_bytes, edit_header, fuzzing
+from tests.damage import edit_bytes, edit_header, fuzzing, memory_used
 
 DTYPES = [torch.float32, torch.bfloat16, torch.int8, torch.uint16, torch.bool, torch.int64, torch.float8_e4m3fn]
 
@@ -56,9 +55,8 @@ def test_whatever_it_accepts_the_library_accepts_and_reads_alike(tmp_path_factor
     except SlimLoadError:
         return
     with safe_open(path, "pt") as file:
-        found = {
-            name: (file.get_slice(name).get_dtype(), tuple(file.get_slice(name).get_shape())) for name in file.keys()
-        }
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     assert found == {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()}
 
 
@@ -114,13 +112,10 @@ def test_tensors_may_not_overlap_or_leave_gaps():
 def test_a_length_beyond_the_file_asks_for_no_memory(tmp_path, length):
     path = tmp_path / "a.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b"{}")
-    tracemalloc.start()
-    try:
+    with memory_used() as memory:  # noqa: SIM117
         with pytest.raises(SlimLoadError, match=r"a header fits into the file|must be a JSON object|not readable"):
             read_header(path)
-        assert tracemalloc.get_traced_memory()[1] < 100_000
-    finally:
-        tracemalloc.stop()
+    assert memory.peak < 100_000
 
 
 def test_the_library_refuses_what_has_no_header(tmp_path):

@@ -47,7 +47,7 @@ def test_weights_are_the_same_in_one_file_and_in_shards(whole, sharded):
 )
 def test_an_index_may_not_lead_outside(sharded, whole, name):
     edit(sharded / INDEX, lambda index: index["weight_map"].update({"model.norm.weight": name}))
-    with pytest.raises(SlimLoadError, match=r"Allowed is the name of a file inside|shards end in"):
+    with pytest.raises(SlimLoadError, match=r"Allowed is the name of a file inside|shards end in|is missing in"):
         check_model_folder(sharded)
 
 
@@ -95,7 +95,7 @@ def test_shards_may_not_be_links_to_elsewhere(sharded, whole):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"num_hidden_layers": 10**9}, r"'num_hidden_layers': 1000000000; its weights allow at most 4,096"),
+        ({"num_hidden_layers": 10**9}, r"'num_hidden_layers': 1000000000; its weights allow at most 512"),
         ({"num_labels": 10**9}, "'num_labels'"),
         ({"text_config": {"inner": [{"n_experts": 10**7}]}}, "'n_experts'"),
         ({"depths": [2, 2, 10**8]}, "'depths'"),
@@ -114,8 +114,10 @@ def test_a_config_that_asks_for_too_much_or_for_code_is_refused(whole, change, s
 
 def test_sizes_that_the_weights_hold_are_allowed():
     check_config({"num_labels": 21_000, "max_position_embeddings": 10**7, "vocab_size": 10**6}, None, "config.json")
-    with pytest.raises(SlimLoadError, match="allow at most 4,096"):
-        check_config({"n_layer": 5000}, None, "config.json")
+    for name, most in (("n_layer", 512), ("num_attention_heads", 4096), ("num_labels", 2**17)):
+        check_config({name: most}, None, "config.json")
+        with pytest.raises(SlimLoadError, match=f"allow at most {most:,}"):
+            check_config({name: most + 1}, None, "config.json")
 
 
 def test_a_folder_without_weights_or_with_pickles(tmp_path):

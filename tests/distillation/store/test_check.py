@@ -2,7 +2,6 @@
 
 import json
 import os
-import tracemalloc
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from hf_slim import SlimLoadError
 from hf_slim.distillation.store.format import MANIFEST
 from hf_slim.distillation.store.reader import StoredTeacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, shards_in
-from tests.damage import damage, files_opened, fuzzing
+from tests.damage import damage, files_opened, fuzzing, memory_used
 from tests.distillation.store.test_reader import INFO, examples, folder, padded, write  # noqa: F401
 
 SHARD = "shard-0-0.safetensors"
@@ -139,15 +138,12 @@ def test_a_damaged_store_is_refused_or_says_the_same(folder, data):  # noqa: F81
     try:
         damage(data.draw, folder, name)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        tracemalloc.start()
-        with files_opened() as opened:
+        with files_opened() as opened, memory_used() as memory:
             try:
                 found = StoredTeacher.open(folder).top_k(inputs)
             except SlimLoadError:
                 found = None
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 2 * size + 2**20
+        assert memory.peak < 2 * size + 2**20
         assert all(os.path.dirname(path) in (str(folder), "") for path in opened)
         if found is not None and name == MANIFEST:
             assert all(torch.equal(mine, theirs) for mine, theirs in zip(found, expected, strict=True))
