@@ -13,7 +13,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-INPUTS = int(os.environ.get("HF_SLIM_FUZZ", "0"))  # inputs of each fuzzing test; 0: as many as take a second or so
+INPUTS = int(os.environ.get("HF_SLIM_FUZZ", "0"))  # of all fuzzing tests together; 0: as many as take a second each
 NAMES = ["../model.safetensors", "/etc/hostname", "/dev/zero", "a/b", "..", "", "\x00", "C:x", "x" * 300, "\ud800"]
 NUMBERS = [-1, 0, 1, 7, 2**31, 2**40, 2**63 - 1, 2**63, 10**30, 0.5, float("nan"), float("inf"), True]
 JUNK = st.one_of(
@@ -23,10 +23,14 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-def fuzzing(few: int) -> settings:
-    """How many inputs a test draws: `few`, or what HF_SLIM_FUZZ says."""
+def fuzzing(few: int, share: float) -> settings:
+    """How many inputs a test draws: `few`, or this share of what HF_SLIM_FUZZ says.
+
+    The shares of all tests that load no model sum to 1.
+    """
+    inputs = max(1, round(INPUTS * share)) if INPUTS else few
     checks = list(HealthCheck)
-    return settings(max_examples=INPUTS or few, deadline=None, suppress_health_check=checks, database=None)
+    return settings(max_examples=inputs, deadline=None, suppress_health_check=checks, database=None)
 
 
 def places_in(value: Any, path: tuple = ()) -> Iterator[tuple]:

@@ -1,6 +1,6 @@
 """Damaged folders: refused with a SlimLoadError, or loaded with equal values; no other error, and no more memory.
 
-HF_SLIM_FUZZ=100000 draws that many inputs for the checks, and a two-hundredth of it for whole loads.
+HF_SLIM_FUZZ=100000 draws that many inputs in all tests that use `tests/damage.py`, and 400 more for whole loads.
 """
 
 import copy
@@ -28,7 +28,7 @@ from hf_slim.integration.trust.schemes import quantization_settings, schemes_of
 from hf_slim.integration.trust.settings import CODES_PER_BYTE, check_sizes
 from hf_slim.integration.trust.tensors import SPARE_BYTES
 from tests import tiny
-from tests.damage import INPUTS, damage, edit_json, files_opened, fuzzing, memory_used
+from tests.damage import damage, edit_json, files_opened, fuzzing, memory_used
 
 PRUNING = PruningConfig(sparsity={"ffn": 0.4, "kv_heads": 0.34}, uniform=False, criterion="l2")
 PACKED = QuantizationConfig("w4a16", group_size=16, embeddings="w8a16")
@@ -82,7 +82,7 @@ def check_everything(folder):
     return differences(folder, read_manifest(folder))
 
 
-@fuzzing(150)
+@fuzzing(80, share=0.15)  # for each of two folders
 @given(data=st.data())
 def test_checks_refuse_or_notice_every_change(folder, data):
     with Restored(folder) as restored:
@@ -109,7 +109,7 @@ SETTINGS = HfSlimConfig(
 ).to_dict()  # fmt: skip
 
 
-@fuzzing(200)
+@fuzzing(200, share=0.3)
 @given(data=st.data())
 def test_settings_without_checksums_raise_nothing_else_either(data):
     settings = SETTINGS | {"mode": data.draw(st.sampled_from(["packed", "qat", "pruned"]))}
@@ -136,7 +136,7 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-@fuzzing(25 if not INPUTS else max(1, INPUTS // 200))
+@fuzzing(10, share=0.001)
 @given(data=st.data())
 def test_a_damaged_folder_is_refused_or_loads_and_is_noticed(folder, data):
     expected = tiny.logits(load_model(str(folder)))
@@ -156,7 +156,7 @@ def test_a_damaged_folder_is_refused_or_loads_and_is_noticed(folder, data):
                 assert torch.equal(tiny.logits(loaded), expected)
 
 
-@fuzzing(25 if not INPUTS else max(1, INPUTS // 200))
+@fuzzing(10, share=0.001)
 @given(data=st.data())
 def test_no_edit_of_the_settings_loads_with_other_values(folder, data):
     """With the checksums each is refused; without them, what loads has the shapes and types of its files."""

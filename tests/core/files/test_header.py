@@ -43,7 +43,7 @@ def test_it_reads_what_the_library_reads(tmp_path, seed):
     assert all(header.tensors[name].numel == tensor.numel() for name, tensor in tensors.items())
 
 
-@fuzzing(150)
+@fuzzing(150, share=0.1)
 @given(data=st.data())
 def test_whatever_it_accepts_the_library_accepts_and_reads_alike(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"

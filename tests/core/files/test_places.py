@@ -37,7 +37,7 @@ def test_folders_in_front_do_not_lead_outside(folder, name):
         file_in(folder, name, folders=True)
 
 
-@fuzzing(200)
+@fuzzing(200, share=0.1)
 @given(name=st.text() | st.text("./\\ab:", max_size=8))
 def test_a_plain_name_stays_in_its_folder(name):
     if is_plain_name(name):

@@ -128,7 +128,7 @@ def test_names_that_are_no_shards_do_not_disturb_a_writer(folder, tmp_path):  # 
     assert len(shards_in(tmp_path / "new", rank=0)) == 1
 
 
-@fuzzing(120)
+@fuzzing(120, share=0.1)
 @given(data=st.data())
 def test_a_damaged_store_is_refused_or_says_the_same(folder, data):  # noqa: F811
     inputs = padded(examples()[:3])

@@ -104,7 +104,7 @@ def test_an_edit_that_is_meant_loads_once_the_checksums_are_removed(folders):
     )  # codes are rounded already
 
 
-@fuzzing(100)
+@fuzzing(100, share=0.1)
 @given(data=st.data(), name=st.sampled_from([*FORMS, "training"]))
 def test_any_other_json_has_other_checksums(folders, data, name):
     settings = settings_of(folders[name])
