@@ -97,7 +97,8 @@ def test_checks_refuse_or_notice_every_change(folder, data):
             except SlimLoadError as error:
                 found = [str(error)]
         assert max(map(len, found), default=0) < 3000
-        assert bool(found) == bool(changed) or changed == {"hf_slim.json"}  # which may have lost a line or a space
+        if "hf_slim.json" not in changed:  # it may have lost the very line of a file that is gone
+            assert bool(found) == bool(changed)
         assert memory.peak < 2 * size + 2**20
         assert {os.path.dirname(path) for path in opened} <= {str(folder)}
 
