@@ -5,7 +5,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Hashable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from typing import Any, Self, TypeVar, cast
 
@@ -40,13 +40,16 @@ class SlimConfig:
     def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
         """The config that `values` describes.
 
-        Raises: SlimConfigError: on an unknown key, with the nearest valid one.
+        Raises: SlimConfigError: on an unknown key, with the nearest valid one, and on a required one that is missing.
         """
         if not isinstance(values, dict):
             raise SlimConfigError(
                 f"{cls.__name__} needs a mapping of settings, got {type(values).__name__}: {values!r}."
             )
         cls._check_names(values)
+        required = (f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING)
+        if missing := [name for name in required if name not in values]:
+            raise SlimConfigError(f"{cls.__name__} needs `{missing[0]}`, got {values!r}.")
         return cls(**values)
 
     @classmethod

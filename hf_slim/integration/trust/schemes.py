@@ -28,7 +28,7 @@ def schemes_of(layers: Mapping[str, str | dict[str, Any]], most: int | None = No
     for path, given in layers.items():
         key = repr(given)
         if key not in known:
-            known[key] = _scheme(path, given)
+            known[key] = _scheme(f"layers.{shown(path)}", given)
         found[path] = known[key]
         sizes = (found[path].weights.group_size or 0, found[path].weights.codebook_channels or 0)
         if most is not None and max(sizes) > most:
@@ -53,14 +53,19 @@ def quantization_settings(techniques: Mapping[str, dict[str, Any]], is_needed: b
     if given is None:
         _refuse("techniques", "no settings of quantization, which a training checkpoint needs", dict(techniques))
     _check_types("techniques.quantization", QuantizationConfig, given)
+    overrides = {f"overrides.{name}": scheme for name, scheme in (given.get("overrides") or {}).items()}
+    for name, scheme in ({key: given.get(key) for key in ("scheme", "embeddings")} | overrides).items():
+        if isinstance(scheme, str | dict):
+            _scheme(f"techniques.quantization.{name}", scheme)
+        elif scheme is not None:
+            _refuse(f"techniques.quantization.{shown(name)}", "no scheme", scheme)
     try:
         return QuantizationConfig.from_dict(given)
     except (SlimError, ValueError, OverflowError) as error:
         _refuse("techniques.quantization", str(error), given, error)
 
 
-def _scheme(path: str, given: str | dict[str, Any]) -> Scheme:
-    name = f"layers.{shown(path)}"
+def _scheme(name: str, given: str | dict[str, Any]) -> Scheme:
     if isinstance(given, dict):
         _check_types(name, Scheme, given)
         for part in ("weights", "activations"):

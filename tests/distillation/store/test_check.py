@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hf_slim import SlimLoadError
+from hf_slim import SlimDataError, SlimLoadError
 from hf_slim.distillation.store.format import MANIFEST
 from hf_slim.distillation.store.reader import StoredTeacher
 from hf_slim.distillation.store.writer import StoredTeacherWriter, shards_in
@@ -141,7 +141,7 @@ def test_a_damaged_store_is_refused_or_says_the_same(folder, data):  # noqa: F81
         with files_opened() as opened, memory_used() as memory:
             try:
                 found = StoredTeacher.open(folder).top_k(inputs)
-            except SlimLoadError:
+            except (SlimLoadError, SlimDataError):  # of other keys, an example is none that is stored
                 found = None
         assert memory.peak < 2 * size + 2**20
         assert all(os.path.dirname(path) in (str(folder), "") for path in opened)

@@ -135,6 +135,17 @@ DAMAGE = {
     "list": (lambda c, q: q.update(layers=[UP]), "`quantization_config.layers` .* must be a mapping"),
     "mode": (lambda c, q: q.update(mode=["packed"]), "must be a text"),
     "training": (lambda c, q: q.update(mode="qat", techniques={}), "which a training checkpoint needs"),
+    "training scheme": (
+        lambda c, q: (q.update(mode="qat"), q["techniques"]["quantization"].update(scheme={})),
+        "no `weights`",
+    ),
+    "training grid": (
+        lambda c, q: (
+            q.update(mode="qat"),
+            q["techniques"]["quantization"].update(overrides={"a": {"weights": {"kind": []}}}),
+        ),
+        "the wrong type",
+    ),
     "cache": (lambda c, q: q["techniques"]["quantization"].update(kv_cache="int3"), "another `kv_cache`"),
     "vocabulary": (lambda c, q: c.update(vocab_size=10**9), "has shape"),
     "layers": (lambda c, q: c.update(num_hidden_layers=10**8), "its weights allow at most"),
