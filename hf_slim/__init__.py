@@ -10,6 +10,7 @@ first used. The commands of `hf-slim` are functions of this package:
     export             export_model(model, ...)
     card               write_card(folder)           push               push(folder, repo_id)
     convert            convert_folder(folder, to)
+    verify             verify(folder)
 """
 
 from importlib import import_module
@@ -44,6 +45,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from hf_slim.workflows.evaluate import evaluate
     from hf_slim.workflows.folders.convert import convert_folder
     from hf_slim.workflows.folders.export import export_model
+    from hf_slim.workflows.folders.verify import verify
     from hf_slim.workflows.hub.card import write_card
     from hf_slim.workflows.hub.push import push
     from hf_slim.workflows.inspect import describe_model, inspect
@@ -90,6 +92,7 @@ _MODULES = {  # public name -> module that defines it; the same as above
     "sensitivity": "workflows.sensitivity",
     "shrink_vocabulary": "workflows.shrink_vocabulary",
     "write_card": "workflows.hub.card",
+    "verify": "workflows.folders.verify",
 }
 
 __all__ = [
@@ -134,6 +137,7 @@ __all__ = [
     "save_student",
     "sensitivity",
     "shrink_vocabulary",
+    "verify",
     "write_card",
 ]
 

@@ -7,14 +7,14 @@ import traceback
 from typing import Any
 
 from hf_slim.cli import cache_teacher, evaluate, sensitivity, settings, train
-from hf_slim.cli.folders import convert, export, inspect, make_student, shrink_vocabulary
+from hf_slim.cli.folders import convert, export, inspect, make_student, shrink_vocabulary, verify
 from hf_slim.cli.hub import card, push
 from hf_slim.core.errors import SlimError
 from hf_slim.version import __version__
 
 VERBS = (
     train, inspect, evaluate, sensitivity, shrink_vocabulary, make_student, cache_teacher, convert, export, card, push,
-    settings,
+    verify, settings,
 )  # fmt: skip
 DONE, UNEXPECTED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit codes
 

@@ -60,7 +60,7 @@ class SlimConfig:
     def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
         """The config that `values` describes.
 
-        Raises: SlimConfigError: on an unknown key, with the nearest valid one.
+        Raises: SlimConfigError: on an unknown key, with the nearest valid one, and on a required one that is missing.
         """
         if not isinstance(values, dict):
             raise SlimConfigError(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_slim.core.files.durable import settle_file, sync, usual_mode
+
 SCHEMA_VERSION = 1
 STDLIB = "the source files of Python's standard library"  # the data source `stdlib`, for people
 
@@ -154,13 +156,17 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary file in the folder of `path`, then moves the file to `path` in one step."""
+    """Calls `write` with a temporary file in the folder of `path`, then moves the file to `path` in one step.
+
+    Its content is on the disk by then, and it has the access rights of a new file.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     try:
         write(Path(name))
-        os.chmod(name, 0o644)
+        settle_file(Path(name), usual_mode(path.parent))
         os.replace(name, path)
+        sync(path.parent)
     finally:
         Path(name).unlink(missing_ok=True)
 

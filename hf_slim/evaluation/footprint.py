@@ -15,7 +15,7 @@ from hf_slim.pruning.structure.example_inputs import example_inputs
 from hf_slim.pruning.structure.probe import FAILURES
 from hf_slim.quantization.transform import is_packed
 
-METADATA = ("report.json", "report.md", "report.png", "README.md")
+METADATA = ("report.json", "report.md", "report.png", "README.md", "hf_slim.json")
 
 
 def disk_bytes(folder: str | Path) -> int:

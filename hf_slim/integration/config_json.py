@@ -6,7 +6,7 @@ whose config lists the differences.
 
 import copy
 import functools
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ from hf_slim.integration.hf_quantizer import SLIM, HfSlimConfig, HfSlimQuantizer
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.rebuild import of_whole_tensors, share_tied_scales_
 from hf_slim.integration.shapes import logical_shapes
+from hf_slim.integration.trust.checksums import KEY, checksums
 from hf_slim.pruning.config import PruningConfig
 from hf_slim.pruning.state import PruningState
 from hf_slim.quantization.config import QuantizationConfig
@@ -90,7 +91,9 @@ def describe_converted(model: nn.Module) -> None:
     else:
         describe_remote_code_(model, is_slim=False)
         if config_value(model, "quantization_config") is not None:
-            del cast("Any", config_of(model)).quantization_config
+            config: Any = config_of(model)
+            del config.quantization_config
+            vars(config).pop(KEY, None)
     if isinstance(model, PreTrainedModel):
         model.add_model_tags(["hf_slim", *record_of(model).applied])  # of the card that `model.push_to_hub` makes
 
@@ -123,6 +126,7 @@ def _save_in_(model: Any, name: str, candidate: Candidate) -> None:
     if not FORMATS[name].ties and tied & candidate.schemes.keys():
         config.tied = untie_(model)
     describe_remote_code_(model, is_slim=name == SLIM)
+    setattr(model.config, KEY, checksums(config.to_dict()))
 
 
 def _look_loaded_(model: Any) -> None:
@@ -169,10 +173,12 @@ def _write_config(model: nn.Module, mode: str) -> None:
     record = record_of(model)
     techniques = record.applied | {name: config.to_dict() for name, config in record.configs.items()}
     config: Any = config_of(model)
-    config.quantization_config = HfSlimConfig(
+    described = HfSlimConfig(
         mode, shapes, attributes, layers, techniques, __version__, FORMAT_VERSION,
         requires="" if mode == "qat" else OLDEST_READER,
     )  # fmt: skip
+    config.quantization_config = described
+    setattr(config, KEY, checksums(described.to_dict()))
 
 
 def _shrink_plain_config(model: nn.Module) -> None:

@@ -6,6 +6,8 @@ Imported whenever transformers is used after `import hf_slim`, so it imports not
 
 import copy
 import os
+from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +22,11 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from hf_slim.core.errors import SlimLoadError
+from hf_slim.core.files.model_folder import Weights, check_config, check_model_folder, read_weights
+from hf_slim.core.files.places import file_in
 from hf_slim.integration.format_version import check_format, unnumbered_format
+from hf_slim.integration.trust.checksums import KEY, check_checksums
+from hf_slim.integration.trust.settings import check_sizes, check_types
 
 METHOD = "hf_slim"  # of slim folders, and in memory of every model that hf_slim has made
 MARK = "hf_slim"  # where a folder in another format says what hf_slim needs to know
@@ -66,17 +72,21 @@ class HfSlimConfig(QuantizationConfigMixin):
         host: dict[str, Any] | None = None,
         **unknown: Any,
     ):
+        self.quant_method: Any = quant_method
+        self.mode, self.shapes, self.attributes = mode, shapes or {}, attributes or {}
+        self.layers, self.techniques, self.version = layers or {}, techniques or {}, version
+        if format_version is not None:
+            check_format(format_version, "", {}, str(version))  # first: a newer format may have other types
+        check_types(vars(self))
         if format_version is None:
-            format_version = unnumbered_format(version, shapes or {})
-        check_format(format_version, mode, layers or {}, version)
+            format_version = unnumbered_format(version, self.shapes)
+        check_format(format_version, mode, self.layers, version)
         if mode not in MODES or unknown:
             raise SlimLoadError(
                 f"This checkpoint was made by hf_slim {version or '?'} with mode '{mode}' and settings "
                 f"{list(unknown)}, which this version does not know. Install a newer hf_slim."
             )
-        self.quant_method: Any = quant_method
-        self.mode, self.shapes, self.attributes, self.layers = mode, shapes or {}, attributes or {}, layers or {}
-        self.techniques, self.version, self.format_version = techniques or {}, version, format_version
+        self.format_version = format_version
         self.requires, self.tied, self.save_format, self.host = requires, tied or {}, save_format, host or {}
 
     @classmethod
@@ -85,6 +95,8 @@ class HfSlimConfig(QuantizationConfigMixin):
         values = dict(config_dict)
         if MARK in values:
             own = values.pop(MARK)
+            if not isinstance(own, dict):
+                raise SlimLoadError(f"`{MARK}` in `quantization_config` must be a mapping, got {type(own).__name__}.")
             values = own | {"save_format": values["quant_method"], "host": values}
         return super().from_dict(values, return_unused_kwargs, **kwargs)
 
@@ -112,10 +124,24 @@ class HfSlimQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: HfSlimConfig, **kwargs: Any):
         super().__init__(quantization_config, **kwargs)
+        self._weights: Weights | None = None  # between building the model and loading its weights
         _rebuild()  # imported before transformers changes the default device and dtype for the model it builds
 
-    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        _rebuild().build_(model, self.quantization_config)
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The config unchanged: this is the first that a quantizer sees of it, and nothing is built or read yet."""
+        check_checksums(self.quantization_config.to_dict(), getattr(config, KEY, None))
+        folder = _folder_of(config)
+        if folder is None or check_model_folder(folder) is None:
+            check_config(config.to_dict(), None, f"{config.name_or_path}/config.json")
+        return config
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if checkpoint_files:
+            self._weights = read_weights(_checked_files(checkpoint_files, _folder_of(model.config)))
+            check_sizes(self.quantization_config.shapes, self.quantization_config.attributes, self._weights)
+        _rebuild().build_(model, self.quantization_config, self._weights)
         device_map = kwargs.get("device_map")
         if isinstance(device_map, dict) and "disk" in device_map.values():
             _rebuild().leave_to_file_(model)
@@ -127,9 +153,13 @@ class HfSlimQuantizer(HfQuantizer):
     def update_weight_conversions(self, weight_conversions: list, model: nn.Module) -> list:
         """The conversions between checkpoint and model; of packed weights only those that rename, and the format's."""
         conversions = super().update_weight_conversions(weight_conversions, model)
-        if self.quantization_config.mode != "packed":
-            return conversions
-        return _rebuild().of_whole_tensors(conversions) + _files().conversions_of(self.quantization_config)
+        if self.quantization_config.mode == "packed":
+            own = _files().conversions_of(self.quantization_config)
+            conversions = _rebuild().of_whole_tensors(conversions) + own
+        if self._weights is not None:
+            _rebuild().check_tensors(model, conversions, self._weights)
+            self._weights = None
+        return conversions
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: torch.dtype | None) -> torch.dtype | None:
         """What a tensor of the file is cast to; None for floats of one byte, which are codes here."""
@@ -175,6 +205,28 @@ def _recognising(host: Any) -> Any:
         return (HfSlimConfig if is_ours else host).from_dict(config_dict, *arguments, **kwargs)
 
     return type(host.__name__, (host,), {"from_dict": classmethod(from_dict), "__doc__": host.__doc__})
+
+
+def _folder_of(config: Any) -> Path | None:
+    """The folder that a model is loaded from; None for a Hub id."""
+    name = config.name_or_path
+    return Path(name) if name and Path(name).is_dir() else None
+
+
+def _checked_files(files: list[str], folder: Path | None) -> Iterable[Path]:
+    """The files of a checkpoint. Raises SlimLoadError for one outside of its folder, or not in safetensors."""
+    for file in files:
+        path = Path(file)
+        if path.suffix != ".safetensors":
+            raise SlimLoadError(
+                f"hf_slim reads weights from safetensors alone, got '{path.name}'. Convert it where you trust it."
+            )
+        is_inside = folder is not None and path.is_relative_to(folder)
+        yield (
+            path
+            if folder is None
+            else file_in(folder, path.relative_to(folder).as_posix() if is_inside else file, folders=True)
+        )
 
 
 def _rebuild() -> ModuleType:

@@ -20,7 +20,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_slim.core.errors import SlimLoadError, is_own_mistake
+from hf_slim.core.errors import SlimError, SlimLoadError, is_own_mistake
+from hf_slim.core.files.model_folder import check_model_folder
+from hf_slim.core.host import field_of
+from hf_slim.integration.trust.source import checked_weights
+from hf_slim.integration.trust.tensors import check_skeleton
+
+NO_CODE = {"trust_remote_code": False}  # of strangers; left open, transformers waits for an answer on the terminal
 
 
 def load_model(
@@ -37,15 +43,17 @@ def load_model(
         auto_class: Gives the model its head.
         label_names: Classes of a fresh head, for a checkpoint that has none; a head that is there keeps its own names
             and must have as many. None: nothing may be missing.
-    Raises: SlimLoadError: if there is no model that can be loaded.
+    Raises: SlimLoadError: if there is no model that can be loaded; for damaged files, before memory is given to them.
     """
     path, arguments = located(spec)
-    if label_names is not None and lacks_head(spec, auto_class):
-        arguments |= _labels(label_names)
     if "gguf_file" in arguments:
         arguments["quantization_config"] = GgufConfig(dequantize=True, gguf_file=arguments["gguf_file"])
+    else:
+        _check_files(spec, path, auto_class, label_names)
+    if label_names is not None and lacks_head(spec, auto_class):
+        arguments |= _labels(label_names)
     with _reading(spec, auto_class):
-        model, found = auto_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **arguments)
+        model, found = auto_class.from_pretrained(path, dtype=dtype, output_loading_info=True, **NO_CODE, **arguments)
     _check_complete(spec, model, found["missing_keys"], head_may_be_missing="id2label" in arguments)
     _check_label_count(spec, model.config, label_names)
     if "gguf_file" in arguments and hasattr(model.config, "quantization_config"):
@@ -57,14 +65,16 @@ def load_config(spec: str) -> PretrainedConfig:
     """The config of a model; see `load_model`."""
     path, arguments = located(spec)
     with _reading(spec, AutoConfig):
-        return AutoConfig.from_pretrained(path, **arguments)
+        if not arguments and Path(path).is_dir():
+            check_model_folder(Path(path))
+        return AutoConfig.from_pretrained(path, **NO_CODE, **arguments)
 
 
 def load_tokenizer(spec: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a model; see `load_model`."""
     path, arguments = located(spec)
     with _reading(spec, AutoTokenizer):
-        return AutoTokenizer.from_pretrained(path, **arguments)
+        return AutoTokenizer.from_pretrained(path, **NO_CODE, **arguments)
 
 
 def load_skeleton(
@@ -76,7 +86,9 @@ def load_skeleton(
         config.update(_labels(label_names))
     _check_label_count(spec, config, label_names)
     with _reading(spec, auto_class), torch.device("meta"):
-        return getattr(auto_class, "from_config", auto_class)(config)  # a class that is not an Auto class is called
+        if hasattr(auto_class, "from_config"):
+            return auto_class.from_config(config, **NO_CODE)
+        return auto_class(config)  # a class that is not an Auto class is called
 
 
 def lacks_head(spec: str, auto_class: type[Any]) -> bool:
@@ -100,6 +112,20 @@ def class_of(spec: str) -> type:
     """The class that a checkpoint was saved as; the class of causal language models if it is unknown."""
     names = load_config(spec).architectures or ()
     return next((getattr(transformers, name) for name in names if hasattr(transformers, name)), AutoModelForCausalLM)
+
+
+def _check_files(spec: str, path: str, auto_class: type[Any], label_names: list[str] | None) -> None:
+    """Checks what a folder or a Hub id holds, and whether its config asks for more memory than that."""
+    with _reading(spec, auto_class):
+        weights = checked_weights(path)
+    if weights is None:
+        return
+    config = load_config(spec)
+    quantized = (config, config.get_text_config())  # their own quantizers know what their files hold
+    if all(field_of(one, "quantization_config") is None for one in quantized):
+        skeleton = load_skeleton(spec, auto_class, label_names)
+        with _reading(spec, auto_class):
+            check_skeleton(skeleton, weights)
 
 
 def _labels(names: list[str]) -> dict[str, dict]:
@@ -189,6 +215,10 @@ def _reading(spec: str, auto_class: type[Any]) -> Iterator[None]:
     """
     try:
         yield
+    except SlimError as error:
+        if not isinstance(error, SlimLoadError) or spec in str(error):
+            raise
+        raise SlimLoadError(f"'{spec}' could not be loaded by {auto_class.__name__}: {error}") from error
     except Exception as error:
         if is_own_mistake(error):
             raise

@@ -6,6 +6,9 @@ from torch import nn
 from transformers.core_model_loading import WeightConverter
 
 from hf_slim.core.contracts import PackedLayer
+from hf_slim.core.errors import SlimLoadError
+from hf_slim.core.files.json_file import AGAIN, shown
+from hf_slim.core.files.model_folder import Weights
 from hf_slim.core.host import config_of, field_of
 from hf_slim.core.lifecycle import claim
 from hf_slim.core.modules import resolve
@@ -15,25 +18,35 @@ from hf_slim.integration.formats.remote_code import carry_file_, points_to_file
 from hf_slim.integration.hf_quantizer import HfSlimConfig
 from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
-from hf_slim.quantization.config import QuantizationConfig
+from hf_slim.integration.trust.schemes import quantization_settings, schemes_of
+from hf_slim.integration.trust.settings import CODES_PER_BYTE
+from hf_slim.integration.trust.tensors import check_tensors
+from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.packed import mark_filled_
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
 
+__all__ = ["build_", "check_tensors", "finish_", "of_whole_tensors", "share_tied_scales_"]
 
-def build_(model: nn.Module, config: HfSlimConfig) -> None:
-    """Changes the shapes and layers of a model without weights to those of the checkpoint that `config` describes."""
+
+def build_(model: nn.Module, config: HfSlimConfig, weights: Weights | None = None) -> None:
+    """Changes the shapes and layers of a model without weights to those of the checkpoint that `config` describes.
+
+    Args:
+        weights: What the files of the checkpoint hold; None: unknown.
+    Raises: SlimLoadError: for settings that do not fit the model or the files.
+    """
+    quantization = quantization_settings(config.techniques, config.mode == "qat")
+    schemes = schemes_of(config.layers, None if weights is None else CODES_PER_BYTE * weights.size_bytes)
     record_of(model).applied = dict(config.techniques)
     for path, shape in config.shapes.items():
         resize_(model, path, shape)
     for path, values in config.attributes.items():
         for attribute, value in values.items():
             set_attribute_(model, path, attribute, value)
-    found = ((resolve(model, path), scheme) for path, scheme in config.layers.items())
-    schemes = {path: Scheme.of(scheme) for path, scheme in found if path is not None}
-    if config.mode == "qat":
-        quantization = QuantizationConfig.from_dict(config.techniques["quantization"])
-        fake_quantize_layers_(model, schemes, quantization)
+    schemes = _of_layers(model, schemes)
+    if quantization is not None:
+        fake_quantize_layers_(model, schemes, quantization, _declared_ties(model))
         claim(model, "quantization", quantization)
     elif config.mode == "packed":
         empty_packed_layers_(model, schemes)
@@ -84,3 +97,30 @@ def forget_conversions_(model: nn.Module) -> None:
     """Lets `save_pretrained` revert nothing but renamings: the tensors that it is handed are those of the file."""
     loaded: Any = model
     loaded._weight_conversions = of_whole_tensors(vars(model).get("_weight_conversions") or [])
+
+
+def _declared_ties(model: nn.Module) -> dict[str, str]:
+    """Modules whose `weight` will be that of another one: weights are not tied yet while a checkpoint is loading."""
+    declared = getattr(model, "all_tied_weights_keys", {})
+    return {
+        target.removesuffix(".weight"): source.rpartition(".")[0]
+        for target, source in declared.items()
+        if target.endswith(".weight")
+    }
+
+
+def _of_layers(model: nn.Module, schemes: dict[str, Scheme]) -> dict[str, Scheme]:
+    """The schemes by the paths that layers have in this model. Raises SlimLoadError for what cannot be quantized."""
+    found = {}
+    for name, scheme in schemes.items():
+        path = resolve(model, name)
+        if path is None:  # of a head, which this model does not have
+            continue
+        layer = model.get_submodule(path)
+        if family_of(layer) is None:
+            raise SlimLoadError(
+                f"`quantization_config.layers` in config.json names {shown(name)}, a {type(layer).__name__}, which "
+                f"has no weight that can be quantized. The folder is damaged, or was changed by hand. {AGAIN}"
+            )
+        found[path] = scheme
+    return found

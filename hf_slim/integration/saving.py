@@ -9,6 +9,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.files.durable import settle, sync
+from hf_slim.integration.trust.manifest import write_manifest
 
 
 def check_output(output: Path, overwrite: bool, mark: str = "config.json") -> None:
@@ -41,6 +43,9 @@ def publish(
 ) -> None:
     """`publish_folder` for a model and its tokenizer.
 
+    The folder gets a manifest of its files, is on the disk before it is moved, and may be read by whoever may read
+    other new files of the user.
+
     Args:
         check: Called with the complete folder before it is moved; if it raises an error, `output` does not change.
     """
@@ -67,12 +72,14 @@ def publish_folder(output: Path, fill: Callable[[Path], None]) -> None:
     except Exception:
         shutil.rmtree(partial)
         raise
-    partial.chmod(0o755)
+    write_manifest(partial)
+    settle(partial)
     replaced = output.with_name(f"{output.name}.replaced")
     if output.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         os.replace(output, replaced)
     os.replace(partial, output)
+    sync(output.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

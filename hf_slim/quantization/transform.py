@@ -51,10 +51,16 @@ def prepare_quantization(model: nn.Module, config: QuantizationConfig, schemes: 
         observe_weights_(model, config.observer)
 
 
-def fake_quantize_layers_(model: nn.Module, schemes: dict[str, Scheme], config: QuantizationConfig) -> None:
-    """Replaces the named layers by fake-quantized ones that share their parameters; scales are not initialised yet."""
+def fake_quantize_layers_(
+    model: nn.Module, schemes: dict[str, Scheme], config: QuantizationConfig, ties: dict[str, str] | None = None
+) -> None:
+    """Replaces the named layers by fake-quantized ones that share their parameters; scales are not initialised yet.
+
+    Args:
+        ties: Modules whose weight is that of another one, later name -> first name; None: as their weights are now.
+    """
     training = Training(config.learn, config.learn_activations, config.calibration_batches, config.stores_scales)
-    tied = tied_modules(model)
+    tied = tied_modules(model) if ties is None else ties
     shared = set(tied) | set(tied.values())
     for name, scheme in schemes.items():
         layer = model.get_submodule(name)

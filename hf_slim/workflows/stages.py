@@ -6,13 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_slim.core.errors import SlimError, SlimLoadError
+from hf_slim.core.files.header import read_header
 from hf_slim.integration.loading import load_model, load_tokenizer
 from hf_slim.integration.saving import publish
 from hf_slim.recipe import Recipe
+from hf_slim.workflows.folders.verify import verify
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +48,25 @@ class RunFolders:
     def keep(self, number: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, log: list[dict]) -> None:
         """Saves the log and the model of a finished stage; the model is moved into place when it is complete."""
         self._stage(number).mkdir(parents=True, exist_ok=True)
-        (self._stage(number) / "log.json").write_text(json.dumps(log))
+        (self._stage(number) / "log.json").write_text(json.dumps(log), "utf-8")
         publish(model, tokenizer, self.model(number))
 
     def load(self, number: int, auto_class: type) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model and tokenizer of a finished stage."""
+        """Model and tokenizer of a finished stage. Raises SlimLoadError if its folder is not what the stage wrote."""
         folder = str(self.model(number))
+        verify(folder)
         return load_model(folder, auto_class=auto_class), load_tokenizer(folder)
 
     def log(self, number: int) -> list[dict[str, Any]]:
         """The training log of a finished stage."""
-        return json.loads((self._stage(number) / "log.json").read_text())
+        path = self._stage(number) / "log.json"
+        try:
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SlimLoadError(
+                f"'{path}', the log of a finished stage, is not readable: {error}. Remove '{path.parent}' and resume "
+                "again: the stage is then repeated."
+            ) from error
 
     def restart(self, overwrite: bool) -> None:
         """Deletes the stages of an interrupted run. Raises SlimError if there are some and `overwrite` is False."""
@@ -90,9 +99,8 @@ def newest_checkpoint(folder: Path) -> str | None:
         try:
             json.loads((checkpoint / "trainer_state.json").read_text())  # the Trainer writes this file last
             for file in checkpoint.glob("*.safetensors"):
-                with safe_open(file, "pt"):  # compares the header with the length of the file
-                    pass
-        except (OSError, ValueError, SafetensorError):
+                read_header(file)  # compares the header with the length of the file
+        except (OSError, ValueError):  # a SlimLoadError is a ValueError
             logger.warning("Checkpoint %s is incomplete or damaged and is skipped.", checkpoint)
             continue
         return str(checkpoint)

@@ -42,6 +42,7 @@ def test_help_teaches_every_command(capsys):
         "export",
         "card",
         "push",
+        "verify",
         "settings",
     )
     assert len(verbs) == len(VERBS)
@@ -113,7 +114,7 @@ def test_a_damaged_checkpoint_is_refused(recipe_file, tmp_path, capsys):  # noqa
     weights.write_bytes(weights.read_bytes()[:5000])
     code, _, err = run(capsys, "train", recipe_file)
     assert code == 2
-    assert "could not be loaded" in err
+    assert "is no complete safetensors file" in err
     assert not (tmp_path / "out").exists()
 
 

@@ -33,6 +33,7 @@ def test_a_config_survives_json(config):
     ("config_class", "values", "says"),
     [
         (PruningConfig, {"sparsity": 50}, "share, not a percentage.*0.5"),
+        (QuantizationConfig, {"scheme": {}}, "Scheme needs `weights`"),
         (PruningConfig, {"sparsity": {"ffn": 1.0}}, r"\[0, 1\)"),
         (PruningConfig, {"sparsity": {"fnn": 0.5}}, "'ffn'"),
         (PruningConfig, {"sparsity": 0}, "nothing would be removed"),

@@ -5,16 +5,15 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimLoadError
+from hf_slim.core.errors import SlimConfigError, SlimDataError
 
 MANIFEST, VERSION = "teacher.json", 1
+MOST_CLASSES = 2**31 - 1  # ids are stored as int32
 NO_MASS = -65504.0  # the lowest fp16 value instead of -inf: `exp` of it is 0 too, and 0 times it is 0, not NaN
 NOT_TEXT = ("pixel_values", "input_features", "inputs_embeds", "decoder_input_ids")
 
@@ -44,16 +43,24 @@ class StoreInfo:
     teacher: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.k, int) or not 1 <= self.k <= self.n_classes:
+        if type(self.n_classes) is not int or not 1 <= self.n_classes <= MOST_CLASSES:
+            raise SlimConfigError(
+                f"`n_classes` must be a whole number from 1 to {MOST_CLASSES}, got {self.n_classes!r}."
+            )
+        if type(self.k) is not int or not 1 <= self.k <= self.n_classes:
             raise SlimConfigError(
                 f"`k` must be a whole number from 1 to the teacher's {self.n_classes} classes, got {self.k!r}."
             )
         if self.per not in ("token", "example"):
             raise SlimConfigError(f"`per` must be 'token' or 'example', got {self.per!r}.")
-        if not 0 < self.temperature < float("inf"):
+        is_number = type(self.temperature) in (int, float)
+        if not is_number or not 0 < self.temperature < float("inf"):
             raise SlimConfigError(
                 f"`temperature` must be a positive number, got {self.temperature!r}. Use 1 for none."
             )
+        for name in ("dtype", "tokenizer_hash", "teacher_hash", "teacher"):
+            if not isinstance(vars(self)[name], str):
+                raise SlimConfigError(f"`{name}` must be a text, got {vars(self)[name]!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as JSON types."""
@@ -88,43 +95,6 @@ def tail_mass(log_probabilities: Tensor) -> Tensor:
         log_probabilities: `(rows, k)`, of the stored classes.
     """
     return (1 - log_probabilities.float().exp().sum(-1)).clamp(min=0)
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """Contents of a shard without its predictions.
-
-    Attributes:
-        keys: `(examples,)` int64, `row_key` of each example.
-        offsets: `(examples + 1,)` int64, first prediction of each example, and the number of all.
-        info: Settings of the store.
-        mass_held: Probability of the stored classes, summed over predictions.
-    """
-
-    keys: Tensor
-    offsets: Tensor
-    info: StoreInfo
-    mass_held: float
-
-
-def read_index(path: Path) -> ShardIndex:
-    """Read the index of a shard.
-
-    Args:
-        path: A safetensors file.
-    Raises: SlimError: if the file is damaged.
-    """
-    try:
-        with safe_open(path, "pt") as file:  # checks the length of the file against its header
-            metadata = file.metadata()
-            info = StoreInfo(**json.loads(metadata["info"]))
-            keys, offsets = file.get_tensor("keys").clone(), file.get_tensor("offsets").clone()
-            return ShardIndex(keys, offsets, info, float(metadata["mass_held"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise SlimLoadError(
-            f"The shard '{path}' of a stored teacher is damaged: {error}. Copy it again, or delete it and run "
-            "`hf-slim cache-teacher` again."
-        ) from error
 
 
 def row_key(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -7,9 +7,7 @@ probability of all other classes, is not stored. The manifest calls the number o
 writes a store.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hf_slim.core.errors import SlimConfigError, SlimDataError, SlimLoadError
-from hf_slim.distillation.store.format import MANIFEST, NO_MASS, VERSION, StoreInfo, batch_keys, read_index, row_key
+from hf_slim.distillation.store.check import STORE_AGAIN, check_predictions, info_from, read_manifest
+from hf_slim.distillation.store.format import MANIFEST, NO_MASS, batch_keys, row_key
+from hf_slim.distillation.store.index import ShardIndex, read_index
 
 CHECKED_ROWS = 10_000  # rows of a dataset that are looked up before training: a few seconds
-STORE_AGAIN = (
-    "Run `hf-slim cache-teacher` again with the recipe, tokenizer, data and number of processes of the training."
-)
 
 
 class StoredTeacher:
@@ -36,9 +33,9 @@ class StoredTeacher:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder, self.manifest = folder, manifest
-        self.info = StoreInfo(**{f.name: manifest[f.name] for f in fields(StoreInfo)})
+        self.info = info_from(manifest, folder / MANIFEST)
         self._files: dict[int, Any] = {}  # opened on first use
-        shards = [read_index(folder / shard["file"]) for shard in manifest["shards"]]
+        shards = [self._index(shard) for shard in manifest["shards"]]
         keys = torch.cat([index.keys for index in shards])
         self._keys, order = keys.sort(stable=True)
         self._shards = torch.cat([torch.full_like(index.keys, i) for i, index in enumerate(shards)])[order]
@@ -61,20 +58,7 @@ class StoredTeacher:
                     "`hf-slim cache-teacher` with --resume to finish it."
                 )
             raise SlimLoadError(f"'{folder}' contains no stored teacher: it has no {MANIFEST}. {STORE_AGAIN}")
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
-            missing = {f.name for f in fields(StoreInfo)} | {"version", "shards", "n_examples", "n_answers"}
-            missing -= manifest.keys()
-        except (ValueError, AttributeError) as error:
-            raise SlimLoadError(
-                f"'{folder / MANIFEST}' is not readable: {error}. Copy it again. {STORE_AGAIN}"
-            ) from error
-        if missing or manifest["version"] != VERSION:
-            raise SlimLoadError(
-                f"'{folder / MANIFEST}' is of version {manifest.get('version')!r} and lacks {sorted(missing)}; this "
-                f"hf_slim reads version {VERSION}. {STORE_AGAIN}"
-            )
-        _check_files(folder, manifest["shards"])
+        manifest = read_manifest(folder)
         return cls(folder, manifest)
 
     def check(self, n_classes: int, tokenizer_hash: str | None = None, temperature: float | None = None) -> None:
@@ -156,11 +140,28 @@ class StoredTeacher:
             )
         return list(zip(self._shards[places].tolist(), starts.tolist(), ends.tolist(), strict=True))
 
+    def _index(self, shard: dict[str, Any]) -> ShardIndex:
+        """The index of a shard. Raises SlimLoadError if it is not the one that the manifest lists."""
+        path = self.folder / shard["file"]
+        index = read_index(path)
+        if index.info != self.info or (len(index.keys), int(index.offsets[-1])) != (
+            shard["n_examples"],
+            shard["n_answers"],
+        ):
+            raise SlimLoadError(
+                f"The shard '{path}' is of another stored teacher than the {MANIFEST} beside it. Copy both again. Or: "
+                f"{STORE_AGAIN}"
+            )
+        return index
+
     def _read(self, shard: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        path = self.folder / self.manifest["shards"][shard]["file"]
         if shard not in self._files:
-            self._files[shard] = safe_open(self.folder / self.manifest["shards"][shard]["file"], "pt")
+            self._files[shard] = safe_open(path, "pt")
         file = self._files[shard]
-        return file.get_slice("ids")[start:end], file.get_slice("log_probabilities")[start:end]
+        ids, log_probabilities = file.get_slice("ids")[start:end], file.get_slice("log_probabilities")[start:end]
+        check_predictions(ids, log_probabilities, self.info.n_classes, path)
+        return ids, log_probabilities
 
 
 def is_stored_teacher(folder: str | Path) -> bool:
@@ -171,20 +172,3 @@ def is_stored_teacher(folder: str | Path) -> bool:
     """
     folder = Path(folder)
     return (folder / MANIFEST).is_file() or any(folder.glob("shard-*-*.safetensors"))
-
-
-def _check_files(folder: Path, shards: list[dict[str, Any]]) -> None:
-    faults = [] if shards else ["no shards are listed"]
-    for shard in shards:
-        path = folder / shard["file"]
-        size = path.stat().st_size if path.is_file() else None
-        if size is None:
-            faults.append(f"{shard['file']} is missing")
-        elif size != shard["size_bytes"]:
-            faults.append(f"{shard['file']} has {size} of {shard['size_bytes']} bytes")
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise SlimLoadError(
-            f"The stored teacher in '{folder}' is not complete: {', '.join(faults[:3])}{more}. Copy it again. "
-            f"Or: {STORE_AGAIN}"
-        )

@@ -1,6 +1,7 @@
 """Writing a stored teacher shard by shard, so that an interrupted run can be resumed."""
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,21 +13,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_slim.core.errors import SlimError
+from hf_slim.core.files.durable import sha256
 from hf_slim.core.report import write_atomically
 from hf_slim.distillation.store.format import (
     MANIFEST,
     NO_MASS,
     VERSION,
-    ShardIndex,
     StoreInfo,
     batch_keys,
     data_fingerprint,
-    read_index,
     tail_mass,
 )
+from hf_slim.distillation.store.index import ShardIndex, read_index
 
 SHARD_BYTES = 256_000_000
 FLUSH_SECONDS = 300.0  # the most work that a killed run loses, also if a shard takes an hour to fill
+SHARD = re.compile(r"shard-(\d{1,9})-(\d{1,9})\.safetensors")  # rank and number
 CHUNK_ROWS = 128  # rows that are converted to float32 at a time
 
 
@@ -144,6 +146,7 @@ def finish_store(folder: str | Path, info: StoreInfo) -> dict[str, Any]:
         {
             "file": path.name,
             "size_bytes": path.stat().st_size,
+            "sha256": sha256(path),
             "n_examples": len(index.keys),
             "n_answers": int(index.offsets[-1]),
         }
@@ -192,8 +195,9 @@ def shards_in(folder: Path, rank: int | None = None) -> list[Path]:
         folder: Folder of the store.
         rank: Only the shards of this rank; None: of all.
     """
-    paths = folder.glob(f"shard-{'*' if rank is None else rank}-*.safetensors")
-    return sorted(paths, key=lambda path: (int(path.stem.split("-")[1]), _number(path)))
+    found = {path: SHARD.fullmatch(path.name) for path in folder.glob("shard-*.safetensors")}
+    numbers = {path: (int(match[1]), int(match[2])) for path, match in found.items() if match}
+    return sorted((path for path in numbers if rank in (None, numbers[path][0])), key=lambda path: numbers[path])
 
 
 def _number(path: Path) -> int:

@@ -1,6 +1,7 @@
 """Loading the teachers that a config names."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import transformers
 from torch import nn
 
 from hf_slim.core.errors import SlimConfigError, SlimError, SlimLoadError
+from hf_slim.core.files.model_folder import check_model_folder, refuse_pickles
 from hf_slim.core.host import method_or_none
 from hf_slim.core.record import unwrapped
 from hf_slim.distillation.config import DistillationConfig
@@ -73,7 +75,7 @@ def retokenizer_for(config: DistillationConfig, student: Any, teacher: Any) -> R
     name = config.teachers[0]
     if teacher is None and is_universal and name != "self" and not is_stored_teacher(name) and student is not None:
         try:
-            teacher = transformers.AutoTokenizer.from_pretrained(name)
+            teacher = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError):
             return None  # a teacher without a tokenizer reads the student's tokens
         if teacher.get_vocab() == student.get_vocab():
@@ -99,6 +101,8 @@ def _named(name: str, student: nn.Module, config: DistillationConfig) -> LiveTea
 def _load(name: str, student: nn.Module, options: dict[str, str]) -> nn.Module:
     """Load the teacher `name` with the same kind of head as the student."""
     arguments = _load_arguments(options)
+    if Path(name).is_dir() and check_model_folder(Path(name)) is None:
+        refuse_pickles(Path(name))
     for auto in AUTO_CLASSES:
         if type(student) in auto._model_mapping.values():
             try:
@@ -117,11 +121,12 @@ def _load(name: str, student: nn.Module, options: dict[str, str]) -> nn.Module:
 
 
 def _config(name: str) -> Any:
-    return transformers.AutoConfig.from_pretrained(name)
+    return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
 def _load_arguments(options: dict[str, str]) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: options[name] for name in ("dtype", "device_map") if name in options}
+    arguments["trust_remote_code"] = False
     if "quantization" in options:
         compute = options.get("dtype", "float32")
         settings = BITSANDBYTES_OPTIONS[options["quantization"]]

@@ -5,6 +5,8 @@ from hf_slim.integration.upstream.row import Check, Upstream
 QUANTIZER = "integration/hf_quantizer.py"
 REBUILD = "integration/rebuild.py"
 CONFIG_JSON = "integration/config_json.py"
+TENSORS = "integration/trust/tensors.py"
+SOURCE = "integration/trust/source.py"
 
 LOADING = (
     # the quantizer that is registered as "hf_slim"
@@ -25,6 +27,18 @@ LOADING = (
     Upstream(
         "transformers.utils.quantization_config.QuantizationConfigMixin", "5.23", (QUANTIZER,),
         "Base class of the section of config.json that describes a compressed model.",
+    ),
+    Upstream(
+        "transformers.quantizers.HfQuantizer.update_attn_implementation", "5.23", (QUANTIZER,),
+        "The first call that brings the config, before a model is built from it or a file is opened: it is checked "
+        "here. Without it a damaged folder is refused later.",
+        Check.TAKES, ("config",),
+    ),
+    Upstream(
+        "transformers.PreTrainedModel.from_pretrained", "5.23", (QUANTIZER,),
+        "Sets `config.name_or_path` and hands over the files of the checkpoint before a model is filled: they are "
+        "checked. Without them nothing about the files is.",
+        Check.SAYS, ("config.name_or_path = pretrained_model_name_or_path", "checkpoint_files=checkpoint_files"),
     ),
     Upstream(
         "transformers.quantizers.HfQuantizer._process_model_before_weight_loading", "5.23", (QUANTIZER,),
@@ -71,14 +85,28 @@ LOADING = (
         Check.SAYS, ('"hf_quantizer"',),
     ),
     Upstream(
-        "transformers.PreTrainedModel.all_tied_weights_keys", "5.23", (REBUILD,),
+        "transformers.PreTrainedModel.all_tied_weights_keys", "5.23", (REBUILD, TENSORS),
         "Names the head that will be tied to the embedding, so that both can share their scales.",
         Check.SETS,
     ),
     # conversions between checkpoint and model
     Upstream(
-        "transformers.core_model_loading.WeightConverter", "5.23", (REBUILD,),
+        "transformers.core_model_loading.WeightConverter", "5.23", (REBUILD, TENSORS),
         "Conversions of this class change values; other conversions only change names.",
+    ),
+    Upstream(
+        "transformers.core_model_loading.WeightRenaming", "5.23", (TENSORS,),
+        "Conversions of this class change names alone.",
+    ),
+    Upstream(
+        "transformers.core_model_loading.rename_source_key", "5.23", (TENSORS,),
+        "Gives the name in the model for a name in the file, so that missing tensors are noticed before memory is "
+        "given to them.",
+        Check.TAKES, ("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict"),
+    ),
+    Upstream(
+        "transformers.PreTrainedModel._keys_to_ignore_on_load_missing", "5.23", (TENSORS,),
+        "Weights that a checkpoint may lack.",
     ),
     Upstream(
         "transformers.conversion_mapping.get_model_conversion_mapping", "5.23", (CONFIG_JSON,),
@@ -103,6 +131,17 @@ LOADING = (
         Check.SAYS, ('"output_loading_info"',),
     ),
     Upstream(
+        "transformers.utils.hub.cached_file", "5.23", (SOURCE,),
+        "Fetches config and weights of a Hub id, so that they are checked before they are loaded; a missing file "
+        "gives None.",
+        Check.TAKES, ("path_or_repo_id", "filename"),
+    ),
+    Upstream(
+        "transformers.utils.hub.cached_files", "5.23", (SOURCE,),
+        "A missing file gives None where this is asked for.",
+        Check.TAKES, ("_raise_exceptions_for_missing_entries",),
+    ),
+    Upstream(
         "transformers.utils.loading_report.LoadStateDictInfo.missing_keys", "5.23", ("integration/loading.py",),
         "Names the weights that are missing in the checkpoint.",
         Check.SETS,
@@ -113,7 +152,8 @@ LOADING = (
         Check.TAKES, ("dequantize", "gguf_file"),
     ),
     Upstream(
-        "transformers.PreTrainedModel.base_model_prefix", "5.23", ("core/modules.py", "integration/loading.py"),
+        "transformers.PreTrainedModel.base_model_prefix", "5.23",
+        ("core/modules.py", "integration/loading.py", TENSORS),
         "The paths of layers in models with and without a head differ by this prefix.",
     ),
     Upstream(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_slim import QuantizationConfig, convert, prepare
 from hf_slim.core.contracts import PackedLayer
-from hf_slim.core.modules import is_transposed_linear
+from hf_slim.core.host import is_transposed_linear
 from tests import tiny
 from tests.integration.formats.cells import plain_model
 
