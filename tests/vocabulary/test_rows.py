@@ -91,7 +91,7 @@ def test_a_smaller_model_trains_and_generates():
 @pytest.mark.parametrize(
     ("change", "kept", "says"),
     [
-        ({}, [], "none at all"),
+        ({}, [], "got none"),
         ({}, [1, 2, 96], "from 0 to 95"),
         ({}, [-1, 1, 2], "from 0 to 95"),
         ({"eos_token_id": 5}, [1, 2, 3], "lacks ids that the config names"),
