@@ -222,8 +222,8 @@ def test_the_config_of_gpt2_states_the_number_of_neurons_if_it_is_not_four_times
 @pytest.mark.parametrize(
     ("name", "shape", "says"),
     [
-        ("llama", {"layers": [0, 3]}, "no layer 3: it has 3, 0 to 2"),
-        ("llama", {"layers": [0, 1], "keep": 0.5}, "Give one of them"),
+        ("llama", {"layers": [0, 3]}, "no layer 3: its 3 layers have numbers 0 to 2"),
+        ("llama", {"layers": [0, 1], "keep": 0.5}, "Set only one of them"),
         ("llama", {"layers": [1, 0]}, "in increasing order"),
         ("llama", {"layers": {"decoder": [0]}}, "no stack 'decoder'"),
         ("llama", {"keep": 50}, "share of layers that is kept"),

@@ -196,12 +196,12 @@ def test_a_run_that_may_regrow_ends_with_the_target_removed(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sparsity": {"ffn": 0.5}, "target": {"macs": 0.5}}, "Set one of them"),
+        ({"sparsity": {"ffn": 0.5}, "target": {"macs": 0.5}}, "Set only one of them"),
         ({"target": {"bytes": 0.5}}, "must name one of parameters, macs"),
         ({"target": {"macs": 0}}, "would keep nothing"),
         ({"sparsity": {"neurons": 0.5}}, "has no kind 'neurons'"),
         ({"target": {"macs": 0.5}, "spend_on": ["neurons"]}, "`spend_on` has no kind 'neurons'"),
-        ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which are parts of each other"),
+        ({"target": {"macs": 0.5}, "spend_on": ["ffn", "layers"]}, "layers and ffn, which overlap"),
         ({"round_to": {"ffn": 0}}, "`round_to.ffn` must be a whole number of at least 1"),
         ({"schedule": "staged", "rounds": 1}, "`rounds` must be a whole number of at least 2"),
         ({"every": 0}, "`every` must be a whole number of at least 1"),
