@@ -10,6 +10,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from hf_slim.core.errors import SlimLoadError
+from hf_slim.integration.formats.remote_code import FILE, MODULE
 from hf_slim.integration.hf_quantizer import MARK
 
 REPORT, CARD, PICTURE = "report.json", "README.md", "report.png"
@@ -53,9 +54,11 @@ def read_folder(folder: str | Path, with_report: bool = True) -> ModelFolder:
         raise SlimLoadError(f"The folder '{folder}' does not exist. Give a folder that `hf-slim train` has written.")
     config = read_config(path)
     _check_finished(path, config)
-    kinds = KINDS | ({".py"} if config.get("auto_map") else set())  # code that the config refers to
+    modules = {str(target).partition(".")[0] for target in (config.get("auto_map") or {}).values()}
+    kinds = KINDS | ({".py"} if modules - {MODULE} else set())  # code that the config refers to
     names = sorted(entry.name for entry in path.iterdir())
-    files = tuple(name for name in names if _belongs(path / name, kinds))
+    ours = {FILE} if MODULE in modules else set()
+    files = tuple(name for name in names if name in ours or _belongs(path / name, kinds))
     report = read_report(path) if with_report and (path / REPORT).is_file() else None
     if report is not None:
         check_report(report, path)

@@ -72,7 +72,7 @@ def test_sizes_before_and_after_are_those_of_the_models(hub, tmp_path):
         + 96 * 48
         + 7 * 48
     )  # embedding and norms
-    names = [name for name in hub.files("me/small") if name.endswith((".safetensors", ".json", ".jinja"))]
+    names = [name for name in hub.files("me/small") if name.endswith((".safetensors", ".json", ".jinja", ".py"))]
     on_disk = sum(len(hub.files("me/small")[name]) for name in names if name != "report.json")
     assert report["result"]["memory"]["disk_bytes"] == on_disk
 
