@@ -17,7 +17,13 @@ def add(commands: argparse._SubParsersAction, style: dict[str, Any]) -> None:
     """Adds the verb to the command line."""
     parser = commands.add_parser("export", help="write a model for other runtimes", description=HELP, **style)
     parser.add_argument("model", help="a folder that was trained, a Hub id, or package:<module>/<file>")
-    parser.add_argument("--to", nargs="+", required=True, metavar="TARGET", help="gguf, or all; several may be given")
+    parser.add_argument(
+        "--to",
+        nargs="+",
+        required=True,
+        metavar="TARGET",
+        help="gguf, onnx, openvino, torch_export, or all; several may be given",
+    )
     parser.add_argument("--output", type=Path, help="folder for the files (default: <model>-<target>)")
     parser.add_argument("--allow-rounding", action="store_true", help="round weights that the format cannot hold")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in the output folder")

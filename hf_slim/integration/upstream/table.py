@@ -1,5 +1,6 @@
 """The whole table; the rows of each host library are in a separate file."""
 
+from hf_slim.integration.upstream.exporters import EXPORTERS
 from hf_slim.integration.upstream.formats import SAVE_FORMATS
 from hf_slim.integration.upstream.hub import HUB
 from hf_slim.integration.upstream.loading import LOADING
@@ -9,4 +10,6 @@ from hf_slim.integration.upstream.row import Upstream
 from hf_slim.integration.upstream.torch_internals import TORCH
 from hf_slim.integration.upstream.trainer import TRAINER
 
-TABLE: tuple[Upstream, ...] = (*TRAINER, *LOADING, *SAVE_FORMATS, *HUB, *MODELS, *TORCH, *OPTIONAL_LIBRARIES)
+TABLE: tuple[Upstream, ...] = (
+    *TRAINER, *LOADING, *SAVE_FORMATS, *HUB, *MODELS, *TORCH, *EXPORTERS, *OPTIONAL_LIBRARIES,
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Targets whose files hold a graph of operators, traced by the exporters of transformers."""
