@@ -157,6 +157,8 @@ class HfSlimQuantizer(HfQuantizer):
             own = _files().conversions_of(self.quantization_config)
             conversions = _rebuild().of_whole_tensors(conversions) + own
         if self._weights is not None:
+            expected = _files().expected_tensors(model, self.quantization_config)
+            _rebuild().check_packed_tensors(model, expected, self._weights)
             _rebuild().check_tensors(model, conversions, self._weights)
             self._weights = None
         return conversions

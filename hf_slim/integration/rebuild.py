@@ -20,13 +20,13 @@ from hf_slim.integration.kv_cache import quantize_kv_cache_
 from hf_slim.integration.shapes import resize_, set_attribute_
 from hf_slim.integration.trust.schemes import quantization_settings, schemes_of
 from hf_slim.integration.trust.settings import CODES_PER_BYTE
-from hf_slim.integration.trust.tensors import check_tensors
+from hf_slim.integration.trust.tensors import check_packed_tensors, check_tensors
 from hf_slim.quantization.layers.families import family_of
 from hf_slim.quantization.layers.packed import mark_filled_
 from hf_slim.quantization.scheme import Scheme
 from hf_slim.quantization.transform import empty_packed_layers_, fake_quantize_layers_
 
-__all__ = ["build_", "check_tensors", "finish_", "of_whole_tensors", "share_tied_scales_"]
+__all__ = ["build_", "check_packed_tensors", "check_tensors", "finish_", "of_whole_tensors", "share_tied_scales_"]
 
 
 def build_(model: nn.Module, config: HfSlimConfig, weights: Weights | None = None) -> None:

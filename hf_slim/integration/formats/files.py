@@ -38,6 +38,23 @@ def file_tensors(model: nn.Module, config: HfSlimConfig) -> dict[str, Tensor] | 
     }  # fmt: skip
 
 
+def expected_tensors(model: nn.Module, config: HfSlimConfig) -> dict[str, Tensor]:
+    """What a folder in another format must hold of packed layers: name -> tensor, on the meta device as they are.
+
+    Weights that are tied to others may be absent from a folder, and are left out here.
+    """
+    found: Any = model
+    if config.save_format == SLIM:
+        return {}
+    save_format, tied = FORMATS[config.save_format], {*found.all_tied_weights_keys, *config.tied}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PackedLayer)}
+    return {
+        f"{name}.{key}": tensor
+        for name, layer in layers.items() if f"{name}.weight" not in tied
+        for key, tensor in save_format.tensors(layer, found.dtype).items()
+    }  # fmt: skip
+
+
 def conversions_of(config: HfSlimConfig) -> list[WeightConverter]:
     """How the tensors of a folder become those of packed layers; none for a slim one."""
     return [] if config.save_format == SLIM else FORMATS[config.save_format].conversions()

@@ -21,6 +21,10 @@ DTYPES = {  # how a dtype is stored -> dtypes that it may become without loss
     "F16": {torch.float16, torch.float32}, "BF16": {torch.bfloat16, torch.float32}, "F32": {torch.float32},
     "I8": {torch.int8}, "I64": {torch.int64},
 }  # fmt: skip
+STORED = {  # how files name dtypes
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn,
+    "I8": torch.int8, "U8": torch.uint8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
 NAMED = 3
 OPTIONAL = ("pooler.",)  # parts of a base model that a checkpoint may lack
 
@@ -51,6 +55,32 @@ def check_tensors(model: nn.Module, conversions: list[Any], weights: Weights) ->
     resized = [name for name, (stored, _) in found.items() if stored.shape != tuple(expected[name].shape)]
     unsaved = [buffer for name, buffer in model.named_buffers() if name not in expected and buffer.is_meta]
     check_memory([*(expected[name] for name in missing + resized), *unsaved], weights)
+
+
+def check_packed_tensors(model: Any, expected: dict[str, Tensor], weights: Weights) -> None:
+    """Compares the packed layers of a folder in another format with what the format needs for these layers.
+
+    Args:
+        model: As built from the config; its layers may have other paths than in the file, by the base model's prefix.
+        expected: Name in the file -> a tensor of that shape; integers of that dtype, floats of any.
+    Raises: SlimLoadError: for a missing tensor, another shape or dtype.
+    """
+    prefix = f"{model.base_model_prefix}."
+    origins = {
+        name: next((one for one in (name, f"{prefix}{name}", name.removeprefix(prefix)) if one in weights.tensors), "")
+        for name in expected
+    }
+    if lost := [name for name, origin in origins.items() if not origin]:
+        _refuse(f"they lack {len(lost)} tensors: {', '.join(lost[:NAMED])}")
+    for name, wanted in expected.items():
+        origin = origins[name]
+        stored = weights.tensors[origin]
+        if stored.shape != tuple(wanted.shape):
+            _refuse(f"{shown(origin)} has shape {list(stored.shape)} there, and config.json says {list(wanted.shape)}")
+        held = STORED.get(stored.dtype)
+        is_exact = wanted.dtype.is_floating_point and wanted.itemsize > 1
+        if held is None or (not held.is_floating_point if is_exact else held != wanted.dtype):
+            _refuse(f"{shown(origin)} is {stored.dtype} there, and its scheme needs {str(wanted.dtype)[6:]}")
 
 
 def check_memory(tensors: Iterable[Tensor], weights: Weights) -> None:
