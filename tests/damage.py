@@ -95,7 +95,7 @@ def damage(draw: Callable, folder: Path, name: str) -> None:
     if how == "gone":
         path.unlink()
         return
-    if how == "bytes":
+    if how == "bytes" or path.suffix not in (".safetensors", ".json"):
         path.write_bytes(edit_bytes(draw, raw))
     elif name.endswith(".safetensors"):
         path.write_bytes(edit_header(draw, raw))
