@@ -86,14 +86,8 @@ def as_text(report: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in
                        enumerate(zip(row, widths, strict=True))) for row in rows]  # fmt: skip
-    return "\n".join(
-        [
-            lines[0],
-            "-" * len(lines[0]),
-            *lines[1:],
-            *(f"\n{note}" for note in [*notes_on_base(report), *notes(report)]),
-        ]
-    )
+    remarks = [f"\n{note}" for note in (*notes_on_base(report), *notes(report))]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *remarks])
 
 
 def notes(report: dict[str, Any]) -> list[str]:

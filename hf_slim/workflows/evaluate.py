@@ -58,7 +58,8 @@ def evaluate(
     Raises: SlimError: if a model cannot be loaded, the data cannot be read, or the two tokenize it differently.
     """
     data, settings = data or DataConfig(), settings or EvaluationConfig()
-    measured = compare(task_of(model), against, model, data, settings)
+    task = task_of(model)
+    measured = compare(task, against, model, load_held_out(data, TASKS[task].columns(data)), data, settings)
     report = {
         "title": f"{model} against {against}",
         **provenance(against, [data], Path(model) if Path(model).is_dir() else None),
@@ -71,16 +72,19 @@ def evaluate(
     return report
 
 
-def compare(task: str, base: str, result: str, data: DataConfig, settings: EvaluationConfig) -> dict[str, Measures]:
+def compare(
+    task: str, base: str, result: str, held_out: Dataset, data: DataConfig, settings: EvaluationConfig
+) -> dict[str, Measures]:
     """Quality, memory, compute and inference speed of two models, timed in turn.
 
     Args:
         task: A name in `TASKS`.
         base: The original model: a folder, a Hub id, or `package:<module>/<file>`.
         result: The compressed model.
+        held_out: Texts that neither model was trained on; `load_held_out` for models of another run.
+        data: How the texts are read.
     Returns: `{"base": measures, "result": measures}`; both are evaluated on the same held-out text.
     """
-    held_out = load_held_out(data, TASKS[task].columns(data))
     with tempfile.TemporaryDirectory(prefix="hf_slim-") as scratch:
         folders = {
             "base": _as_folder(task, base, Path(scratch) / "base"),

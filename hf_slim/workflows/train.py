@@ -92,7 +92,9 @@ def run(recipe: Recipe | str | Path, overwrite: bool = False, resume: bool = Fal
             logger.info("Checking every stage.")
             describe_recipe(recipe)  # finds errors of later stages before the first one is trained for hours
         trained = train_stages(recipe, folders, resume)
-        measured = compare(recipe.task, trained.base, str(output), recipe.runs[-1].data, recipe.evaluation)
+        data = recipe.runs[-1].data
+        _, held_out = load_texts(data, TASKS[recipe.task].columns(data))  # not what training has read
+        measured = compare(recipe.task, trained.base, str(output), held_out, data, recipe.evaluation)
         if not trained.base_is_judged:
             measured["base"]["quality"] = {}
         compressing = [stage for stage in recipe.runs if stage.techniques]

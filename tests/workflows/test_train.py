@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hf_slim import SlimError, write_card
+from hf_slim.data import load_texts
 from hf_slim.evaluation.footprint import METADATA
 from hf_slim.hub.card import render_card
 from hf_slim.integration import saving
@@ -122,6 +123,23 @@ def test_data_that_cannot_be_measured_or_read_is_refused_before_training(
     monkeypatch.setattr(train, "_run_stage", lambda *inputs: pytest.fail("trained"))
     with pytest.raises(SlimError, match=says):
         train.run(load_recipe(recipe_file, changes))
+
+
+def test_a_recipe_is_never_measured_on_what_it_was_trained_on(recipe_file, tmp_path, monkeypatch):
+    """Also where its only file has a name by which `hf-slim eval` would measure all of it."""
+    source = (tmp_path / "data.jsonl").rename(tmp_path / "test.jsonl")
+    recipe, measured = load_recipe(recipe_file, [f"data.source={source}"]), []
+
+    def compare(task, base, result, held_out, data, settings):
+        measured.extend(held_out["text"])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_stages", lambda *inputs: train.Trained("base", [], [], [], base_is_judged=True))
+    monkeypatch.setattr(train, "compare", compare)
+    with pytest.raises(KeyboardInterrupt):
+        train.run(recipe)
+    assert measured
+    assert not set(measured) & set(load_texts(recipe.data)[0]["text"])
 
 
 def test_resuming_passes_over_a_checkpoint_that_was_cut_short(tmp_path, caplog):
